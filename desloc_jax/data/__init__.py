@@ -1,0 +1,46 @@
+"""Text to batches of tokens, the same for a given seed wherever it runs.
+
+  tokenizers, gpt2     text <-> token ids
+  documents, records   reading text, JSON Lines, Parquet and Hugging Face datasets
+  splits               which documents are held out for validation
+  encoding, parallel   documents to token ids, in several processes
+  manifest, shards     the format of tokenised data on disk
+  sequences            a split as sequences of a fixed length
+  sources              opening what a configuration names: text or prepared shards
+  mixture, streams     the batches of training: mixed, shuffled and dealt to the workers
+  validation           the batches of validation
+  files                atomic writes
+
+Commands: `python -m desloc_jax.data.prepare` tokenises a corpus into shards,
+`python -m desloc_jax.data.train_tokenizer` trains a tokenizer.
+"""
+
+from desloc_jax.data.documents import Document, read_documents
+from desloc_jax.data.manifest import Manifest, Shard, read_manifest
+from desloc_jax.data.mixture import SequenceId
+from desloc_jax.data.sequences import PackedSequences
+from desloc_jax.data.shards import verify_shards
+from desloc_jax.data.sources import SourceSpec, fingerprint, open_source
+from desloc_jax.data.splits import is_held_out
+from desloc_jax.data.streams import TrainingStream
+from desloc_jax.data.tokenizers import Tokenizer, load_tokenizer
+from desloc_jax.data.validation import validation_batches
+
+__all__ = [
+    'Document',
+    'Manifest',
+    'PackedSequences',
+    'SequenceId',
+    'Shard',
+    'SourceSpec',
+    'Tokenizer',
+    'TrainingStream',
+    'fingerprint',
+    'is_held_out',
+    'load_tokenizer',
+    'open_source',
+    'read_documents',
+    'read_manifest',
+    'validation_batches',
+    'verify_shards',
+]

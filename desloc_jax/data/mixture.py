@@ -1,0 +1,99 @@
+"""Mixing the sequences of several sources by weight."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from desloc_jax.data.sequences import PackedSequences
+from desloc_jax.data.sources import SourceSpec
+from desloc_jax.errors import UserError
+
+Sources = Sequence[tuple[SourceSpec, PackedSequences]]
+
+
+class SequenceId(NamedTuple):
+  """One reading of one sequence: in which epoch of which source, and its index there."""
+
+  source: str
+  epoch: int
+  sequence: int
+
+
+class SequenceIds(grain.MapDataset[SequenceId]):
+  """The ids of all sequences of one source in order; an index past the end is of a later epoch."""
+
+  def __init__(self, source: str, length: int):
+    super().__init__()
+    self._source = source
+    self._length = length
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __str__(self) -> str:
+    return f'SequenceIds({self._source}, {self._length})'
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return self.slice(index)
+    return SequenceId(self._source, *divmod(index, self._length))
+
+
+def mix(datasets: Sequence[grain.MapDataset], weights: Sequence[int]) -> grain.MapDataset:
+  """Interleaves the datasets of positive `integer_weights` in proportion to them."""
+  used = [(dataset, weight) for dataset, weight in zip(datasets, weights, strict=True) if weight]
+  return grain.MapDataset.mix(*zip(*used, strict=True))
+
+
+def integer_weights(weights: np.ndarray) -> np.ndarray:
+  """Returns weights [...] scaled along axis 0 to integers, the smallest positive one to 100.
+
+  grain rounds just so inside `MapDataset.mix`; rounding before it makes the shares known.
+  """
+  smallest = np.min(weights, axis=0, where=weights > 0, initial=np.inf)
+  return np.rint(weights / smallest * 100).astype(np.int64)
+
+
+def check_sources(sources: Sources, workers: int) -> np.ndarray:
+  """Returns each source's weight for each worker, float64 [sources, workers].
+
+  Raises:
+    UserError: there is no source, two have one name or differ in seq_len, or a weight is negative,
+      not finite, of the wrong number, or zero wherever a worker could read.
+  """
+  if not sources:
+    raise UserError('There is no source, expected at least one.')
+  names = [spec.name for spec, _ in sources]
+  for name in names:
+    if names.count(name) > 1:
+      raise UserError(f'Source name {name!r} is used twice, expected different names.')
+  lengths = {spec.name: packed.seq_len for spec, packed in sources}
+  if len(set(lengths.values())) > 1:
+    raise UserError(f'The sources differ in seq_len, expected one: {lengths}.')
+  weights = np.array([_worker_weights(spec, workers) for spec, _ in sources], np.float64)
+  for worker in np.flatnonzero(weights.sum(axis=0) == 0):
+    raise UserError(
+        f'Worker {worker} has weight 0 for every source ({", ".join(names)}), expected a positive '
+        'one.'
+    )
+  return weights
+
+
+def _worker_weights(spec: SourceSpec, workers: int) -> list[float]:
+  """Returns the source's weight for each worker, checked."""
+  for field, values in (('weight', (spec.weight,)), ('worker_weights', spec.worker_weights)):
+    for value in values:
+      if not (math.isfinite(value) and value >= 0):
+        raise UserError(
+            f'Source {spec.name!r}: {field} has the value {value!r}, expected a finite number of '
+            'at least 0.'
+        )
+  if spec.worker_weights and len(spec.worker_weights) != workers:
+    raise UserError(
+        f'Source {spec.name!r}: worker_weights has {len(spec.worker_weights)} values, expected '
+        f'one for each of the {workers} workers.'
+    )
+  return [spec.weight * factor for factor in spec.worker_weights or (1.0,) * workers]

@@ -1,0 +1,72 @@
+"""Encoding documents in several processes, in the order they come."""
+
+import collections
+import functools
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent import futures
+
+from desloc_jax.data import encoding
+from desloc_jax.data.tokenizers import load_tokenizer
+
+_BATCHES_AHEAD = 4  # Per process: keeps every process busy and little text in memory.
+
+
+def encode_in_processes(
+    texts: Iterable[str],
+    tokenizer: str,
+    end_of_document: str | None,
+    validation_fraction: float,
+    processes: int,
+) -> Iterator[encoding.EncodedDocument]:
+  """Yields `encoding.encode_documents` of the texts, in their order whatever `processes` is.
+
+  Args:
+    texts: read as far ahead as the processes need, so they may be endless.
+    tokenizer: spec of `load_tokenizer`; each process loads its own.
+    end_of_document: of `load_tokenizer`.
+    validation_fraction: of documents held out.
+    processes: at least 1; a single one is this process itself.
+  """
+  batches = encoding.batch_texts(texts)
+  arguments = (tokenizer, end_of_document, validation_fraction)
+  if processes == 1:
+    for batch in batches:
+      yield from _encode(batch, *arguments)
+    return
+  pool = futures.ProcessPoolExecutor(
+      processes, multiprocessing.get_context('spawn'), initializer=_start_process
+  )
+  try:
+    pending = collections.deque()
+    for batch in batches:
+      pending.append(pool.submit(_encode, batch, *arguments))
+      if len(pending) >= processes * _BATCHES_AHEAD:
+        yield from pending.popleft().result()
+    while pending:
+      yield from pending.popleft().result()
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _encode(
+    texts: list[str], tokenizer: str, end_of_document: str | None, validation_fraction: float
+) -> list[encoding.EncodedDocument]:
+  loaded = _load_once(tokenizer, end_of_document)
+  return encoding.encode_documents(texts, loaded, validation_fraction)
+
+
+_load_once = functools.cache(load_tokenizer)
+
+
+def _start_process() -> None:
+  os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # The processes are the parallelism.
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  """Ends this process when its parent is killed, or it would wait for work for ever."""
+  multiprocessing.parent_process().join()
+  os._exit(1)

@@ -1,0 +1,214 @@
+"""Tokenises a corpus once into shards that training reads memory-mapped.
+
+  python -m desloc_jax.data.prepare --input=corpus/ --output=tokens/ --tokenizer=gpt2
+
+The result depends on the input and the options alone, not on --processes. A run that is killed goes
+on from its last complete shard when it is started again with the same options.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+import tqdm
+
+from desloc_jax.data import documents, parallel, shards, splits
+from desloc_jax.data import manifest as manifests
+from desloc_jax.data.checks import check_at_least
+from desloc_jax.data.encoding import EncodedDocument
+from desloc_jax.data.manifest import MANIFEST, Manifest
+from desloc_jax.data.tokenizers import load_tokenizer
+from desloc_jax.errors import UserError
+
+# The manifest so far, under the name that it has until the last shard is written.
+_INCOMPLETE = 'manifest.incomplete.json'
+
+
+def prepare(
+    input: str,
+    output: str,
+    tokenizer: str = 'gpt2',
+    validation_fraction: float = 0.01,
+    shard_tokens: int = 2**26,
+    processes: int = 1,
+    where: str = '',
+    text_column: str = 'text',
+    end_of_document: str | None = None,
+) -> Manifest:
+  """Tokenises `input` into the folder `output` and returns its manifest.
+
+  Args:
+    input: `path` of `read_documents`.
+    output: folder, created where missing.
+    tokenizer: spec of `load_tokenizer`.
+    validation_fraction: of documents held out, in [0, 1).
+    shard_tokens: a shard is closed by the document that brings it to this many tokens.
+    processes: that tokenise in parallel.
+    where: of `read_documents`.
+    text_column: of `read_documents`.
+    end_of_document: of `load_tokenizer`.
+
+  Raises:
+    UserError: an option or the input cannot be used, or `output` holds data of other options.
+  """
+  check_at_least(1, shard_tokens=shard_tokens, processes=processes)
+  splits.check_validation_fraction(validation_fraction)
+  input_files = documents.find_files(input)
+  plan = Manifest(
+      tokenizer=manifests.TokenizerRecord.of(load_tokenizer(tokenizer, end_of_document)),
+      source={
+          'input': input,
+          'input_files': len(input_files),
+          'input_bytes': sum(map(os.path.getsize, input_files)),
+          'where': where,
+          'text_column': text_column,
+          'shard_tokens': shard_tokens,
+      },
+      validation_fraction=float(validation_fraction),
+  )
+  try:
+    os.makedirs(output, exist_ok=True)
+  except OSError as error:
+    raise UserError(f'The output folder {output} cannot be made: {error}') from error
+  done = _resume(output, plan)
+  if os.path.exists(os.path.join(output, MANIFEST)):
+    return done
+  # Every document that was read is in a shard, so their number says where to go on.
+  read = sum(shard.documents for shard in done.shards)
+  texts = (document.text for document in documents.read_documents(input, where, text_column))
+  encoded = parallel.encode_in_processes(
+      itertools.islice(texts, read, None),
+      tokenizer, end_of_document, validation_fraction, processes,
+  )
+  return _write_shards(output, done, _show_progress(encoded, done), shard_tokens)
+
+
+def _resume(folder: str, plan: Manifest) -> Manifest:
+  """Returns `plan` with the shards that `folder` already holds of it."""
+  for name in (MANIFEST, _INCOMPLETE):
+    if os.path.exists(os.path.join(folder, name)):
+      found = manifests.read_manifest(folder, name)
+      _check_same_options(folder, _options(found), _options(plan))
+      shards.verify_shards(folder, found)
+      return found
+  return plan
+
+
+def _options(manifest: Manifest) -> dict[str, object]:
+  fields = dataclasses.asdict(manifest)
+  return {
+      **{f'tokenizer {name}': value for name, value in fields['tokenizer'].items()},
+      **fields['source'],
+      'validation_fraction': manifest.validation_fraction,
+  }
+
+
+def _check_same_options(folder: str, old: dict[str, object], new: dict[str, object]) -> None:
+  differences = [f'{name} {old.get(name)!r}, now {new[name]!r}'
+                 for name in new if old.get(name) != new[name]]
+  if differences:
+    raise UserError(
+        f'{folder} holds data prepared with {"; ".join(differences)}. Use the same options or '
+        'another --output.'
+    )
+
+
+def _write_shards(
+    folder: str, done: Manifest, encoded: Iterable[EncodedDocument], shard_tokens: int
+) -> Manifest:
+  """Writes the documents after those of `done`; returns the complete manifest."""
+  for group in _group(encoded, shard_tokens):
+    for split in splits.SPLITS:
+      if members := [document for document in group if document.split == split]:
+        name = f'{split}_{len(done.of_split(split)):05d}.npy'
+        shard = shards.write_shard(folder, name, members)
+        done = dataclasses.replace(done, shards=(*done.shards, shard))
+    # Only now, with both splits' shards: their documents are mixed in the input.
+    manifests.write_manifest(os.path.join(folder, _INCOMPLETE), done)
+  if not done.shards:
+    source = done.source
+    raise UserError(f'{source["input"]} has no document (where={source["where"]!r}).')
+  os.replace(os.path.join(folder, _INCOMPLETE), os.path.join(folder, MANIFEST))
+  return done
+
+
+def _group(
+    encoded: Iterable[EncodedDocument], shard_tokens: int
+) -> Iterator[list[EncodedDocument]]:
+  """Yields runs of documents in which one split has just come to `shard_tokens`, then the rest."""
+  group, tokens = [], dict.fromkeys(splits.SPLITS, 0)
+  for document in encoded:
+    group.append(document)
+    tokens[document.split] += len(document.tokens)
+    if tokens[document.split] >= shard_tokens:
+      yield group
+      group, tokens = [], dict.fromkeys(splits.SPLITS, 0)
+  if group:
+    yield group
+
+
+def _show_progress(
+    encoded: Iterable[EncodedDocument], done: Manifest
+) -> Iterator[EncodedDocument]:
+  """Passes the documents on, counting them and their tokens in a progress bar."""
+  read = sum(shard.documents for shard in done.shards)
+  tokens = sum(shard.tokens for shard in done.shards)
+  # tqdm shows nothing where standard error is no terminal (disable=None).
+  with tqdm.tqdm(
+      desc='tokenise', initial=tokens, unit='token', unit_scale=True, disable=None
+  ) as bar:
+    for count, document in enumerate(encoded, read + 1):
+      yield document
+      bar.update(len(document.tokens))
+      bar.set_postfix(documents=count, refresh=False)
+
+
+def _table(manifest: Manifest) -> str:
+  rows = [('split', 'documents', 'tokens', 'bytes', 'bytes/token')]
+  for split, total in manifest.totals().items():
+    ratio = total['text_bytes'] / total['tokens'] if total['tokens'] else 0
+    counts = (total[name] for name in ('documents', 'tokens', 'text_bytes'))
+    rows.append((split, *(f'{count:,}' for count in counts), f'{ratio:.2f}'))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return '\n'.join(
+      '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+  )
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+      prog='python -m desloc_jax.data.prepare',
+      description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--input', required=True, help='sotu, hf:NAME[:CONFIG[:SPLIT]], or a file, folder or pattern '
+      'of .txt, .jsonl, .jsonl.gz, .jsonl.xz or .parquet files')
+  add('--output', required=True, help='folder for the shards and the manifest')
+  add('--tokenizer', default='gpt2', help='bytes, gpt2 (default) or a path of a tokenizer.json')
+  add('--end_of_document', help='token that closes a document, if a tokenizer.json names it oddly')
+  add('--validation_fraction', type=float, default=0.01, metavar='F',
+      help='fraction of documents held out, chosen by a hash of their text (default %(default)s)')
+  add('--shard_tokens', type=int, default=2**26, metavar='N',
+      help='tokens in a shard (default %(default)s)')
+  add('--processes', type=int, default=os.cpu_count(), metavar='N',
+      help='processes that tokenise (default: one a core)')
+  add('--where', default='', help='FIELD:LOW-HIGH keeps records by a number: year:1790-1899')
+  add('--text_column', default='text', help='field that holds the text (default %(default)s)')
+  return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command line; a UserError ends in one line and exit code 2."""
+  try:
+    print(_table(prepare(**vars(_parse(argv)))))
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+  main()

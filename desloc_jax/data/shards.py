@@ -1,0 +1,92 @@
+"""The on-disk format of tokenised data: a folder of shards and a manifest.
+
+`train_00000.npy`, `validation_00000.npy`, ... are 1-D arrays of token ids (uint16 where the
+vocabulary fits, else uint32) in NumPy's format, read memory-mapped. A shard holds whole documents,
+one after another, each followed by the end-of-document id. `manifest.json` is written last, so a
+folder that has one is complete.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent import futures
+
+import numpy as np
+import tqdm
+
+from desloc_jax.data import files
+from desloc_jax.data.encoding import EncodedDocument
+from desloc_jax.data.manifest import Manifest, Shard
+from desloc_jax.data.tokenizers import token_dtype
+from desloc_jax.errors import UserError
+
+_VERIFY_THREADS = 8
+
+
+def write_shard(folder: str, name: str, documents: Sequence[EncodedDocument]) -> Shard:
+  """Writes `documents`, all of one split, as the file `name` and returns its record."""
+  tokens = np.concatenate([document.tokens for document in documents])
+  path = os.path.join(folder, name)
+  with files.atomic_write(path) as file:
+    np.save(file, tokens, allow_pickle=False)
+  return Shard(
+      file=name,
+      split=documents[0].split,
+      tokens=len(tokens),
+      documents=len(documents),
+      text_bytes=sum(document.text_bytes for document in documents),
+      max_token=int(tokens.max()),
+      sha256=_sha256(path),
+  )
+
+
+def open_shard(folder: str, shard: Shard, vocab_size: int) -> np.ndarray:
+  """Returns the shard's token ids [tokens], memory-mapped.
+
+  Raises:
+    UserError: the file is missing, truncated or not what the manifest says.
+  """
+  path = os.path.join(folder, shard.file)
+  try:
+    tokens = np.load(path, mmap_mode='r', allow_pickle=False)
+  except (OSError, ValueError, EOFError) as error:
+    raise UserError(f'Shard {path} is missing or damaged: {error}') from error
+  expected = ((shard.tokens,), token_dtype(vocab_size))
+  if (tokens.shape, tokens.dtype) != expected:
+    raise UserError(
+        f'Shard {path} is an array {tokens.shape} of {tokens.dtype}, expected {expected[0]} of '
+        f'{expected[1]} by its manifest.'
+    )
+  return tokens
+
+
+def verify_shards(
+    folder: str, manifest: Manifest, split: str | None = None, progress: bool = True
+) -> None:
+  """Reads every shard, or those of one split, and compares its sha256 with the manifest's.
+
+  Raises:
+    UserError: a shard is missing, truncated or changed; the message names the first such file.
+  """
+  shards = manifest.shards if split is None else manifest.of_split(split)
+
+  def verify(shard: Shard) -> None:
+    open_shard(folder, shard, manifest.tokenizer.vocab_size)
+    path = os.path.join(folder, shard.file)
+    if (digest := _sha256(path)) != shard.sha256:
+      raise UserError(
+          f'Shard {path} was changed: its sha256 is {digest}, expected {shard.sha256}.'
+      )
+
+  with futures.ThreadPoolExecutor(_VERIFY_THREADS) as pool:
+    checks = pool.map(verify, shards)
+    # tqdm shows nothing where standard error is no terminal (disable=None).
+    for _ in tqdm.tqdm(
+        checks, 'verify', len(shards), unit='shard', leave=False, disable=None if progress else True
+    ):
+      pass
+
+
+def _sha256(path: str) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,160 @@
+"""Opening the sources that a configuration names: prepared shards, or text tokenised at start."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import tqdm
+
+from desloc_jax.data import documents, encoding, manifest, shards, splits
+from desloc_jax.data.sequences import PackedSequences
+from desloc_jax.data.tokenizers import Tokenizer
+from desloc_jax.errors import UserError
+
+_TEXTS_KEPT = 8  # Tokenised texts that stay in memory for the opening of another split.
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSpec:
+  """A source of training text as a configuration names it.
+
+  Attributes:
+    name: for messages and metrics; different for every source.
+    path: a folder made by `desloc_jax.data.prepare`, or a `path` of `read_documents`.
+    weight: how often it is drawn from, in proportion to the other sources' weights.
+    worker_weights: empty where all workers read alike; else a factor on `weight` for each worker,
+      and a worker of factor 0 never sees the source.
+    where: of `read_documents`.
+  """
+
+  name: str
+  path: str
+  weight: float = 1.0
+  worker_weights: tuple[float, ...] = ()
+  where: str = ''
+
+
+def open_source(
+    path: str,
+    tokenizer: Tokenizer,
+    split: str,
+    seq_len: int,
+    validation_fraction: float,
+    where: str = '',
+    verify: bool = True,
+    text_column: str = 'text',
+) -> PackedSequences:
+  """Opens one split of a source.
+
+  Text is tokenised into memory, once in a process for all its splits.
+
+  Args:
+    path: a folder made by `desloc_jax.data.prepare`, or a `path` of `read_documents`.
+    tokenizer: that the model is trained with.
+    split: 'train' or 'validation'.
+    seq_len: tokens predicted by one sequence.
+    validation_fraction: of a text's documents held out; a prepared folder keeps the one that it was
+      prepared with.
+    where: of `read_documents`, for text only.
+    verify: whether to compare the sha256 of a prepared folder's shards with its manifest.
+    text_column: of `read_documents`, for text only.
+
+  Raises:
+    UserError: the source cannot be read, was prepared with another tokenizer, or its split has not
+      even one sequence.
+  """
+  splits.check_split(split)
+  splits.check_validation_fraction(validation_fraction)
+  if os.path.exists(os.path.join(path, manifest.MANIFEST)):
+    if where:
+      raise UserError(
+          f'{path} is already tokenised, so where={where!r} cannot select from it: give it to '
+          'desloc_jax.data.prepare.'
+      )
+    return _open_prepared(path, tokenizer, split, seq_len, verify)
+  text = _tokenise(path, where, text_column, tokenizer, validation_fraction)[split]
+  return PackedSequences(
+      [text.tokens],
+      label=f'{path} ({split})',
+      names=[f'{path} ({split})'],
+      seq_len=seq_len,
+      vocab_size=tokenizer.vocab_size,
+      documents=text.documents,
+      text_bytes=text.text_bytes,
+      fingerprint=_hash(hashlib.sha256(text.tokens).hexdigest(), tokenizer.fingerprint),
+  )
+
+
+def fingerprint(sources: Sequence[tuple[SourceSpec, PackedSequences]]) -> str:
+  """Returns a sha256 in hex of the sources' names, content, tokenizer and seq_len.
+
+  A run that is resumed compares it to refuse changed data. Paths and weights are not part of it: a
+  folder may move and a mixture may be changed on purpose.
+  """
+  return _hash(*(part for spec, packed in sources for part in (spec.name, packed.fingerprint)))
+
+
+def _open_prepared(
+    folder: str, tokenizer: Tokenizer, split: str, seq_len: int, verify: bool
+) -> PackedSequences:
+  found = manifest.read_manifest(folder)
+  if found.tokenizer.fingerprint != tokenizer.fingerprint:
+    raise UserError(
+        f'{folder} was prepared with tokenizer {found.tokenizer.name} (fingerprint '
+        f'{found.tokenizer.fingerprint}), but the configured one is {tokenizer.name} (fingerprint '
+        f'{tokenizer.fingerprint}).'
+    )
+  if verify:
+    shards.verify_shards(folder, found, split)
+  members = found.of_split(split)
+  total = found.totals()[split]
+  return PackedSequences(
+      [shards.open_shard(folder, shard, tokenizer.vocab_size) for shard in members],
+      label=f'{folder} ({split})',
+      names=[os.path.join(folder, shard.file) for shard in members],
+      seq_len=seq_len,
+      vocab_size=tokenizer.vocab_size,
+      documents=total['documents'],
+      text_bytes=total['text_bytes'],
+      fingerprint=_hash(*(shard.sha256 for shard in members), tokenizer.fingerprint),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _TokenisedText:
+  tokens: np.ndarray
+  documents: int
+  text_bytes: int
+
+
+@functools.lru_cache(_TEXTS_KEPT)
+def _tokenise(
+    path: str, where: str, text_column: str, tokenizer: Tokenizer, validation_fraction: float
+) -> dict[str, _TokenisedText]:
+  """Returns each split of a text in memory."""
+  texts = (document.text for document in documents.read_documents(path, where, text_column))
+  members = {split: [] for split in splits.SPLITS}
+  # tqdm shows nothing where standard error is no terminal (disable=None).
+  with tqdm.tqdm(desc=f'tokenise {path}', unit='document', leave=False, disable=None) as bar:
+    for batch in encoding.batch_texts(texts):
+      for document in encoding.encode_documents(batch, tokenizer, validation_fraction):
+        members[document.split].append(document)
+      bar.update(len(batch))
+  if not any(members.values()):
+    raise UserError(f'{path} has no document (where={where!r}).')
+  return {
+      split: _TokenisedText(
+          np.concatenate([np.empty(0, tokenizer.dtype), *(d.tokens for d in encoded)]),
+          len(encoded),
+          sum(document.text_bytes for document in encoded),
+      )
+      for split, encoded in members.items()
+  }
+
+
+def _hash(*parts: str) -> str:
+  return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

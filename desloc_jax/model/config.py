@@ -1,0 +1,94 @@
+"""What a GPT is made of: its sizes and how it is computed, checked before anything is built."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+
+from desloc_jax import errors
+
+COMPUTE_DTYPES = ('float32', 'bfloat16')
+REMAT = ('none', 'dots', 'full')
+ATTENTION = ('auto', 'xla', 'cudnn')
+
+_CUDNN_MAX_HEAD_DIM = 128  # Hopper and later take 256, Ampere and Ada no more than this.
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTConfig:
+  """Sizes and computation choices of a `GPT`; hashable, so it can be a static argument.
+
+  Attributes:
+    vocab_size: tokens in the vocabulary.
+    layers: transformer blocks.
+    width: D, the size of the residual stream.
+    heads: attention heads; `width / heads` is the head dimension and must be an even whole number.
+    seq_len: longest sequence, in tokens, that the model reads.
+    mlp_ratio: hidden size of the MLP as a multiple of `width`.
+    rope_base: base of the rotary frequencies.
+    qk_norm: whether queries and keys go through an RMSNorm over the head dimension.
+    compute_dtype: dtype of activations and matmul operands. Parameters, normalisation statistics,
+      the softmax and the loss are float32 in either case.
+    remat: what the backward pass finds stored for each block. 'none': all activations; 'dots': the
+      outputs of the four projections; 'full': only the input of the block.
+    attention: 'xla', 'cudnn' (flash attention) or 'auto': cuDNN where it can be used. 'auto' takes
+      every GPU for one with cuDNN flash attention (NVIDIA Ampere or later): on others say 'xla'.
+    loss_chunk: about how many tokens have their logits in memory at once, in each replica.
+
+  Raises:
+    errors.UserError: a field is invalid, or the fields do not go together.
+  """
+
+  vocab_size: int
+  layers: int
+  width: int
+  heads: int
+  seq_len: int
+  mlp_ratio: int = 4
+  rope_base: float = 10_000.0
+  qk_norm: bool = False
+  compute_dtype: str = 'float32'
+  remat: str = 'none'
+  attention: str = 'auto'
+  loss_chunk: int = 2048
+
+  def __post_init__(self):
+    for field in (
+        'vocab_size', 'layers', 'width', 'heads', 'seq_len', 'mlp_ratio', 'loss_chunk'
+    ):
+      value = getattr(self, field)
+      if type(value) is not int or value < 1:
+        raise errors.UserError(f'{field} is {value!r}: it must be a whole number of at least 1.')
+    if type(self.rope_base) not in (int, float) or not 1 < self.rope_base < math.inf:
+      raise errors.UserError(f'rope_base is {self.rope_base!r}: it must be a number above 1.')
+    if type(self.qk_norm) is not bool:
+      raise errors.UserError(f'qk_norm is {self.qk_norm!r}: it must be True or False.')
+    for field, choices in (
+        ('compute_dtype', COMPUTE_DTYPES), ('remat', REMAT), ('attention', ATTENTION)
+    ):
+      if getattr(self, field) not in choices:
+        raise errors.unknown_choice(field, getattr(self, field), choices)
+    if self.width % (2 * self.heads):
+      raise errors.UserError(
+          f'width is {self.width} with heads {self.heads}: it must be a multiple of '
+          f'{2 * self.heads}, because rotary positions turn the numbers of each head in pairs.'
+      )
+    if self.attention == 'cudnn' and not self.cudnn_can_attend:
+      raise errors.UserError(
+          f"attention is 'cudnn' with compute_dtype {self.compute_dtype!r} and width / heads "
+          f"{self.head_dim}: it takes 'bfloat16' and a multiple of 8 up to {_CUDNN_MAX_HEAD_DIM}."
+      )
+
+  @property
+  def head_dim(self) -> int:
+    return self.width // self.heads
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    return jnp.dtype(self.compute_dtype)
+
+  @property
+  def cudnn_can_attend(self) -> bool:
+    """Whether cuDNN flash attention takes these heads in this dtype, given a GPU for it."""
+    fits = self.head_dim % 8 == 0 and self.head_dim <= _CUDNN_MAX_HEAD_DIM
+    return fits and self.compute_dtype == 'bfloat16'

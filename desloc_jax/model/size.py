@@ -1,0 +1,34 @@
+"""How large a model is and how much arithmetic it takes, in closed form."""
+
+from desloc_jax.model.config import GPTConfig
+
+
+def parameter_count(config: GPTConfig) -> int:
+  """Returns the number of parameters, the tied embedding counted once."""
+  norms = 2 * config.width + 2 * config.head_dim * config.qk_norm
+  return matmul_parameter_count(config) + config.layers * norms + config.width
+
+
+def matmul_parameter_count(config: GPTConfig) -> int:
+  """Returns the number of parameters that multiply each token as a matrix.
+
+  These are the four projections of each block and the output projection. That one is the tied
+  embedding, whose lookup at the input multiplies nothing.
+  """
+  block = (4 + 2 * config.mlp_ratio) * config.width**2
+  return config.layers * block + config.vocab_size * config.width
+
+
+def flops_per_token(config: GPTConfig) -> int:
+  """Returns the floating-point operations to train on one token of a `seq_len` sequence.
+
+  6 * matmul_parameter_count + 12 * layers * width * seq_len: a multiply and an add in the forward
+  pass and twice that in the backward pass, for each matmul parameter and for the two matmuls of
+  attention. Attention is counted in full, although half of its scores are masked and a causal
+  kernel skips them, and recomputation (`remat`, the chunked loss) is not counted: it is the
+  convention that model FLOPs utilisation is quoted in.
+
+  Source: PaLM, https://arxiv.org/abs/2204.02311, appendix B.
+  """
+  attention = 12 * config.layers * config.width * config.seq_len
+  return 6 * matmul_parameter_count(config) + attention

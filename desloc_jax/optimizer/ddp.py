@@ -1,0 +1,50 @@
+"""Data-parallel training, the baseline: gradients averaged over workers at every step."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from desloc_jax.optimizer.averaging import AxisName, worker_count, worker_mean
+from desloc_jax.optimizer.transform import SYNC_SCOPE, DeslocState
+
+
+def ddp(
+    inner: optax.GradientTransformation, axis_name: AxisName = 'workers'
+) -> optax.GradientTransformationExtraArgs:
+  """Averages gradients over `axis_name` at every step and updates the one shared model.
+
+  Its state has `desloc`'s type, so that the same training loop runs both. Nothing in it differs
+  between workers: the optimizer's state is in `outer`, and `params` is None, because gradients are
+  taken at the consensus itself (see `local_params`).
+
+  Args:
+    inner: any optax transformation, applied to the mean gradient.
+    axis_name: the mesh or vmap axis of the workers, or several axes.
+
+  Returns:
+    An `optax.GradientTransformationExtraArgs` whose `update` must run inside `axis_name`.
+  """
+  inner = optax.with_extra_args_support(inner)
+
+  def init_fn(params):
+    return DeslocState(
+        counters={'gradients': jnp.zeros([], jnp.int32)},  # Zero: averaged in the latest step.
+        params=None,
+        inner=optax.EmptyState(),
+        outer=inner.init(params),
+        drift={},
+    )
+
+  def update_fn(grads, state, params=None, **extra_args):
+    worker_count(axis_name)  # Raises outside the axis.
+    with jax.named_scope(SYNC_SCOPE + 'gradients'):
+      grads = worker_mean(grads, axis_name)
+    updates, inner_state = inner.update(grads, state.outer, params, **extra_args)
+    return updates, state._replace(outer=inner_state)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def local_params(state: DeslocState, consensus: optax.Params) -> optax.Params:
+  """Returns the parameters at which a worker takes its gradients, for `desloc` and `ddp` alike."""
+  return consensus if state.params is None else state.params

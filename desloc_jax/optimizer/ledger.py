@@ -1,0 +1,159 @@
+"""The ledger: what a step sends between workers, when, and how many bytes, read off its jaxpr.
+
+`workers` is a manual mesh axis, so every exchange between workers is an explicit primitive of the
+jaxpr. The ledger walks it: an exchange must sit in a branch of a conditional, under the name scope
+of the quantity that it averages. Payload bytes are those of the averaged arrays, once: what one
+worker contributes. Ring bytes are what a ring all-reduce makes each worker send, 2(W-1)/W of them.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import re
+
+import jax
+from jax.extend import core
+import jax.numpy as jnp
+import optax
+
+from desloc_jax.optimizer.periods import Periods
+from desloc_jax.optimizer.transform import SYNC_SCOPE
+
+# Primitives that name a mesh axis and send nothing over it.
+LOCAL_PRIMITIVES = frozenset({'axis_index', 'pvary', 'pcast', 'pbroadcast', 'shard_map'})
+# Exchanged at every step, by design: the only quantity allowed outside a conditional.
+EVERY_STEP = 'gradients'
+
+
+class UnconditionalExchangeError(ValueError):
+  """Something crosses the worker axis outside the conditionals of the syncs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+  """One primitive that sends data between workers."""
+
+  name: str | None  # The synced quantity, None outside any sync's name scope.
+  primitive: str
+  payload_bytes: int
+  conditional: bool  # In a branch of a conditional.
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+  """What one worker sends, per synced quantity.
+
+  Attributes:
+    workers: number of workers W.
+    bytes_per_sync: payload bytes of one sync, by quantity.
+    periods: steps between syncs, by quantity.
+  """
+
+  workers: int
+  bytes_per_sync: Mapping[str, int]
+  periods: Mapping[str, int]
+
+  @property
+  def bytes_per_step(self) -> float:
+    """Payload bytes per worker and step, averaged over a long run."""
+    return sum(size / self.periods[name] for name, size in self.bytes_per_sync.items())
+
+  def bytes_after(self, syncs: Mapping[str, int]) -> int:
+    """Payload bytes per worker after that many syncs of each quantity."""
+    return sum(size * syncs[name] for name, size in self.bytes_per_sync.items())
+
+  def syncs_in(self, steps: int) -> dict[str, int]:
+    """Number of syncs of each quantity in the first `steps` steps, averaging after the step."""
+    return {name: steps // self.periods[name] for name in self.bytes_per_sync}
+
+  def ring_bytes(self, payload_bytes: float) -> float:
+    """Bytes that each worker sends in ring all-reduces of `payload_bytes`."""
+    return 2 * (self.workers - 1) / self.workers * payload_bytes
+
+
+def read_ledger(
+    jaxpr: core.ClosedJaxpr, periods: Periods, workers: int, axis_name: str = 'workers'
+) -> Ledger:
+  """Returns the ledger of a step.
+
+  Args:
+    jaxpr: of the step, from `jax.make_jaxpr`, with `axis_name` a manual mesh axis in it.
+    periods: steps between syncs of each quantity; None entries are ignored.
+    workers: number of workers W.
+    axis_name: the mesh axis of the workers.
+
+  Raises:
+    UnconditionalExchangeError: an exchange over `axis_name` is outside a conditional (other than
+      the average of the gradients), is in no sync, or is in a loop of unknown length.
+  """
+  totals: dict[str, int] = {}
+  for exchange in exchanges(jaxpr.jaxpr, axis_name):
+    allowed = exchange.conditional or exchange.name == EVERY_STEP
+    if exchange.name is None or not allowed:
+      raise UnconditionalExchangeError(
+          f'{exchange.primitive} sends {exchange.payload_bytes} bytes over {axis_name!r} '
+          f'{"in" if exchange.conditional else "outside"} a conditional'
+          f' ({exchange.name or "not part of a sync"}): every step would pay for it.'
+      )
+    totals[exchange.name] = totals.get(exchange.name, 0) + exchange.payload_bytes
+  known = {name: period for name, period in periods.items() if period is not None}
+  known[EVERY_STEP] = 1
+  return Ledger(workers, totals, {name: known[name] for name in totals})
+
+
+def transform_ledger(
+    tx: optax.GradientTransformation, params: optax.Params, periods: Periods, workers: int
+) -> Ledger:
+  """Returns the ledger of `tx.update` alone, on parameters given as arrays or shapes.
+
+  `tx` must be over the axis 'workers'. Nothing is compiled and no device is needed.
+  """
+
+  def update(grads, params):
+    state = tx.init(params)
+    return tx.update(grads, state, params)
+
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+  jaxpr = jax.make_jaxpr(update, axis_env=[('workers', workers)])(shapes, shapes)
+  return read_ledger(jaxpr, periods, workers)
+
+
+def exchanges(
+    jaxpr: core.Jaxpr, axis_name: str, conditional: bool = False, scope: str = '', times: int = 1
+) -> Iterator[Exchange]:
+  """Yields every primitive under `jaxpr` that sends data over `axis_name`.
+
+  Raises:
+    UnconditionalExchangeError: one is in a while loop, whose length the jaxpr does not tell.
+  """
+  for eqn in jaxpr.eqns:
+    inner_scope = f'{scope}/{eqn.source_info.name_stack}'
+    primitive = eqn.primitive.name
+    if _sends_over(eqn, axis_name):
+      size = sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.outvars)
+      yield Exchange(_sync_name(inner_scope), primitive, times * size, conditional)
+    for sub in core.jaxprs_in_params(eqn.params):
+      found = exchanges(
+          sub,
+          axis_name,
+          conditional or primitive == 'cond',
+          inner_scope,
+          times * eqn.params.get('length', 1) if primitive == 'scan' else times,
+      )
+      for exchange in found:
+        if primitive == 'while':
+          raise UnconditionalExchangeError(
+              f'{exchange.primitive} sends over {axis_name!r} in a loop of unknown length.'
+          )
+        yield exchange
+
+
+def _sends_over(eqn: core.JaxprEqn, axis_name: str) -> bool:
+  if eqn.primitive.name in LOCAL_PRIMITIVES:
+    return False
+  axes = eqn.params.get('axes', eqn.params.get('axis_name', ()))
+  return axis_name in (axes if isinstance(axes, tuple | list | set | frozenset) else (axes,))
+
+
+def _sync_name(scope: str) -> str | None:
+  match = re.search(rf'{SYNC_SCOPE}([^/()]+)', scope)
+  return match.group(1) if match else None

@@ -1,0 +1,108 @@
+"""The compared methods by name: each is `desloc` with other periods, or `ddp`."""
+
+from collections.abc import Mapping
+import dataclasses
+
+import jax
+import optax
+
+from desloc_jax.optimizer import periods as periods_lib
+from desloc_jax.optimizer import state_fields
+from desloc_jax.optimizer.averaging import AxisName
+from desloc_jax.optimizer.ddp import ddp
+from desloc_jax.optimizer.periods import Periods
+from desloc_jax.optimizer.transform import desloc
+
+# The paper's multiples of the parameter period, by the kind of state.
+MULTIPLES = {
+    **dict.fromkeys(('mu', 'trace'), periods_lib.PAPER_MULTIPLES['mu']),
+    **dict.fromkeys(('nu',), periods_lib.PAPER_MULTIPLES['nu']),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """How often a method averages.
+
+  Attributes:
+    states: 'own' (each state has its own period), 'params' (all at the parameters' period) or
+      'never' (they stay local).
+    outer: whether an outer optimizer steps on the pseudo-gradient.
+    gradients: whether gradients are averaged at every step, and nothing else is.
+  """
+
+  states: str
+  outer: bool = False
+  gradients: bool = False
+
+
+METHODS = {
+    'desloc': Method(states='own'),
+    'desloc_nesterov': Method(states='own', outer=True),
+    'local_adam': Method(states='params'),
+    'favg_opt': Method(states='never'),
+    'diloco': Method(states='never', outer=True),
+    'ddp': Method(states='never', gradients=True),
+}
+
+
+def resolve_periods(
+    method: str,
+    inner: optax.GradientTransformation,
+    params: optax.Params,
+    requested: Mapping[str, int | None],
+) -> Periods:
+  """Returns the period of the parameters and of each state field of `inner` under `method`.
+
+  Args:
+    method: a key of `METHODS`.
+    inner: the inner optimizer.
+    params: its parameters, as arrays or shapes.
+    requested: periods that the user chose, by field name, 'params' among them; 0: never.
+
+  Raises:
+    ValueError: a state is given a period of its own under a method that has none, a name matches
+      no state field of `inner`, or a state field has neither a period nor a rule for one.
+  """
+  chosen = {name: period or None for name, period in requested.items()}
+  params_period = chosen.pop('params')
+  if METHODS[method].gradients:
+    params_period = None
+  fields = inner_fields(inner, params)
+  rule = METHODS[method].states
+  if chosen and rule != 'own':
+    raise ValueError(
+        f'periods.{next(iter(chosen))} is set, but method {method!r} gives no state a period of '
+        "its own; leave it unset or use method='desloc'."
+    )
+  if rule == 'never' or params_period is None:
+    defaults = dict.fromkeys(fields)
+  elif rule == 'params':
+    defaults = dict.fromkeys(fields, params_period)
+  else:
+    defaults = {f: MULTIPLES[f] * params_period for f in fields if f in MULTIPLES}
+  periods = {'params': params_period} | defaults | chosen
+  state_fields.check_fields(fields, periods)
+  return periods
+
+
+def inner_fields(inner: optax.GradientTransformation, params: optax.Params) -> list[str]:
+  """Returns the names of the state fields of `inner` that can be averaged, in state order."""
+  labels = state_fields.label_fields(jax.eval_shape(inner.init, params), params)
+  return list(dict.fromkeys(label for label in labels if label is not None))
+
+
+def make_method(
+    method: str,
+    inner: optax.GradientTransformation,
+    periods: Periods,
+    axis_name: AxisName = 'workers',
+    *,
+    outer: optax.GradientTransformation | None = None,
+    timing: str = 'post',
+) -> optax.GradientTransformationExtraArgs:
+  """Returns the transformation of `method` with periods from `resolve_periods`."""
+  if METHODS[method].gradients:
+    return ddp(inner, axis_name)
+  outer = outer if METHODS[method].outer else None
+  return desloc(inner, periods, axis_name, outer=outer, timing=timing)

@@ -1,0 +1,210 @@
+"""DES-LOC: local steps of any optax optimizer, each of its states averaged at its own period."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from desloc_jax.optimizer import periods as periods_lib
+from desloc_jax.optimizer import state_fields
+from desloc_jax.optimizer.averaging import (
+    AxisName,
+    match_varying,
+    relative_distance,
+    worker_count,
+    worker_mean,
+)
+
+TIMINGS = ('post', 'pre')
+# The name scope around each sync: the ledger, HLO metadata and profiles find syncs by it.
+SYNC_SCOPE = 'desloc_sync_'
+
+
+class DeslocState(NamedTuple):
+  """State of `desloc` on one worker.
+
+  `params`, `inner` and `drift` differ between workers, `counters` and `outer` never do: see
+  `WORKER_AXES`.
+  """
+
+  counters: dict[str, jax.Array]  # int32 scalars: steps since each quantity was last averaged.
+  params: optax.Params  # The worker's own parameters: gradients are taken here.
+  inner: optax.OptState  # The worker's own inner optimizer state, with its moments.
+  outer: optax.OptState  # The outer optimizer's state, the same on every worker.
+  drift: dict[str, jax.Array]  # float32 scalars: ||own - mean|| / ||mean|| at the last sync.
+
+
+# Where a DeslocState varies over workers, as a tree prefix for `jax.vmap`'s in_axes and out_axes.
+WORKER_AXES = DeslocState(counters=None, params=0, inner=0, outer=None, drift=0)
+
+
+def synced(before: DeslocState, after: DeslocState) -> dict[str, jax.Array]:
+  """Returns, by name, a boolean scalar: was the quantity averaged in the update between the two?"""
+  return {name: after.counters[name] <= before.counters[name] for name in after.counters}
+
+
+def desloc(
+    inner: optax.GradientTransformation,
+    periods: periods_lib.Periods,
+    axis_name: AxisName = 'workers',
+    *,
+    outer: optax.GradientTransformation | None = None,
+    timing: str = 'post',
+) -> optax.GradientTransformationExtraArgs:
+  r"""Trains locally and averages parameters and each optimizer state at its own period.
+
+  Worker :math:`m` steps its own parameters :math:`x^m` with `inner` on its own gradients. Every
+  `periods['params']` steps (:math:`K_x`) the parameters are averaged over `axis_name`, and every
+  `periods[s]` steps the state field `s` is; nothing else crosses the axis:
+
+  .. math::
+    x^m_{t+1} \leftarrow \frac1M \sum_j x^j_{t+1} \text{ if } (t+1) \bmod K_x = 0, \quad
+    s^m_{t+1} \leftarrow \frac1M \sum_j s^j_{t+1} \text{ if } (t+1) \bmod K_s = 0
+
+  The `params` that `update` takes, and that `optax.apply_updates` returns, are the *consensus*
+  model: the same on every worker, changed by parameter syncs only (`updates` is zero between
+  them), and what is to be evaluated and exported. Gradients are to be taken at `state.params`.
+
+  Args:
+    inner: any optax transformation; gradient clipping belongs in front of it, in its chain.
+    periods: steps between averages of `'params'` and of every floating state field of `inner`, by
+      field name (`mu`, `nu`, `trace`, ...) wherever it sits in a chain, partition or mask. None:
+      never averaged. Step counts and other integer or scalar states are never averaged.
+    axis_name: the mesh or vmap axis of the workers, or several axes.
+    outer: an optax transformation applied at parameter syncs to the pseudo-gradient
+      `consensus - mean(local)`. None: plain averaging, as `optax.sgd(1.0)` would. DiLoCo's is
+      `optax.sgd(0.7, momentum=0.9, nesterov=True)`.
+    timing: `'post'` averages after the local step, so that a sync leaves all workers with the same
+      parameters. `'pre'` is Algorithm 1 as printed: the previous value is averaged, then the local
+      step (whose gradient was taken before the average) is applied.
+
+  Returns:
+    An `optax.GradientTransformationExtraArgs` whose `update` must run inside `axis_name`, and
+    whose extra arguments go to `inner`. Its state is a `DeslocState`.
+
+  Raises:
+    ValueError: here, for a period that is not a whole number >= 1 or an unknown timing; from
+      `init`, for a state field without a period or a period without a state field; from `update`,
+      for `params=None` or use outside `axis_name`.
+
+  Do not wrap it in `optax.MultiSteps`: that would run syncs on every micro-step and discard them.
+  Accumulate gradients before `update`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, optax
+    >>> tx = desloc(optax.adam(0.1), {'params': 2, 'mu': 4, 'nu': 8})
+    >>> params = {'w': jnp.ones(3)}
+    >>> state = jax.vmap(lambda: tx.init(params), axis_size=4, out_axes=WORKER_AXES)()
+    >>> update = jax.vmap(tx.update, axis_name='workers',
+    ...                   in_axes=(0, WORKER_AXES, None), out_axes=(None, WORKER_AXES))
+    >>> for step in range(2):  # each worker pulls towards another point
+    ...   grads = {'w': state.params['w'] - jnp.arange(4.)[:, None]}
+    ...   updates, state = update(grads, state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> bool((state.params['w'] == params['w']).all())
+    True
+
+  References:
+    Iacob et al., `DES-LOC: Desynced Low Communication Adaptive Optimizers for Training Foundation
+    Models <https://arxiv.org/abs/2505.22549>`_, Algorithm 1, 2025
+  """
+  periods = periods_lib.check_periods(periods)
+  if timing not in TIMINGS:
+    raise ValueError(f"timing is {timing!r}; expected 'post' or 'pre'.")
+  inner = optax.with_extra_args_support(inner)
+  averaged = {name: period for name, period in periods.items() if period is not None}
+  averaged_fields = [name for name in averaged if name != 'params']
+
+  def init_fn(params: optax.Params) -> DeslocState:
+    inner_state = inner.init(params)
+    state_fields.check_fields(state_fields.label_fields(inner_state, params), periods)
+    return DeslocState(
+        counters={name: jnp.zeros([], jnp.int32) for name in averaged},
+        # A copy, so that the local and the consensus buffers can both be donated.
+        params=jax.tree.map(jnp.copy, params),
+        inner=inner_state,
+        outer=outer.init(params) if outer else optax.EmptyState(),
+        drift={name: jnp.zeros([], jnp.float32) for name in averaged},
+    )
+
+  def local_step(grads, state: DeslocState, **extra_args) -> DeslocState:
+    updates, inner_state = inner.update(grads, state.inner, state.params, **extra_args)
+    return state._replace(
+        counters={name: counter + 1 for name, counter in state.counters.items()},
+        params=optax.apply_updates(state.params, updates),
+        inner=inner_state,
+    )
+
+  def sync(state: DeslocState, consensus: optax.Params) -> tuple[optax.Updates, DeslocState]:
+    due = {name: state.counters[name] >= period for name, period in averaged.items()}
+    state = sync_fields(state, due, consensus)
+    updates, state = sync_params(state, due, consensus)
+    counters = {name: jnp.where(due[name], 0, count) for name, count in state.counters.items()}
+    return updates, state._replace(counters=counters)
+
+  def sync_fields(state: DeslocState, due: dict[str, jax.Array], params) -> DeslocState:
+    labels = state_fields.label_fields(state.inner, params)
+    leaves, treedef = jax.tree.flatten(state.inner)
+    drift = dict(state.drift)
+    for name in averaged_fields:
+      places = [i for i, label in enumerate(labels) if label == name]
+      with jax.named_scope(SYNC_SCOPE + name):
+        synced, drift[name] = jax.lax.cond(
+            due[name], average, keep, [leaves[i] for i in places], drift[name]
+        )
+      for i, leaf in zip(places, synced, strict=True):
+        leaves[i] = leaf
+    return state._replace(inner=jax.tree.unflatten(treedef, leaves), drift=drift)
+
+  def average(local, drift):
+    mean = worker_mean(local, axis_name)
+    return match_varying(mean, local), match_varying(relative_distance(local, mean), drift)
+
+  def keep(*operands):
+    return operands
+
+  def sync_params(state: DeslocState, due, consensus) -> tuple[optax.Updates, DeslocState]:
+    if 'params' not in averaged:
+      return optax.tree.zeros_like(consensus), state
+    with jax.named_scope(SYNC_SCOPE + 'params'):
+      updates, outer_state, drift = jax.lax.cond(
+          due['params'], outer_step, skip_outer_step,
+          consensus, state.params, state.outer, state.drift['params'],
+      )
+      state = state._replace(outer=outer_state, drift=state.drift | {'params': drift})
+      if outer is None and worker_count(axis_name) == 1:
+        return updates, state  # One worker is its own mean; consensus + updates may round off it.
+      # Local parameters become the consensus itself: local + (mean - local) would round differently
+      # on each worker. In a conditional of its own, the sum cannot be contracted with the product
+      # behind `updates` to a fused multiply-add, and has the bits of the caller's apply_updates.
+      local = jax.lax.cond(
+          due['params'], follow_consensus, lambda local, *_: local,
+          state.params, consensus, updates,
+      )
+    return updates, state._replace(params=local)
+
+  def outer_step(consensus, local, outer_state, drift):
+    mean = worker_mean(local, axis_name)
+    drift = match_varying(relative_distance(local, mean), drift)
+    if outer is None:
+      return optax.tree.sub(mean, consensus), outer_state, drift
+    pseudo_gradient = optax.tree.sub(consensus, mean)
+    return *outer.update(pseudo_gradient, outer_state, consensus), drift
+
+  def skip_outer_step(consensus, local, outer_state, drift):
+    return optax.tree.zeros_like(consensus), outer_state, drift
+
+  def follow_consensus(local, consensus, updates):
+    return match_varying(optax.apply_updates(consensus, updates), local)
+
+  def update_fn(grads, state: DeslocState, params=None, **extra_args):
+    if params is None:
+      raise ValueError('desloc.update needs params, the consensus model: update(grads, state, params).')
+    worker_count(axis_name)  # Raises outside the axis.
+    if timing == 'pre':
+      updates, state = sync(state, params)
+      return updates, local_step(grads, state, **extra_args)
+    return sync(local_step(grads, state, **extra_args), params)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)

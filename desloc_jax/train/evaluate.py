@@ -1,0 +1,40 @@
+"""Loss of the consensus model, and of the mean of the local models, on the held-out sequences."""
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from desloc_jax import data as data_lib
+from desloc_jax.train import mesh as mesh_lib
+from desloc_jax.train.job import Job
+from desloc_jax.train.step import TrainState, local_mean
+
+
+class Evaluator:
+  """Evaluates on the same sequences each time; they stay on the devices."""
+
+  def __init__(self, job: Job):
+    config = job.config
+    sharding = NamedSharding(job.mesh, P(mesh_lib.WORKERS, mesh_lib.FSDP))
+    batches = data_lib.validation_batches(
+        job.data.validation, config.workers, config.batch_size // config.accumulation,
+        config.eval.sequences or None,
+    )
+    self._job = job
+    self._batches = [jax.device_put(batch, sharding) for batch in batches]
+    self._sequences = sum(float(mask.sum()) for _, mask in self._batches)
+    params = jax.tree.map(lambda x: x.sharding, job.state_like.params)
+    self._local_mean = jax.jit(local_mean, out_shardings=params)
+
+  def __call__(self, state: TrainState) -> dict[str, float]:
+    """Returns `val_loss` and, between parameter syncs, `val_loss_local_mean`: nats per token."""
+    results = {'val_loss': self._loss(state.params)}
+    between_syncs = state.optimizer.params is not None and int(
+        state.optimizer.counters.get('params', 1)
+    )
+    if between_syncs and self._job.config.eval.local_mean:
+      results['val_loss_local_mean'] = self._loss(self._local_mean(state))
+    return results
+
+  def _loss(self, params) -> float:
+    sums = [self._job.eval_step(params, tokens, mask) for tokens, mask in self._batches]
+    return sum(map(float, sums)) / self._sequences

@@ -1,0 +1,189 @@
+"""From a configuration to everything that a run needs: data, model, transform, mesh, compiled step."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import time
+from typing import Any
+
+from absl import logging
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import jax.numpy as jnp
+from ml_collections import config_dict
+import optax
+
+from desloc_jax import data as data_lib
+from desloc_jax import model as model_lib
+from desloc_jax.errors import UserError
+from desloc_jax.optimizer.ddp import ddp
+from desloc_jax.optimizer.inner import make_inner
+from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
+from desloc_jax.optimizer.methods import make_method, resolve_periods
+from desloc_jax.optimizer.periods import Periods
+from desloc_jax.optimizer.schedules import SCHEDULES
+from desloc_jax.optimizer.transform import desloc
+from desloc_jax.train import config as config_lib
+from desloc_jax.train import mesh as mesh_lib
+from desloc_jax.train.step import STATE_AXES, TrainState, init_state, make_eval_step, make_train_step
+
+Sources = list[tuple[data_lib.SourceSpec, data_lib.PackedSequences]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The sources of both splits and the tokenizer that they share."""
+
+  tokenizer: data_lib.Tokenizer
+  train: Sources
+  validation: Sources
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Hash of all that the data streams depend on besides the config."""
+    return data_lib.fingerprint(self.train + self.validation)
+
+  @property
+  def tokens_per_byte(self) -> float:
+    """Of the held-out text: nats per token / ln 2 * this = bits per byte."""
+    sources = [source for _, source in self.validation]
+    return sum(s.tokens for s in sources) / sum(s.text_bytes for s in sources)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A run, ready to be stepped. Nothing in it changes while it runs."""
+
+  config: config_dict.ConfigDict
+  data: Data
+  model: model_lib.GPTConfig
+  mesh: Mesh
+  periods: Periods
+  parameters: int
+  make_state: Callable[[], TrainState]  # Compiled: the state before the first step.
+  state_like: TrainState  # Shapes, dtypes and shardings.
+  tokens_like: jax.ShapeDtypeStruct  # int32 [workers, micro-batches, sequences, seq_len + 1].
+  train_step: Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, Any]]]  # Compiled.
+  eval_step: Callable[..., jax.Array]
+  ledger: Ledger
+  ddp_ledger: Ledger
+  local_adam_ledger: Ledger
+  compile_s: float
+
+  @property
+  def tokens_per_step(self) -> int:
+    config = self.config
+    return config.workers * config.batch_size * config.seq_len
+
+
+def load_data(config: config_dict.ConfigDict) -> Data:
+  """Opens all sources of a configuration.
+
+  Raises:
+    UserError: a source or the tokenizer cannot be used, or has no data for a split.
+  """
+  tokenizer = data_lib.load_tokenizer(config.data.tokenizer)
+  specs = [
+      data_lib.SourceSpec(name=name, **source) for name, source in config.data.sources.items()
+  ]
+
+  def open_split(split: str) -> Sources:
+    return [
+        (spec, data_lib.open_source(
+            spec.path, tokenizer, split, config.seq_len, config.data.validation_fraction, spec.where
+        ))
+        for spec in specs
+    ]
+
+  return Data(tokenizer, open_split('train'), open_split('validation'))
+
+
+def make_job(config: config_dict.ConfigDict) -> Job:
+  """Checks a configuration, loads its data and compiles its training step.
+
+  Raises:
+    UserError: the configuration cannot work; raised before anything is compiled.
+  """
+  config_lib.check_config(config)
+  mesh = mesh_lib.make_mesh(config.workers, config.mesh.fsdp)
+  micro_batch = config.batch_size // config.accumulation
+  if micro_batch % mesh.shape[mesh_lib.FSDP]:
+    raise UserError(
+        f'batch_size / accumulation is {micro_batch}, which mesh.fsdp={mesh.shape[mesh_lib.FSDP]} '
+        'devices of a worker cannot share evenly.'
+    )
+  data = load_data(config)
+  model = config_lib.model_config(config, data.tokenizer.vocab_size)
+
+  init_params = functools.partial(model_lib.init_params, model)
+  params_like = jax.eval_shape(init_params, jax.random.key(0))
+  schedule = SCHEDULES[config.schedule.name](
+      config.inner.learning_rate, config.steps, config.schedule.warmup_steps,
+      config.schedule.decay_fraction,
+  )
+  inner = make_inner(**{**config.inner.to_dict(), 'learning_rate': schedule})
+  periods = _periods(config, inner, params_like)
+  outer = optax.sgd(**config.outer.to_dict())
+  tx = make_method(
+      config.method, inner, periods, mesh_lib.WORKER_AXIS_NAMES, outer=outer, timing=config.timing
+  )
+
+  new_state = functools.partial(
+      init_state, init_params, tx, config.workers, jax.random.key(config.seed)
+  )
+  state_like = jax.eval_shape(new_state)
+  state_shardings = mesh_lib.shardings(mesh, state_like, STATE_AXES)
+  state_like = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state_like, state_shardings
+  )
+  tokens_like = jax.ShapeDtypeStruct(
+      (config.workers, config.accumulation, micro_batch, config.seq_len + 1),
+      jnp.int32,
+      sharding=NamedSharding(mesh, P(mesh_lib.WORKERS, None, mesh_lib.FSDP)),
+  )
+  loss = functools.partial(model_lib.next_token_loss, config=model)
+  step = make_train_step(loss, tx, schedule, mesh)
+  ledger = read_ledger(jax.make_jaxpr(step)(state_like, tokens_like), periods, config.workers)
+
+  start = time.perf_counter()
+  jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
+  compiled = jitted.lower(state_like, tokens_like).compile()
+  compile_s = time.perf_counter() - start
+
+  all_periods = dict.fromkeys(periods, periods['params'] or 1)
+  return Job(
+      config=config,
+      data=data,
+      model=model,
+      mesh=mesh,
+      periods=periods,
+      parameters=sum(x.size for x in jax.tree.leaves(params_like)),
+      make_state=jax.jit(new_state, out_shardings=state_shardings),
+      state_like=state_like,
+      tokens_like=tokens_like,
+      train_step=compiled,
+      eval_step=make_eval_step(
+          functools.partial(model_lib.sequence_losses, config=model), mesh
+      ),
+      ledger=ledger,
+      ddp_ledger=transform_ledger(ddp(inner), params_like, {}, config.workers),
+      local_adam_ledger=transform_ledger(
+          desloc(inner, all_periods), params_like, all_periods, config.workers
+      ),
+      compile_s=compile_s,
+  )
+
+
+def _periods(config: config_dict.ConfigDict, inner, params_like) -> Periods:
+  requested = {name: value for name, value in config.periods.items() if value is not None}
+  try:
+    periods = resolve_periods(config.method, inner, params_like, requested)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+  for name, period in periods.items():
+    if period is not None and period > config.steps:
+      logging.warning(
+          'periods.%s is %d, more than the %d steps of the run: %s will never be averaged.',
+          name, period, config.steps, name,
+      )
+  return periods

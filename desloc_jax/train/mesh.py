@@ -1,0 +1,92 @@
+"""Where workers and parameters live: the mesh `workers` x `fsdp`, and shardings by shape."""
+
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from desloc_jax.errors import UserError
+
+WORKERS = 'workers'
+FSDP = 'fsdp'
+# Workers that share a device are a vmapped axis: averages go over both.
+REPLICAS = 'replicas'
+WORKER_AXIS_NAMES = (WORKERS, REPLICAS)
+
+# Parameters under this name are stacked over layers, and a scan takes one layer at a time.
+STACKED = 'blocks'
+
+
+def make_mesh(workers: int, fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns the mesh `workers` x `fsdp` over all devices.
+
+  Args:
+    workers: number of workers W; those that share a device are stepped by one vmapped program.
+    fsdp: devices that share one worker; 0 takes as many as there are.
+    devices: default all of them.
+
+  Raises:
+    UserError: the devices cannot be shared out evenly.
+  """
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
+  if fsdp == 0:
+    fsdp = max(1, count // workers)
+  if count % fsdp or workers % (count // fsdp):
+    fitting = [f for f in range(1, count + 1) if count % f == 0 and workers % (count // f) == 0]
+    hint = f'mesh.fsdp can be {_listing(fitting)}' if fitting else (
+        f'use a number of workers that shares {count} devices evenly, or fewer devices'
+    )
+    raise UserError(
+        f'{workers} workers with mesh.fsdp={fsdp} do not share {count} devices evenly: workers must '
+        f'be a multiple of devices / mesh.fsdp; {hint}.'
+    )
+  return Mesh(
+      np.asarray(devices).reshape(count // fsdp, fsdp), (WORKERS, FSDP), axis_types=(AxisType.Auto,) * 2
+  )
+
+
+def shardings(mesh: Mesh, tree, worker_axes):
+  """Returns a NamedSharding for every leaf of `tree`.
+
+  Args:
+    mesh: from `make_mesh`.
+    tree: arrays or shapes.
+    worker_axes: a tree prefix of `tree`: 0 where leaves are [workers, ...], None where they are the
+      same for all workers.
+  """
+
+  def of_subtree(axis, subtree):
+    return jax.tree.map_with_path(
+        lambda path, leaf: NamedSharding(mesh, _spec(path, leaf.shape, axis, mesh)), subtree
+    )
+
+  return jax.tree.map(of_subtree, worker_axes, tree, is_leaf=lambda axis: axis is None)
+
+
+def worker_specs(worker_axes):
+  """Returns the `jax.shard_map` specs, manual over workers only, for a prefix as in `shardings`."""
+  return jax.tree.map(
+      lambda axis: PartitionSpec() if axis is None else PartitionSpec(WORKERS),
+      worker_axes,
+      is_leaf=lambda axis: axis is None,
+  )
+
+
+def _spec(path, shape: tuple[int, ...], worker_axis: int | None, mesh: Mesh) -> PartitionSpec:
+  first = 0 if worker_axis is None else 1
+  spec: list[str | None] = [None] * len(shape)
+  if worker_axis is not None:
+    spec[0] = WORKERS
+  stacked = any(getattr(key, 'key', None) == STACKED for key in path)
+  candidates = [
+      i for i in range(first + stacked, len(shape)) if shape[i] % mesh.shape[FSDP] == 0
+  ]
+  if candidates and mesh.shape[FSDP] > 1:
+    spec[max(candidates, key=lambda i: shape[i])] = FSDP
+  return PartitionSpec(*spec)
+
+
+def _listing(numbers: Sequence[int]) -> str:
+  return ' or '.join(map(str, numbers))

@@ -1,0 +1,159 @@
+"""One training step of all workers, as one compiled program for any number of devices.
+
+Manual over `workers`, so that every exchange between workers is one that the transform wrote;
+automatic over `fsdp`, so that XLA shards the model inside a worker.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import jax.numpy as jnp
+import optax
+
+from desloc_jax.optimizer.ddp import local_params
+from desloc_jax.optimizer.transform import WORKER_AXES, DeslocState, synced
+from desloc_jax.train import mesh as mesh_lib
+
+LossFunction = Callable[[optax.Params, jax.Array], jax.Array]
+
+
+class TrainState(NamedTuple):
+  """Everything that a run is resumed from, besides the data position."""
+
+  step: jax.Array  # int32 scalar: steps done.
+  params: optax.Params  # The consensus model, the same on every worker.
+  optimizer: DeslocState  # With the worker's own parameters and moments, [workers, ...].
+  syncs: dict[str, jax.Array]  # int32 scalars: averages of each quantity so far.
+
+
+STATE_AXES = TrainState(step=None, params=None, optimizer=WORKER_AXES, syncs=None)
+# Metrics of a step: float32 [workers] of each worker, and scalars.
+METRIC_AXES = {'loss': 0, 'grad_norm': 0, 'drift': 0, 'learning_rate': None, 'syncs': None}
+
+
+def init_state(
+    init_params: Callable[[jax.Array], optax.Params],
+    tx: optax.GradientTransformation,
+    workers: int,
+    key: jax.Array,
+) -> TrainState:
+  """Returns the state before the first step: every worker with the same parameters."""
+  params = init_params(key)
+  optimizer = jax.vmap(lambda: tx.init(params), axis_size=workers, out_axes=WORKER_AXES)()
+  syncs = jax.tree.map(jnp.zeros_like, optimizer.counters)
+  return TrainState(jnp.zeros([], jnp.int32), params, optimizer, syncs)
+
+
+def make_train_step(
+    loss: LossFunction,
+    tx: optax.GradientTransformationExtraArgs,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, Any]]]:
+  """Returns `step(state, tokens) -> (state, metrics)`, to be jitted with `state` donated.
+
+  Args:
+    loss: mean loss in nats per token of one worker's parameters on [batch, seq_len + 1] tokens.
+    tx: over the axes `mesh.WORKER_AXIS_NAMES`.
+    schedule: of the learning rate, for the metrics.
+    mesh: from `mesh.make_mesh`.
+
+  `tokens` are int32 [workers, micro-batches, sequences, seq_len + 1].
+  """
+
+  def worker_step(state: TrainState, tokens: jax.Array):
+    mean_loss, grads = accumulate(loss, local_params(state.optimizer, state.params), tokens)
+    updates, optimizer = tx.update(grads, state.optimizer, state.params)
+    was_synced = synced(state.optimizer, optimizer)
+    state = TrainState(
+        step=state.step + 1,
+        params=apply_at_sync(state.params, updates, was_synced),
+        optimizer=optimizer,
+        syncs={name: count + was_synced[name] for name, count in state.syncs.items()},
+    )
+    metrics = {
+        'loss': mean_loss,
+        'grad_norm': optax.tree.norm(grads),
+        'drift': optimizer.drift,
+        'learning_rate': schedule(state.step - 1),
+        'syncs': state.syncs,
+    }
+    return state, metrics
+
+  def step(state: TrainState, tokens: jax.Array):
+    return over_workers(worker_step, mesh, (STATE_AXES, 0), (STATE_AXES, METRIC_AXES))(state, tokens)
+
+  return step
+
+
+def over_workers(function: Callable, mesh: Mesh, in_axes, out_axes) -> Callable:
+  """Maps `function` of one worker over all: over devices by shard_map, and on each by vmap.
+
+  Args:
+    function: of one worker, inside the axes `mesh.WORKER_AXIS_NAMES`.
+    mesh: from `mesh.make_mesh`.
+    in_axes: a prefix of the arguments: 0 where they are [workers, ...], None where they are shared.
+    out_axes: likewise, of the results.
+  """
+  replicas = jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=mesh_lib.REPLICAS)
+  # The type system for varying axes has no rule for a mean over a manual and a vmapped axis at once.
+  return jax.shard_map(
+      replicas,
+      mesh=mesh,
+      in_specs=mesh_lib.worker_specs(in_axes),
+      out_specs=mesh_lib.worker_specs(out_axes),
+      axis_names={mesh_lib.WORKERS},
+      check_vma=False,
+  )
+
+
+def accumulate(
+    loss: LossFunction, params: optax.Params, tokens: jax.Array
+) -> tuple[jax.Array, optax.Updates]:
+  """Returns the mean loss and gradient over micro-batches [micro-batches, sequences, seq_len + 1]."""
+  value_and_grad = jax.value_and_grad(loss)
+  if tokens.shape[0] == 1:
+    return value_and_grad(params, tokens[0])
+
+  def add(total, micro_batch):
+    return optax.tree.add(total, value_and_grad(params, micro_batch)), None
+
+  zeros = (jnp.zeros([], jnp.float32), optax.tree.zeros_like(params))
+  total, _ = jax.lax.scan(add, zeros, tokens)
+  return optax.tree.scale(1 / tokens.shape[0], total)
+
+
+def apply_at_sync(params: optax.Params, updates: optax.Updates, was_synced) -> optax.Params:
+  """Returns `optax.apply_updates(params, updates)`, with no work where there was no sync."""
+  if 'params' not in was_synced:  # DDP, whose updates come at every step.
+    return optax.apply_updates(params, updates)
+  return jax.lax.cond(
+      was_synced['params'], optax.apply_updates, lambda params, _: params, params, updates
+  )
+
+
+def make_eval_step(sequence_losses: LossFunction, mesh: Mesh) -> Callable:
+  """Returns `evaluate(params, tokens, mask) -> float32 scalar`: the sum of the sequences' losses.
+
+  Args:
+    sequence_losses: nats per token of each sequence: (params, [batch, seq_len + 1]) -> [batch].
+    mesh: from `mesh.make_mesh`.
+
+  `tokens` are int32 [workers, batch, seq_len + 1] and `mask` is float32 [workers, batch].
+  """
+
+  def of_worker(params, tokens, mask):
+    return jnp.sum(sequence_losses(params, tokens) * mask)
+
+  def evaluate(params, tokens, mask):
+    return jnp.sum(over_workers(of_worker, mesh, (None, 0, 0), 0)(params, tokens, mask))
+
+  return jax.jit(evaluate, out_shardings=NamedSharding(mesh, P()))
+
+
+def local_mean(state: TrainState) -> optax.Params:
+  """Returns the mean of the workers' own parameters: a model average over the slow links."""
+  local = state.optimizer.params
+  return state.params if local is None else jax.tree.map(lambda x: jnp.mean(x, axis=0), local)

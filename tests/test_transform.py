@@ -1,0 +1,316 @@
+"""Equivalences, exactness and errors of the transform."""
+
+import doctest
+
+import jax
+from jax.sharding import AxisType, PartitionSpec as P
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from desloc_jax import DeslocState, desloc, half_life, periods_from_half_lives
+from desloc_jax.optimizer import periods as periods_lib
+from desloc_jax.optimizer import transform
+from desloc_jax.optimizer.ddp import ddp
+from desloc_jax.optimizer.state_fields import label_fields
+from tests import workers
+
+PARAMS = {'w': jnp.linspace(-1.0, 1.0, 1001), 'b': jnp.float32(0.3)}
+ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.03))
+NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
+
+
+def gradient(t, worker, x):
+  """Another pull on each worker, nonlinear and changing in time."""
+  return jax.tree.map(lambda p: p - jnp.sin(worker + 1.0 + 0.1 * t + 3 * p), x)
+
+
+def last(tx, count=4, steps=12, params=PARAMS):
+  *_, (state, consensus) = workers.run(tx, params, gradient, count, steps)
+  return state, consensus
+
+
+def bits(tree):
+  return [np.asarray(x).view(np.uint32) for x in jax.tree.leaves(tree) if x.dtype == jnp.float32]
+
+
+def assert_same_bits(a, b):
+  for x, y in zip(bits(a), bits(b), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def adam_periods(params, mu, nu):
+  return {'params': params, 'mu': mu, 'nu': nu}
+
+
+@pytest.mark.parametrize('module', [transform, periods_lib])
+def test_docstring_examples(module):
+  result = doctest.testmod(module)
+  assert result.attempted and not result.failed
+
+
+@pytest.mark.parametrize('outer', [None, NESTEROV], ids=['averaging', 'nesterov'])
+def test_a_sync_leaves_all_workers_with_the_bits_of_the_consensus(outer):
+  tx = desloc(ADAM, adam_periods(3, 4, 6), outer=outer)
+  for t, (state, consensus) in enumerate(workers.run(tx, PARAMS, gradient, 4, 12)):
+    synced = (t + 1) % 3 == 0
+    for worker in range(4):
+      same = all(
+          np.array_equal(x[worker], y)
+          for x, y in zip(bits(state.params), bits(consensus), strict=True)
+      )
+      assert same == synced
+    mu, nu = state.inner[1][0].mu['w'], state.inner[1][0].nu['w']
+    assert bool((mu == mu[0]).all()) == ((t + 1) % 4 == 0)
+    assert bool((nu == nu[0]).all()) == ((t + 1) % 6 == 0)
+
+
+def test_counters_count_steps_since_each_sync():
+  tx = desloc(ADAM, adam_periods(2, 3, None))
+  seen = [
+      {name: int(c) for name, c in state.counters.items()}
+      for state, _ in workers.run(tx, PARAMS, gradient, 2, 6)
+  ]
+  assert [s['params'] for s in seen] == [1, 0, 1, 0, 1, 0]
+  assert [s['mu'] for s in seen] == [1, 2, 0, 1, 2, 0]
+  assert 'nu' not in seen[0]
+
+
+def test_updates_are_zero_between_parameter_syncs():
+  tx = desloc(ADAM, adam_periods(5, 5, 5))
+  consensus = [params for _, params in workers.run(tx, PARAMS, gradient, 4, 5)]
+  for params in consensus[:4]:
+    assert_same_bits(params, PARAMS)
+  assert not np.array_equal(consensus[4]['w'], PARAMS['w'])
+
+
+def test_sgd_with_period_one_is_ddp():
+  local, _ = last(desloc(optax.sgd(0.1), {'params': 1}))
+  _, shared = last(ddp(optax.sgd(0.1)))
+  for x, y in zip(jax.tree.leaves(local.params), jax.tree.leaves(shared), strict=True):
+    np.testing.assert_allclose(x[0], y, rtol=2e-6, atol=1e-7)
+
+
+def test_momentum_with_period_one_is_ddp():
+  inner = optax.sgd(0.1, momentum=0.9)
+  local, _ = last(desloc(inner, {'params': 1, 'trace': 1}))
+  _, shared = last(ddp(inner))
+  for x, y in zip(jax.tree.leaves(local.params), jax.tree.leaves(shared), strict=True):
+    np.testing.assert_allclose(x[0], y, rtol=5e-6, atol=1e-6)
+
+
+def test_equal_periods_are_local_adam():
+  """Local Adam, written here without the transform: K local steps, then everything is averaged."""
+  period, inner = 4, optax.adam(0.03)
+  state, _ = last(desloc(inner, adam_periods(period, period, period)))
+
+  params = jax.tree.map(lambda x: jnp.stack([x] * 4), PARAMS)
+  inner_state = jax.vmap(inner.init)(params)
+  for t in range(12):
+    grads = jax.vmap(lambda w, x, t=t: gradient(t, w, x))(jnp.arange(4), params)
+    updates, inner_state = jax.vmap(inner.update)(grads, inner_state, params)
+    params = optax.apply_updates(params, updates)
+    if (t + 1) % period == 0:
+      average = lambda x: jnp.broadcast_to(x.mean(0), x.shape)  # noqa: E731
+      params = jax.tree.map(average, params)
+      adam = inner_state[0]
+      adam = adam._replace(mu=jax.tree.map(average, adam.mu), nu=jax.tree.map(average, adam.nu))
+      inner_state = (adam, *inner_state[1:])
+  for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+    np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
+
+
+def test_no_periods_are_independent_workers():
+  state, consensus = last(desloc(ADAM, adam_periods(None, None, None)))
+  assert_same_bits(consensus, PARAMS)
+  for worker in range(4):
+    alone = lambda t, _, x, worker=worker: gradient(t, worker, x)  # noqa: E731
+    *_, (_, params) = workers.run(ddp(ADAM), PARAMS, alone, 1, 12)
+    for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+      np.testing.assert_allclose(x[worker], y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('timing', ['post', 'pre'])
+@pytest.mark.parametrize('period', [1, 3])
+def test_one_worker_is_the_inner_optimizer_bit_for_bit(period, timing):
+  """Operation by operation: two programs that XLA fuses differently round differently."""
+  tx = desloc(ADAM, adam_periods(period, period, period), timing=timing)
+  params = jax.tree.map(lambda x: x[None], PARAMS)
+  inner_state = jax.vmap(ADAM.init)(params)
+  trajectory = workers.run(tx, PARAMS, gradient, 1, 12, compiler=lambda step: step)
+  for t, (state, _) in enumerate(trajectory):
+    grads = jax.vmap(lambda m, x, t=t: gradient(t, m, x))(jnp.arange(1), params)
+    updates, inner_state = jax.vmap(ADAM.update)(grads, inner_state, params)
+    params = optax.apply_updates(params, updates)
+    assert_same_bits(state.params, params)
+    assert_same_bits(state.inner, inner_state)
+
+
+def test_outer_sgd_with_rate_one_is_averaging():
+  averaged, _ = last(desloc(ADAM, adam_periods(3, 6, 9)))
+  stepped, _ = last(desloc(ADAM, adam_periods(3, 6, 9), outer=optax.sgd(1.0)))
+  assert_same_bits(averaged.params, stepped.params)
+
+
+def test_drift_is_the_relative_distance_from_the_mean():
+  tx = desloc(optax.sgd(0.1), {'params': 2})
+  before = None
+  for t, (state, _) in enumerate(workers.run(tx, {'w': PARAMS['w']}, gradient, 4, 2)):
+    if t == 0:
+      before = np.asarray(state.params['w'], np.float64)
+  stepped = np.stack([
+      x - 0.1 * np.asarray(gradient(1, m, {'w': jnp.asarray(x, jnp.float32)})['w'])
+      for m, x in enumerate(before)
+  ])
+  mean = stepped.mean(axis=0)
+  expected = np.linalg.norm(stepped - mean, axis=1) / np.linalg.norm(mean)
+  np.testing.assert_allclose(state.drift['params'], expected, rtol=1e-4)
+
+
+def test_nothing_recompiles():
+  tx = desloc(ADAM, adam_periods(2, 3, 5))
+  state, params = workers.init(tx, PARAMS, 4), PARAMS
+  step = jax.jit(workers.make_step(tx, gradient, 4))
+  for t in range(6):
+    state, params = step(jnp.int32(t), state, params)
+  assert step._cache_size() == 1
+
+
+def test_extra_arguments_reach_the_inner_optimizer():
+  def update(grads, state, params=None, *, scale, **_):
+    return jax.tree.map(lambda g: -scale * g, grads), state
+
+  inner = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+  tx = desloc(inner, {'params': 1})
+  state = workers.init(tx, {'w': jnp.ones(2)}, 2)
+  update_all = jax.vmap(
+      lambda g, s, p: tx.update(g, s, p, scale=0.5),
+      in_axes=(0, transform.WORKER_AXES, None), out_axes=(None, transform.WORKER_AXES),
+      axis_name='workers',
+  )
+  updates, _ = update_all({'w': jnp.ones((2, 2))}, state, {'w': jnp.ones(2)})
+  np.testing.assert_allclose(updates['w'], -0.5)
+
+
+@pytest.mark.parametrize('outer', [None, NESTEROV], ids=['averaging', 'nesterov'])
+def test_types_of_varying_axes_are_right_under_checking(outer):
+  """Inside shard_map with check_vma=True, one worker a device, against the vmapped form."""
+  tx = desloc(ADAM, adam_periods(2, 3, 5), outer=outer)
+  mesh = jax.make_mesh((4,), ('workers',), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+  specs = DeslocState(P(), P('workers'), P('workers'), P(), P('workers'))
+
+  def step(t, state, params):
+    varying = state._replace(counters=None, outer=None)
+    one = jax.tree.map(lambda x: x[0], varying)
+    one = one._replace(counters=state.counters, outer=state.outer)
+    grads = gradient(t, jax.lax.axis_index('workers'), one.params)
+    updates, one = tx.update(grads, one, params)
+    back = jax.tree.map(lambda x: x[None], one._replace(counters=None, outer=None))
+    return back._replace(counters=one.counters, outer=one.outer), optax.apply_updates(params, updates)
+
+  step = jax.jit(jax.shard_map(
+      step, mesh=mesh, in_specs=(P(), specs, P()), out_specs=(specs, P()), check_vma=True
+  ))
+  state, params = workers.init(tx, PARAMS, 4), PARAMS
+  for t, (expected, _) in enumerate(workers.run(tx, PARAMS, gradient, 4, 6)):
+    state, params = step(t, state, params)
+    for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
+      np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+  assert_same_bits(jax.tree.map(lambda x: x[2], state.params), params)
+
+
+# State fields.
+
+
+def labels(inner, params=PARAMS):
+  return {label for label in label_fields(inner.init(params), params) if label}
+
+
+def test_fields_are_found_wherever_they_sit():
+  by_kind = {'w': 'matrix', 'b': 'rest'}
+  assert labels(ADAM) == {'mu', 'nu'}
+  assert labels(optax.masked(optax.adam(1.0), {'w': True, 'b': False})) == {'mu', 'nu'}
+  assert labels(optax.inject_hyperparams(optax.adam)(learning_rate=1.0)) == {'mu', 'nu'}
+  partition = optax.partition({'matrix': optax.sgd(1.0, momentum=0.9), 'rest': optax.adam(1.0)}, by_kind)
+  assert labels(partition) == {'trace', 'mu', 'nu'}
+  assert labels(optax.contrib.ademamix(1.0)) == {'m1', 'm2', 'nu'}
+  assert labels(optax.sgd(1.0)) == set()
+
+
+def test_moments_of_one_element_parameters_are_averaged():
+  scalar = {'b': jnp.float32(1.0)}
+  assert labels(optax.adam(1.0), scalar) == {'mu', 'nu'}
+  state, _ = last(desloc(optax.adam(0.1), adam_periods(2, 2, 2)), steps=2, params=scalar)
+  mu = state.inner[0].mu['b']
+  assert mu.shape == (4,) and len(set(mu.tolist())) == 1
+
+
+def test_parameter_names_are_not_taken_for_fields():
+  params = {'nu': {'mu': jnp.ones(3)}}
+  assert labels(optax.sgd(1.0, momentum=0.9), params) == {'trace'}
+
+
+def test_bare_array_parameters():
+  state, params = last(desloc(optax.adam(0.1), adam_periods(2, 2, 2)), params=jnp.ones(5))
+  assert state.params.shape == (4, 5) and params.shape == (5,)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize('period', [0, -1, 1.5, True, 'often', float('nan')])
+def test_a_period_that_is_no_number_of_steps_is_refused(period):
+  with pytest.raises(ValueError, match="periods\\['mu'\\].*whole number of steps >= 1"):
+    desloc(ADAM, adam_periods(1, period, 1))
+
+
+def test_parameters_need_a_period():
+  with pytest.raises(ValueError, match="'params'"):
+    desloc(ADAM, {'mu': 1, 'nu': 1})
+
+
+def test_a_field_without_a_period_is_refused():
+  with pytest.raises(ValueError, match='no entry for the inner state field.* nu:.*found: mu, nu'):
+    desloc(ADAM, {'params': 1, 'mu': 1}).init(PARAMS)
+
+
+def test_a_period_without_a_field_is_refused():
+  with pytest.raises(ValueError, match='names trace.*found: mu, nu'):
+    desloc(ADAM, {'params': 1, 'mu': 1, 'nu': 1, 'trace': 1}).init(PARAMS)
+
+
+def test_unknown_timing_is_refused():
+  with pytest.raises(ValueError, match="'post' or 'pre'"):
+    desloc(ADAM, adam_periods(1, 1, 1), timing='after')
+
+
+@pytest.mark.parametrize('tx', [desloc(ADAM, adam_periods(1, 1, 1)), ddp(ADAM)], ids=['desloc', 'ddp'])
+def test_use_outside_the_axis_is_refused(tx):
+  with pytest.raises(ValueError, match="'workers' is not bound"):
+    tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+def test_missing_params_are_refused():
+  tx = desloc(ADAM, adam_periods(1, 1, 1))
+  with pytest.raises(ValueError, match='consensus'):
+    tx.update(PARAMS, tx.init(PARAMS))
+
+
+# Periods.
+
+
+def test_half_lives_of_the_paper():
+  expected = {0.9: 6.6, 0.95: 13.5, 0.999: 692.8, 0.9999: 6931.1}
+  for decay, steps in expected.items():
+    assert half_life(decay) == pytest.approx(steps, abs=0.05)
+
+
+def test_periods_from_half_lives():
+  assert periods_from_half_lives(256) == {'params': 256, 'mu': 768, 'nu': 1536}
+  assert periods_from_half_lives(16, {'mu': 0.9, 'nu': 0.0}) == {'params': 16, 'mu': 16, 'nu': 16}
+  assert periods_from_half_lives(1, {'nu': 0.999})['nu'] == 693
+  with pytest.raises(ValueError, match='decay'):
+    periods_from_half_lives(16, {'mu': 1.0})
+  with pytest.raises(ValueError, match="'params'.*>= 1"):
+    periods_from_half_lives(0)
