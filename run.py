@@ -8,7 +8,6 @@ The same command with the same --workdir resumes a run that was stopped.
 """
 
 import pathlib
-import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags

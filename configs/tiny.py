@@ -15,9 +15,9 @@ from desloc_jax.train.config import default_config
 def get_config():
   config = default_config()
   config.workers = 4
-  config.batch_size = 8
+  config.batch_size = 4
   config.seq_len = 128
-  config.steps = 300
+  config.steps = 800
   config.method = 'desloc'
   config.periods.params = 16
 
@@ -25,13 +25,14 @@ def get_config():
   config.inner.learning_rate = 4e-3
   config.inner.b1 = 0.95
   config.inner.b2 = 0.99
-  config.schedule.warmup_steps = 20
+  config.schedule.warmup_steps = 40
   config.schedule.decay_fraction = 0.2
 
-  config.model.layers = 4
+  config.model.layers = 2
   config.model.width = 128
   config.model.heads = 4
+  config.model.remat = 'full'  # Faster than storing everything, also on a CPU.
 
   config.eval.every = 100
-  config.checkpoint.every = 100
+  config.checkpoint.every = 200
   return config

@@ -5,6 +5,6 @@ the subpackages `model`, `data` and `train`, which nothing here imports.
 """
 
 from desloc_jax.optimizer.periods import half_life, periods_from_half_lives
-from desloc_jax.optimizer.transform import WORKER_AXES, DeslocState, desloc
+from desloc_jax.optimizer.transform import desloc, DeslocState, WORKER_AXES
 
 __all__ = ['WORKER_AXES', 'DeslocState', 'desloc', 'half_life', 'periods_from_half_lives']

@@ -8,12 +8,11 @@ import lzma
 import sys
 import types
 
+from hypothesis import given, strategies as st
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from desloc_jax.data import encoding, is_held_out, load_tokenizer, read_documents
 from desloc_jax.errors import UserError
@@ -29,7 +28,7 @@ def read(path, **options):
 def test_sotu():
   packed = (importlib.resources.files('desloc_jax.data') / 'sotu.jsonl.xz').read_bytes()
   assert hashlib.sha256(lzma.decompress(packed)).hexdigest() == (
-      '04370ace61c972e24bac61a77f9836ccf5acd4d4190b0b4d3fed791fa467b4af'
+    '04370ace61c972e24bac61a77f9836ccf5acd4d4190b0b4d3fed791fa467b4af'
   )
   assert len(read('sotu')) == 249
   early, late = (read('sotu', where=f'year:{years}') for years in ('1790-1899', '1900-2100'))
@@ -37,11 +36,14 @@ def test_sotu():
   assert early[0][0] == '1790-Washington-1'
 
 
-@pytest.mark.parametrize('name, content', [
+@pytest.mark.parametrize(
+  'name, content',
+  [
     ('a.jsonl', LINES),
     ('a.jsonl.gz', gzip.compress(LINES)),
     ('a.jsonl.xz', lzma.compress(LINES)),
-])
+  ],
+)
 def test_json_lines(tmp_path, name, content):
   (tmp_path / name).write_bytes(content)
   assert read(tmp_path / name) == [(row['id'], row['text']) for row in ROWS]
@@ -87,7 +89,9 @@ def test_hugging_face(monkeypatch):
     read('hf:missing')
 
 
-@pytest.mark.parametrize('name, content, message', [
+@pytest.mark.parametrize(
+  'name, content, message',
+  [
     ('a.jsonl', b'{"text": "a"}\n{"text": \n', r'a\.jsonl, line 2 is not JSON'),
     ('a.jsonl', b'{"text": "a"}\n{"text": "\xff"}\n', r'a\.jsonl, line 2 is not UTF-8'),
     ('a.jsonl', b'[1]\n', r'a\.jsonl, line 1 is a JSON list, expected an object'),
@@ -99,19 +103,23 @@ def test_hugging_face(monkeypatch):
     ('a.jsonl.xz', lzma.compress(LINES)[:-20], r'a\.jsonl\.xz is unreadable or damaged'),
     ('a.jsonl.gz', gzip.compress(LINES)[:-9], r'a\.jsonl\.gz is unreadable or damaged'),
     ('a.csv', b'text\n', r"a\.csv: '\.csv' is unknown"),
-])
+  ],
+)
 def test_damage_names_the_file(tmp_path, name, content, message):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(UserError, match=message):
     read(tmp_path / name)
 
 
-@pytest.mark.parametrize('where, message', [
+@pytest.mark.parametrize(
+  'where, message',
+  [
     ('year', 'expected FIELD:LOW-HIGH'),
     ('year:1900-1800', 'range is empty'),
     ('yaer:1900-1950', "'yaer' is unknown. Did you mean 'year'"),
     ('id:1-2', "id is 'd0', expected a number"),
-])
+  ],
+)
 def test_bad_where(tmp_path, where, message):
   (tmp_path / 'a.jsonl').write_bytes(LINES)
   with pytest.raises(UserError, match=message):
@@ -136,15 +144,19 @@ def test_split_depends_on_the_text_alone(texts, seed):
   straight = encoding.encode_documents(texts, tokenizer, 0.5)
   shuffled = encoding.encode_documents([texts[i] for i in order], tokenizer, 0.5)
   assert [straight[i].split for i in order] == [document.split for document in shuffled]
-  sides = {split: {tokenizer.decode(d.tokens) for d in straight if d.split == split}
-           for split in ('train', 'validation')}
+  sides = {
+    split: {tokenizer.decode(d.tokens) for d in straight if d.split == split}
+    for split in ('train', 'validation')
+  }
   assert not sides['train'] & sides['validation']
 
 
 def test_split_has_the_fraction_and_grows_with_it():
   texts = [f'document {i}' for i in range(4000)]
-  held = {fraction: {text for text in texts if is_held_out(text, fraction)}
-          for fraction in (0.0, 0.1, 0.3)}
+  held = {
+    fraction: {text for text in texts if is_held_out(text, fraction)}
+    for fraction in (0.0, 0.1, 0.3)
+  }
   assert not held[0.0]
   assert held[0.1] < held[0.3]
   assert abs(len(held[0.1]) / len(texts) - 0.1) < 0.02

@@ -36,18 +36,21 @@ def test_shards_hold_the_documents_in_order(corpus, tmp_path):
   assert manifest == read_manifest(str(tmp_path / 'out'))
   assert len(manifest.of_split('train')) > 3
   for split in ('train', 'validation'):
-    texts = [document.text for document in read_documents(corpus)
-             if is_held_out(document.text, 0.2) == (split == 'validation')]
+    texts = [
+      document.text
+      for document in read_documents(corpus)
+      if is_held_out(document.text, 0.2) == (split == 'validation')
+    ]
     stream = np.concatenate(
-        [np.load(tmp_path / 'out' / shard.file) for shard in manifest.of_split(split)]
+      [np.load(tmp_path / 'out' / shard.file) for shard in manifest.of_split(split)]
     )
     assert stream.dtype == np.uint16
     assert tokenizer.decode(stream) == ''.join(text + '<|endoftext|>' for text in texts)
     assert manifest.totals()[split] == {
-        'shards': len(manifest.of_split(split)),
-        'documents': len(texts),
-        'tokens': len(stream),
-        'text_bytes': sum(len(text.encode()) for text in texts),
+      'shards': len(manifest.of_split(split)),
+      'documents': len(texts),
+      'tokens': len(stream),
+      'text_bytes': sum(len(text.encode()) for text in texts),
     }
 
 
@@ -59,13 +62,22 @@ def test_result_does_not_depend_on_processes(corpus, tmp_path, monkeypatch):
 
 
 def test_goes_on_after_kill(tmp_path):
-  options = ['--input=sotu', '--tokenizer=bytes', '--validation_fraction=0.1',
-             '--shard_tokens=60000', '--processes=2']
+  options = [
+    '--input=sotu',
+    '--tokenizer=bytes',
+    '--validation_fraction=0.1',
+    '--shard_tokens=60000',
+    '--processes=2',
+  ]
   prepare.main([*options, f'--output={tmp_path}/whole', '--processes=1'])
   out = tmp_path / 'killed'
   command = [sys.executable, '-m', 'desloc_jax.data.prepare', *options, f'--output={out}']
-  process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True,
-                             cwd=pathlib.Path(__file__).parents[1])
+  process = subprocess.Popen(
+    command,
+    stderr=subprocess.DEVNULL,
+    start_new_session=True,
+    cwd=pathlib.Path(__file__).parents[1],
+  )
   while not (out / 'train_00003.npy').exists() and process.poll() is None:
     time.sleep(0.001)
   process.send_signal(signal.SIGKILL)
@@ -103,14 +115,18 @@ def test_complete_folder_is_left_alone(corpus, tmp_path):
   assert contents(tmp_path / 'out') == before
 
 
-@pytest.mark.parametrize('change, message', [
+@pytest.mark.parametrize(
+  'change, message',
+  [
     ({'tokenizer': 'gpt2'}, "tokenizer name 'bytes', now 'gpt2'"),
     ({'validation_fraction': 0.3}, 'validation_fraction 0.2, now 0.3'),
     ({'where': 'year:0-10'}, "where '', now 'year:0-10'"),
-])
+  ],
+)
 def test_other_options_are_refused(corpus, tmp_path, change, message):
-  options = dict(input=corpus, output=str(tmp_path / 'out'), tokenizer='bytes',
-                 validation_fraction=0.2)
+  options = dict(
+    input=corpus, output=str(tmp_path / 'out'), tokenizer='bytes', validation_fraction=0.2
+  )
   prepare.prepare(**options)
   with pytest.raises(UserError, match=message):
     prepare.prepare(**options | change)
@@ -124,25 +140,42 @@ def test_changed_input_is_refused(corpus, tmp_path):
     prepare.prepare(corpus, str(tmp_path / 'out'), 'bytes')
 
 
-@pytest.mark.parametrize('option, message', [
+@pytest.mark.parametrize(
+  'option, message',
+  [
     ('--validation_fraction=1', 'validation_fraction is 1.0'),
     ('--processes=0', 'processes is 0'),
     ('--where=year:5000-6000', 'has no document'),
     ('--tokenizer=byte', "Did you mean 'bytes'"),
     ('--input=nowhere', "'nowhere'"),
-])
+  ],
+)
 def test_errors_are_one_line(corpus, tmp_path, capsys, option, message):
   with pytest.raises(SystemExit) as stop:
-    prepare.main([f'--input={corpus}', f'--output={tmp_path}/out', '--tokenizer=bytes',
-                  '--processes=1', option])
+    prepare.main(
+      [
+        f'--input={corpus}',
+        f'--output={tmp_path}/out',
+        '--tokenizer=bytes',
+        '--processes=1',
+        option,
+      ]
+    )
   assert stop.value.code == 2
   error = capsys.readouterr().err
   assert message in error and error.count('\n') == 1
 
 
 def test_table(corpus, tmp_path, capsys):
-  prepare.main([f'--input={corpus}', f'--output={tmp_path}/out', '--tokenizer=bytes',
-                '--processes=1', '--validation_fraction=0'])
+  prepare.main(
+    [
+      f'--input={corpus}',
+      f'--output={tmp_path}/out',
+      '--tokenizer=bytes',
+      '--processes=1',
+      '--validation_fraction=0',
+    ]
+  )
   header, train, validation = capsys.readouterr().out.splitlines()
   assert header.split() == ['split', 'documents', 'tokens', 'bytes', 'bytes/token']
   assert train.split()[:2] == ['train', '300']

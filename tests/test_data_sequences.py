@@ -2,21 +2,20 @@
 
 import json
 
+from hypothesis import given, strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from desloc_jax.data import (
-    PackedSequences,
-    SourceSpec,
-    fingerprint,
-    load_tokenizer,
-    open_source,
-    prepare,
-    read_manifest,
-    sources,
-    verify_shards,
+  fingerprint,
+  load_tokenizer,
+  open_source,
+  PackedSequences,
+  prepare,
+  read_manifest,
+  sources,
+  SourceSpec,
+  verify_shards,
 )
 from desloc_jax.errors import UserError
 
@@ -25,8 +24,14 @@ BYTES = load_tokenizer('bytes')
 
 def pack(arrays, seq_len, vocab_size=2**16):
   return PackedSequences(
-      arrays, label='test', names=[f'shard {i}' for i in range(len(arrays))], seq_len=seq_len,
-      vocab_size=vocab_size, documents=1, text_bytes=1, fingerprint='',
+    arrays,
+    label='test',
+    names=[f'shard {i}' for i in range(len(arrays))],
+    seq_len=seq_len,
+    vocab_size=vocab_size,
+    documents=1,
+    text_bytes=1,
+    fingerprint='',
   )
 
 
@@ -79,8 +84,9 @@ def test_text_and_shards_give_the_same_sequences(corpus, prepared):
     text = open_source(corpus, BYTES, split, 16, 0.2)
     shards = open_source(str(prepared), BYTES, split, 16, 0.2)
     assert len(text) == len(shards) > 10
-    np.testing.assert_array_equal([*map(text.__getitem__, range(len(text)))],
-                                  [*map(shards.__getitem__, range(len(shards)))])
+    np.testing.assert_array_equal(
+      [*map(text.__getitem__, range(len(text)))], [*map(shards.__getitem__, range(len(shards)))]
+    )
     for name in ('tokens', 'documents', 'text_bytes', 'vocab_size'):
       assert getattr(text, name) == getattr(shards, name)
     assert text.tokens == text.text_bytes + text.documents
@@ -90,7 +96,7 @@ def test_text_is_tokenised_once(corpus, monkeypatch):
   calls = []
   read = sources.documents.read_documents
   monkeypatch.setattr(
-      sources.documents, 'read_documents', lambda *given: calls.append(given) or read(*given)
+    sources.documents, 'read_documents', lambda *given: calls.append(given) or read(*given)
   )
   for split in ('train', 'validation'):
     open_source(corpus, BYTES, split, 16, 0.25)
@@ -110,14 +116,17 @@ def test_open_errors(corpus, prepared):
     open_source(corpus, BYTES, 'train', 16, 1.5)
 
 
-@pytest.mark.parametrize('damage, message', [
+@pytest.mark.parametrize(
+  'damage, message',
+  [
     (lambda path: path.unlink(), 'is missing or damaged'),
     (lambda path: path.write_bytes(path.read_bytes()[:-1]), 'is missing or damaged'),
     (lambda path: path.write_bytes(b''), 'is missing or damaged'),
     (lambda path: path.write_bytes(path.read_bytes()[:-1] + b'\7'), 'was changed'),
     (lambda path: np.save(path, np.zeros(5, np.uint16)), r'is an array \(5,\) of uint16, expected'),
     (lambda path: np.save(path, np.array([{}]), allow_pickle=True), 'is missing or damaged'),
-])
+  ],
+)
 def test_damaged_shard_is_found(prepared, damage, message):
   verify_shards(str(prepared), read_manifest(str(prepared)), progress=False)
   damage(prepared / 'train_00001.npy')
@@ -128,7 +137,9 @@ def test_damaged_shard_is_found(prepared, damage, message):
   open_source(str(prepared), BYTES, 'validation', 16, 0.2)
 
 
-@pytest.mark.parametrize('change, message', [
+@pytest.mark.parametrize(
+  'change, message',
+  [
     (lambda content: content['shards'][0].update(file='../train_00000.npy'), 'not a plain'),
     (lambda content: content['shards'][0].update(file='/etc/train.npy'), 'not a plain'),
     (lambda content: content['shards'][0].update(max_token=257), 'token id 257'),
@@ -137,7 +148,8 @@ def test_damaged_shard_is_found(prepared, damage, message):
     (lambda content: content.update(version=2), r"expected \('desloc_jax tokens', 1\)"),
     (lambda content: content.update(shards=None), 'shards is None, expected a list'),
     (lambda content: content.pop('tokenizer'), 'tokenizer is None, expected a JSON object'),
-])
+  ],
+)
 def test_bad_manifest(prepared, change, message):
   path = prepared / 'manifest.json'
   content = json.loads(path.read_text())
@@ -156,14 +168,19 @@ def test_torn_manifest(prepared):
 
 def test_fingerprint_follows_the_content(corpus, prepared, tmp_path):
   def of(path, split='train', seq_len=16, name='a', **options):
-    return fingerprint([(SourceSpec(name, path, **options),
-                         open_source(path, BYTES, split, seq_len, 0.2))])
+    return fingerprint(
+      [(SourceSpec(name, path, **options), open_source(path, BYTES, split, seq_len, 0.2))]
+    )
 
   same = of(str(prepared))
   prepared.rename(tmp_path / 'moved')
   assert of(str(tmp_path / 'moved'), weight=2.0) == same
   prepare.prepare(corpus, str(tmp_path / 'other'), 'bytes', 0.2, 900)
-  others = [of(str(tmp_path / 'moved'), split='validation'), of(str(tmp_path / 'other')),
-            of(str(tmp_path / 'moved'), seq_len=8), of(str(tmp_path / 'moved'), name='b'),
-            of(corpus)]
+  others = [
+    of(str(tmp_path / 'moved'), split='validation'),
+    of(str(tmp_path / 'other')),
+    of(str(tmp_path / 'moved'), seq_len=8),
+    of(str(tmp_path / 'moved'), name='b'),
+    of(corpus),
+  ]
   assert len({same, *others}) == 6

@@ -5,10 +5,9 @@ import dataclasses
 import itertools
 
 import grain
+from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from desloc_jax.data import PackedSequences, SourceSpec, TrainingStream, validation_batches
 from desloc_jax.errors import UserError
@@ -19,17 +18,25 @@ SEQ_LEN = 3
 def make_source(name, sequences, first_token=0, **options):
   tokens = np.arange(first_token, first_token + sequences * SEQ_LEN + 1, dtype=np.uint16)
   packed = PackedSequences(
-      [tokens], label=name, names=[name], seq_len=SEQ_LEN, vocab_size=2**16, documents=1,
-      text_bytes=1, fingerprint=name,
+    [tokens],
+    label=name,
+    names=[name],
+    seq_len=SEQ_LEN,
+    vocab_size=2**16,
+    documents=1,
+    text_bytes=1,
+    fingerprint=name,
   )
   return SourceSpec(name, name, **options), packed
 
 
 ONE = [make_source('a', 48)]
 TWO = [make_source('a', 48, weight=3.0), make_source('b', 31, 1000)]
-OWN = [make_source('a', 160, worker_weights=(1.0, 0.0, 2.0)),
-       make_source('b', 121, 1000, worker_weights=(0.0, 1.0, 1.0)),
-       make_source('c', 61, 2000)]
+OWN = [
+  make_source('a', 160, worker_weights=(1.0, 0.0, 2.0)),
+  make_source('b', 121, 1000, worker_weights=(0.0, 1.0, 1.0)),
+  make_source('c', 61, 2000),
+]
 
 
 def make_stream(sources, **options):
@@ -94,12 +101,17 @@ def test_other_worker_count_goes_on_in_the_same_order():
   assert flatten(ids_of(rest, 18)) == whole[12:]
 
 
-@given(sequences=st.integers(1, 60), workers=st.integers(1, 4), batch_size=st.integers(1, 5),
-       seed=st.integers(0, 2**40))
+@given(
+  sequences=st.integers(1, 60),
+  workers=st.integers(1, 4),
+  batch_size=st.integers(1, 5),
+  seed=st.integers(0, 2**40),
+)
 @settings(max_examples=50, deadline=None)
 def test_epochs_are_permutations(sequences, workers, batch_size, seed):
-  stream = TrainingStream([make_source('a', sequences)], workers=workers, batch_size=batch_size,
-                          seed=seed)
+  stream = TrainingStream(
+    [make_source('a', sequences)], workers=workers, batch_size=batch_size, seed=seed
+  )
   ids = flatten(ids_of(stream, 2 * sequences // (workers * batch_size) + 1))
   for epoch in range(2):
     part = ids[epoch * sequences : (epoch + 1) * sequences]
@@ -150,14 +162,17 @@ def test_source_of_weight_zero_is_never_read():
   assert make_stream(sources).epochs(20)['b'] == 0
 
 
-@pytest.mark.parametrize('change, message', [
+@pytest.mark.parametrize(
+  'change, message',
+  [
     (dict(weight=-1.0), "'a': weight has the value -1.0"),
     (dict(weight=float('nan')), "'a': weight has the value nan"),
     (dict(worker_weights=(1.0, float('inf'), 1.0)), "'a': worker_weights has the value inf"),
     (dict(worker_weights=(1.0, 2.0)), "'a': worker_weights has 2 values, .* 3 workers"),
     (dict(worker_weights=(1.0, 0.0, 1.0)), r'Worker 1 has weight 0 for every source \(a\)'),
     (dict(weight=0.0), r'Worker 0 has weight 0'),
-])
+  ],
+)
 def test_bad_weights(change, message):
   spec, packed = ONE[0]
   with pytest.raises(UserError, match=message):
@@ -215,8 +230,10 @@ def test_validation_can_be_repeated():
 def test_validation_mixes_without_repeats(sizes, data):
   weights = data.draw(st.lists(st.floats(0.1, 10), min_size=len(sizes), max_size=len(sizes)))
   limit = data.draw(st.none() | st.integers(1, 50))
-  sources = [make_source(f's{i}', size, 1000 * i, weight=weight)
-             for i, (size, weight) in enumerate(zip(sizes, weights, strict=True))]
+  sources = [
+    make_source(f's{i}', size, 1000 * i, weight=weight)
+    for i, (size, weight) in enumerate(zip(sizes, weights, strict=True))
+  ]
   firsts = [int(row[0]) for row in read_validation(sources, limit=limit)]
   assert len(set(firsts)) == len(firsts)
   possible = min(size * sum(weights) / weight for size, weight in zip(sizes, weights, strict=True))

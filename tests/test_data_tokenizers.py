@@ -2,10 +2,9 @@
 
 import json
 
+from hypothesis import given, strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from desloc_jax.data import load_tokenizer, train_tokenizer
 from desloc_jax.errors import UserError
@@ -23,7 +22,16 @@ def test_gpt2_known_encodings():
   assert (tokenizer.vocab_size, tokenizer.end_of_document) == (50257, 50256)
   assert tokenizer.encode('Hello world').tolist() == [15496, 995]
   assert tokenizer.encode("I'm 2 days late,\n\n  ok?").tolist() == [
-      40, 1101, 362, 1528, 2739, 11, 628, 220, 12876, 30
+    40,
+    1101,
+    362,
+    1528,
+    2739,
+    11,
+    628,
+    220,
+    12876,
+    30,
   ]
   assert tokenizer.dtype == np.uint16
 
@@ -77,17 +85,24 @@ def test_file_adds_no_tokens_of_its_own(trained, tmp_path):
   with open(trained, encoding='utf-8') as file:
     content = json.load(file)
   content['truncation'] = {
-      'direction': 'Right', 'max_length': 2, 'strategy': 'LongestFirst', 'stride': 0
+    'direction': 'Right',
+    'max_length': 2,
+    'strategy': 'LongestFirst',
+    'stride': 0,
   }
   content['padding'] = {
-      'strategy': {'Fixed': 50}, 'direction': 'Right', 'pad_to_multiple_of': None, 'pad_id': 0,
-      'pad_type_id': 0, 'pad_token': '<|endoftext|>',
+    'strategy': {'Fixed': 50},
+    'direction': 'Right',
+    'pad_to_multiple_of': None,
+    'pad_id': 0,
+    'pad_type_id': 0,
+    'pad_token': '<|endoftext|>',
   }
   path = tmp_path / 'padded.json'
   path.write_text(json.dumps(content), encoding='utf-8')
   text = 'fellow citizens of the Senate'
   assert load_tokenizer(str(path)).encode(text).tolist() == (
-      load_tokenizer(trained).encode(text).tolist()
+    load_tokenizer(trained).encode(text).tolist()
   )
 
 
@@ -114,11 +129,14 @@ def test_bad_specs(tmp_path):
     load_tokenizer(str(broken))
 
 
-@pytest.mark.parametrize('arguments, message', [
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
     (['--input=sotu', '--vocab_size=256'], 'vocab_size is 256, expected at least 257'),
     (['--input=nowhere.txt'], "'nowhere.txt'"),
     (['--input=sotu', '--output=no/such/folder/t.json'], 'there is no folder no/such/folder'),
-])
+  ],
+)
 def test_training_errors_are_one_line(arguments, message, tmp_path, capsys):
   with pytest.raises(SystemExit) as stop:
     train_tokenizer.main([f'--output={tmp_path}/t.json', *arguments])

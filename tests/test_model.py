@@ -21,17 +21,17 @@ from desloc_jax import errors, model
 from desloc_jax.model import gpt
 
 TINY = model.GPTConfig(
-    vocab_size=61, layers=2, width=32, heads=4, seq_len=24, loss_chunk=20, attention='xla'
+  vocab_size=61, layers=2, width=32, heads=4, seq_len=24, loss_chunk=20, attention='xla'
 )
 
 # The sizes of the paper: (nominal millions, layers, width, heads, millions with the embedding).
 # '1B' and '135M' leave their nominal size by more than rounding: see the tolerances of the test.
 SIZES = {
-    '16M': (16, 4, 256, 4, 16.04),
-    '125M': (125, 12, 768, 12, 123.64),
-    '135M': (135, 30, 576, 9, 148.49),
-    '720M': (720, 12, 2048, 16, 707.19),
-    '1B': (1000, 24, 2048, 16, 1311.20),
+  '16M': (16, 4, 256, 4, 16.04),
+  '125M': (125, 12, 768, 12, 123.64),
+  '135M': (135, 30, 576, 9, 148.49),
+  '720M': (720, 12, 2048, 16, 707.19),
+  '1B': (1000, 24, 2048, 16, 1311.20),
 }
 
 
@@ -49,8 +49,8 @@ def params(config):
   """Returns parameters with every scale away from one, so that a dropped scale would show."""
   noise = np.random.default_rng(0)
   return jax.tree.map(
-      lambda x: x * noise.uniform(0.5, 1.5, x.shape).astype(np.float32),
-      jax.jit(functools.partial(model.init_params, config))(jax.random.key(0)),
+    lambda x: x * noise.uniform(0.5, 1.5, x.shape).astype(np.float32),
+    jax.jit(functools.partial(model.init_params, config))(jax.random.key(0)),
   )
 
 
@@ -82,9 +82,7 @@ def reference_hidden(p, tokens_BxL, config):
   for i in range(config.layers):
     block = jax.tree.map(lambda x, i=i: x[i], p['blocks'])
     h = reference_norm(x, block['attention_norm']['scale']) @ block['qkv']['kernel']
-    q, k, v = (
-        part.reshape(batch, length, config.heads, -1) for part in np.split(h, 3, axis=-1)
-    )
+    q, k, v = (part.reshape(batch, length, config.heads, -1) for part in np.split(h, 3, axis=-1))
     if config.qk_norm:
       q = reference_norm(q, block['query_norm']['scale'])
       k = reference_norm(k, block['key_norm']['scale'])
@@ -118,7 +116,7 @@ def test_hidden_states_match_the_reference(qk_norm):
   hidden = jax.jit(model.GPT(config).apply)({'params': params(config)}, batch)
   assert hidden.shape == (3, 17, 32) and hidden.dtype == jnp.float32
   np.testing.assert_allclose(
-      hidden, reference_hidden(params(config), batch, config), rtol=1e-3, atol=1e-4
+    hidden, reference_hidden(params(config), batch, config), rtol=1e-3, atol=1e-4
   )
 
 
@@ -163,20 +161,20 @@ def test_too_long_a_sequence_is_refused():
 
 
 @pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({'layers': 0}, 'layers is 0'),
-        ({'width': 32.0}, 'width is 32.0'),
-        ({'seq_len': True}, 'seq_len is True'),
-        ({'heads': 3}, 'width is 32 with heads 3: it must be a multiple of 6'),
-        ({'heads': 32}, 'width is 32 with heads 32: it must be a multiple of 64'),
-        ({'rope_base': math.nan}, 'rope_base is nan'),
-        ({'qk_norm': 1}, 'qk_norm is 1'),
-        ({'compute_dtype': 'bfloat'}, "compute_dtype 'bfloat' .* 'bfloat16'"),
-        ({'remat': 'dot'}, "remat 'dot' .* 'dots'"),
-        ({'attention': 'flash'}, "attention 'flash' .* auto, cudnn, xla"),
-        ({'attention': 'cudnn'}, "attention is 'cudnn' with compute_dtype 'float32'"),
-    ],
+  ('changes', 'message'),
+  [
+    ({'layers': 0}, 'layers is 0'),
+    ({'width': 32.0}, 'width is 32.0'),
+    ({'seq_len': True}, 'seq_len is True'),
+    ({'heads': 3}, 'width is 32 with heads 3: it must be a multiple of 6'),
+    ({'heads': 32}, 'width is 32 with heads 32: it must be a multiple of 64'),
+    ({'rope_base': math.nan}, 'rope_base is nan'),
+    ({'qk_norm': 1}, 'qk_norm is 1'),
+    ({'compute_dtype': 'bfloat'}, "compute_dtype 'bfloat' .* 'bfloat16'"),
+    ({'remat': 'dot'}, "remat 'dot' .* 'dots'"),
+    ({'attention': 'flash'}, "attention 'flash' .* auto, cudnn, xla"),
+    ({'attention': 'cudnn'}, "attention is 'cudnn' with compute_dtype 'float32'"),
+  ],
 )
 def test_config_names_the_field_and_the_value(changes, message):
   with pytest.raises(errors.UserError, match=message):
@@ -215,11 +213,11 @@ def test_loss_matches_the_reference(loss_chunk):
 
 @hypothesis.settings(max_examples=10, deadline=None)
 @hypothesis.given(
-    batch=st.integers(1, 4),
-    length=st.integers(1, 13),
-    vocab=st.integers(1, 9),
-    loss_chunk=st.integers(1, 60),
-    seed=st.integers(0, 99),
+  batch=st.integers(1, 4),
+  length=st.integers(1, 13),
+  vocab=st.integers(1, 9),
+  loss_chunk=st.integers(1, 60),
+  seed=st.integers(0, 99),
 )
 def test_any_chunk_gives_the_exact_losses_and_gradients(batch, length, vocab, loss_chunk, seed):
   noise = np.random.default_rng(seed)
@@ -231,7 +229,7 @@ def test_any_chunk_gives_the_exact_losses_and_gradients(batch, length, vocab, lo
   @jax.jit
   def losses_and_gradients(hidden, embedding):
     losses, pull_back = jax.vjp(
-        lambda h, e: model.token_losses(h, e, targets, loss_chunk), hidden, embedding
+      lambda h, e: model.token_losses(h, e, targets, loss_chunk), hidden, embedding
     )
     return losses, *pull_back(weights)
 
@@ -241,7 +239,7 @@ def test_any_chunk_gives_the_exact_losses_and_gradients(batch, length, vocab, lo
   np.testing.assert_allclose(losses, exact, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(grad_hidden, errors_BxLxV @ embedding, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(
-      grad_embedding, np.einsum('blv,bld->vd', errors_BxLxV, hidden), rtol=1e-4, atol=1e-4
+    grad_embedding, np.einsum('blv,bld->vd', errors_BxLxV, hidden), rtol=1e-4, atol=1e-4
   )
 
 
@@ -338,15 +336,14 @@ def test_vmap_over_replicas_inside_shard_map_equals_a_loop():
   mesh = jax.make_mesh((1, 1), ('workers', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
   spec = jax.sharding.PartitionSpec('workers')
   together = jax.jit(
-      jax.shard_map(
-          jax.vmap(step), mesh=mesh, in_specs=spec, out_specs=spec, axis_names={'workers'}
-      )
+    jax.shard_map(jax.vmap(step), mesh=mesh, in_specs=spec, out_specs=spec, axis_names={'workers'})
   )(jax.tree.map(lambda *x: jnp.stack(x), *replicas), batch)
   one = jax.jit(step)
   loop = [one(p, t) for p, t in zip(replicas, batch, strict=True)]
   jax.tree.map(
-      lambda a, *b: np.testing.assert_allclose(a, np.stack(b), rtol=1e-4, atol=1e-6),
-      together, *loop,
+    lambda a, *b: np.testing.assert_allclose(a, np.stack(b), rtol=1e-4, atol=1e-6),
+    together,
+    *loop,
   )
 
 
@@ -380,11 +377,12 @@ print(re.findall(r'= f32(\\S+?){\\S* all-(?:gather|reduce)\\(', compiled.as_text
 def test_splitting_over_fsdp_gathers_parameters_and_not_activations():
   # In a process of its own, because the number of devices is fixed when JAX starts.
   env = os.environ | {
-      'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=4'
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
   }
   root = pathlib.Path(model.__file__).parents[2]
   run = subprocess.run(
-      [sys.executable, '-c', SPLIT], env=env, cwd=root, capture_output=True, text=True
+    [sys.executable, '-c', SPLIT], env=env, cwd=root, capture_output=True, text=True
   )
   assert run.returncode == 0, run.stderr
   assert '[1,64,192]' in run.stdout and '[1,64,256]' in run.stdout  # qkv and mlp_up of a layer.
@@ -405,7 +403,10 @@ def test_initial_loss_is_near_that_of_a_uniform_guess():
 def test_initial_scales():
   p = model.init_params(dataclasses.replace(TINY, layers=8, width=64), jax.random.key(0))
   for name, stddev in (
-      ('qkv', 0.02), ('mlp_up', 0.02), ('attention_out', 0.005), ('mlp_down', 0.005)
+    ('qkv', 0.02),
+    ('mlp_up', 0.02),
+    ('attention_out', 0.005),
+    ('mlp_down', 0.005),
   ):
     np.testing.assert_allclose(p['blocks'][name]['kernel'].std(), stddev, rtol=0.03)
   np.testing.assert_allclose(p['embedding'].std(), 0.02, rtol=0.05)

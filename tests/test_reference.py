@@ -14,8 +14,12 @@ from tests import reference, workers
 WORKERS, SIZE, STEPS, RATE, RHO = 3, 7, 60, 0.05, 1.0
 PERIODS = (4, 6, 10)
 INNERS = {
-    'adam': (optax.adam(RATE), ('mu', 'nu'), functools.partial(reference.adam_step, eta=RATE)),
-    'sgdm': (optax.sgd(RATE, momentum=0.9), ('trace',), functools.partial(reference.sgdm_step, eta=RATE)),
+  'adam': (optax.adam(RATE), ('mu', 'nu'), functools.partial(reference.adam_step, eta=RATE)),
+  'sgdm': (
+    optax.sgd(RATE, momentum=0.9),
+    ('trace',),
+    functools.partial(reference.sgdm_step, eta=RATE),
+  ),
 }
 
 
@@ -43,15 +47,21 @@ def test_trajectory_equals_reference(name, timing, outer):
   inner, fields, local_step = INNERS[name]
   of_all, of_worker, x0 = quadratic()
   expected_local, expected_consensus = reference.desloc(
-      of_all, np.tile(x0, (WORKERS, 1)), STEPS, PERIODS, local_step,
-      timing=timing, rho=RHO, outer=outer,
+    of_all,
+    np.tile(x0, (WORKERS, 1)),
+    STEPS,
+    PERIODS,
+    local_step,
+    timing=timing,
+    rho=RHO,
+    outer=outer,
   )
   with jax.enable_x64(True):
     tx = desloc(
-        optax.chain(optax.clip_by_global_norm(RHO), inner),
-        dict(zip(('params', *fields), PERIODS, strict=False)),
-        outer=optax.sgd(outer[0], momentum=outer[1], nesterov=True) if outer else None,
-        timing=timing,
+      optax.chain(optax.clip_by_global_norm(RHO), inner),
+      dict(zip(('params', *fields), PERIODS, strict=False)),
+      outer=optax.sgd(outer[0], momentum=outer[1], nesterov=True) if outer else None,
+      timing=timing,
     )
     trajectory = workers.run(tx, {'w': jnp.asarray(x0)}, of_worker, WORKERS, STEPS)
     for t, (state, params) in enumerate(trajectory):
@@ -65,7 +75,7 @@ def test_timings_differ_in_the_reference():
   of_all, _, x0 = quadratic()
   x0 = np.tile(x0, (WORKERS, 1))
   runs = [
-      reference.desloc(of_all, x0, STEPS, PERIODS, INNERS['adam'][2], timing=timing, rho=RHO)[0]
-      for timing in ('post', 'pre')
+    reference.desloc(of_all, x0, STEPS, PERIODS, INNERS['adam'][2], timing=timing, rho=RHO)[0]
+    for timing in ('post', 'pre')
   ]
   assert np.abs(runs[0] - runs[1]).max() > 1e-3

@@ -3,15 +3,14 @@
 import doctest
 
 import jax
-from jax.sharding import AxisType, PartitionSpec as P
 import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec as P
 import numpy as np
 import optax
 import pytest
 
-from desloc_jax import DeslocState, desloc, half_life, periods_from_half_lives
-from desloc_jax.optimizer import periods as periods_lib
-from desloc_jax.optimizer import transform
+from desloc_jax import desloc, DeslocState, half_life, periods_from_half_lives
+from desloc_jax.optimizer import periods as periods_lib, transform
 from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.state_fields import label_fields
 from tests import workers
@@ -57,8 +56,8 @@ def test_a_sync_leaves_all_workers_with_the_bits_of_the_consensus(outer):
     synced = (t + 1) % 3 == 0
     for worker in range(4):
       same = all(
-          np.array_equal(x[worker], y)
-          for x, y in zip(bits(state.params), bits(consensus), strict=True)
+        np.array_equal(x[worker], y)
+        for x, y in zip(bits(state.params), bits(consensus), strict=True)
       )
       assert same == synced
     mu, nu = state.inner[1][0].mu['w'], state.inner[1][0].nu['w']
@@ -69,8 +68,8 @@ def test_a_sync_leaves_all_workers_with_the_bits_of_the_consensus(outer):
 def test_counters_count_steps_since_each_sync():
   tx = desloc(ADAM, adam_periods(2, 3, None))
   seen = [
-      {name: int(c) for name, c in state.counters.items()}
-      for state, _ in workers.run(tx, PARAMS, gradient, 2, 6)
+    {name: int(c) for name, c in state.counters.items()}
+    for state, _ in workers.run(tx, PARAMS, gradient, 2, 6)
   ]
   assert [s['params'] for s in seen] == [1, 0, 1, 0, 1, 0]
   assert [s['mu'] for s in seen] == [1, 2, 0, 1, 2, 0]
@@ -159,10 +158,12 @@ def test_drift_is_the_relative_distance_from_the_mean():
   for t, (state, _) in enumerate(workers.run(tx, {'w': PARAMS['w']}, gradient, 4, 2)):
     if t == 0:
       before = np.asarray(state.params['w'], np.float64)
-  stepped = np.stack([
+  stepped = np.stack(
+    [
       x - 0.1 * np.asarray(gradient(1, m, {'w': jnp.asarray(x, jnp.float32)})['w'])
       for m, x in enumerate(before)
-  ])
+    ]
+  )
   mean = stepped.mean(axis=0)
   expected = np.linalg.norm(stepped - mean, axis=1) / np.linalg.norm(mean)
   np.testing.assert_allclose(state.drift['params'], expected, rtol=1e-4)
@@ -185,9 +186,10 @@ def test_extra_arguments_reach_the_inner_optimizer():
   tx = desloc(inner, {'params': 1})
   state = workers.init(tx, {'w': jnp.ones(2)}, 2)
   update_all = jax.vmap(
-      lambda g, s, p: tx.update(g, s, p, scale=0.5),
-      in_axes=(0, transform.WORKER_AXES, None), out_axes=(None, transform.WORKER_AXES),
-      axis_name='workers',
+    lambda g, s, p: tx.update(g, s, p, scale=0.5),
+    in_axes=(0, transform.WORKER_AXES, None),
+    out_axes=(None, transform.WORKER_AXES),
+    axis_name='workers',
   )
   updates, _ = update_all({'w': jnp.ones((2, 2))}, state, {'w': jnp.ones(2)})
   np.testing.assert_allclose(updates['w'], -0.5)
@@ -207,11 +209,15 @@ def test_types_of_varying_axes_are_right_under_checking(outer):
     grads = gradient(t, jax.lax.axis_index('workers'), one.params)
     updates, one = tx.update(grads, one, params)
     back = jax.tree.map(lambda x: x[None], one._replace(counters=None, outer=None))
-    return back._replace(counters=one.counters, outer=one.outer), optax.apply_updates(params, updates)
+    return back._replace(counters=one.counters, outer=one.outer), optax.apply_updates(
+      params, updates
+    )
 
-  step = jax.jit(jax.shard_map(
+  step = jax.jit(
+    jax.shard_map(
       step, mesh=mesh, in_specs=(P(), specs, P()), out_specs=(specs, P()), check_vma=True
-  ))
+    )
+  )
   state, params = workers.init(tx, PARAMS, 4), PARAMS
   for t, (expected, _) in enumerate(workers.run(tx, PARAMS, gradient, 4, 6)):
     state, params = step(t, state, params)
@@ -232,7 +238,9 @@ def test_fields_are_found_wherever_they_sit():
   assert labels(ADAM) == {'mu', 'nu'}
   assert labels(optax.masked(optax.adam(1.0), {'w': True, 'b': False})) == {'mu', 'nu'}
   assert labels(optax.inject_hyperparams(optax.adam)(learning_rate=1.0)) == {'mu', 'nu'}
-  partition = optax.partition({'matrix': optax.sgd(1.0, momentum=0.9), 'rest': optax.adam(1.0)}, by_kind)
+  partition = optax.partition(
+    {'matrix': optax.sgd(1.0, momentum=0.9), 'rest': optax.adam(1.0)}, by_kind
+  )
   assert labels(partition) == {'trace', 'mu', 'nu'}
   assert labels(optax.contrib.ademamix(1.0)) == {'m1', 'm2', 'nu'}
   assert labels(optax.sgd(1.0)) == set()
@@ -285,7 +293,9 @@ def test_unknown_timing_is_refused():
     desloc(ADAM, adam_periods(1, 1, 1), timing='after')
 
 
-@pytest.mark.parametrize('tx', [desloc(ADAM, adam_periods(1, 1, 1)), ddp(ADAM)], ids=['desloc', 'ddp'])
+@pytest.mark.parametrize(
+  'tx', [desloc(ADAM, adam_periods(1, 1, 1)), ddp(ADAM)], ids=['desloc', 'ddp']
+)
 def test_use_outside_the_axis_is_refused(tx):
   with pytest.raises(ValueError, match="'workers' is not bound"):
     tx.update(PARAMS, tx.init(PARAMS), PARAMS)

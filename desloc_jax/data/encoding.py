@@ -27,16 +27,16 @@ class EncodedDocument(NamedTuple):
 
 
 def encode_documents(
-    texts: Sequence[str], tokenizer: Tokenizer, validation_fraction: float
+  texts: Sequence[str], tokenizer: Tokenizer, validation_fraction: float
 ) -> list[EncodedDocument]:
   """Returns each text encoded, with the split it belongs to."""
   return [
-      EncodedDocument(
-          split='validation' if splits.is_held_out(text, validation_fraction) else 'train',
-          tokens=np.append(tokens, np.array(tokenizer.end_of_document, tokens.dtype)),
-          text_bytes=len(text.encode('utf-8')),
-      )
-      for text, tokens in zip(texts, tokenizer.encode_batch(texts), strict=True)
+    EncodedDocument(
+      split='validation' if splits.is_held_out(text, validation_fraction) else 'train',
+      tokens=np.append(tokens, np.array(tokenizer.end_of_document, tokens.dtype)),
+      text_bytes=len(text.encode('utf-8')),
+    )
+    for text, tokens in zip(texts, tokenizer.encode_batch(texts), strict=True)
   ]
 
 

@@ -1,8 +1,8 @@
 """Writing a file so that it is there complete or not at all."""
 
+from collections.abc import Iterator
 import contextlib
 import os
-from collections.abc import Iterator
 from typing import BinaryIO
 
 

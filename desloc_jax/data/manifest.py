@@ -1,15 +1,15 @@
 """The manifest of a folder of tokenised data: what its shards hold and how they were made."""
 
+from collections.abc import Sequence
 import dataclasses
 import json
 import os
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from desloc_jax.data import files, splits
 from desloc_jax.data.tokenizers import Tokenizer
-from desloc_jax.errors import UserError, unknown_choice
+from desloc_jax.errors import unknown_choice, UserError
 
 MANIFEST = 'manifest.json'
 _FORMAT = 'desloc_jax tokens'
@@ -108,7 +108,7 @@ def read_manifest(folder: str, name: str = MANIFEST) -> Manifest:
     raise UserError(f'{path}: shards is {content.get("shards")!r:.60}, expected a list.')
   content['tokenizer'] = _parse(TokenizerRecord, content.get('tokenizer'), f'{path}: tokenizer')
   content['shards'] = tuple(
-      _parse(Shard, shard, f'{path}: shard {i}') for i, shard in enumerate(content['shards'])
+    _parse(Shard, shard, f'{path}: shard {i}') for i, shard in enumerate(content['shards'])
   )
   manifest = _parse(Manifest, content, path)
   for shard in manifest.shards:
@@ -136,12 +136,14 @@ def _check_shard(shard: Shard, vocab_size: int, place: str) -> None:
     raise UserError(f'{place}: shard file {shard.file!r} is not a plain .npy name in the folder.')
   if not 0 <= shard.max_token < vocab_size:
     raise UserError(
-        f'{place}: shard {shard.file} has token id {shard.max_token}, expected ids below the '
-        f'vocabulary size {vocab_size}.'
+      f'{place}: shard {shard.file} has token id {shard.max_token}, expected ids below the '
+      f'vocabulary size {vocab_size}.'
     )
 
 
 def _total(shards: Sequence[Shard]) -> dict[str, int]:
-  counts = {name: sum(getattr(shard, name) for shard in shards)
-            for name in ('documents', 'tokens', 'text_bytes')}
+  counts = {
+    name: sum(getattr(shard, name) for shard in shards)
+    for name in ('documents', 'tokens', 'text_bytes')
+  }
   return {'shards': len(shards), **counts}

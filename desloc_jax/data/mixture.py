@@ -1,7 +1,7 @@
 """Mixing the sequences of several sources by weight."""
 
-import math
 from collections.abc import Sequence
+import math
 from typing import NamedTuple
 
 import grain
@@ -76,8 +76,8 @@ def check_sources(sources: Sources, workers: int) -> np.ndarray:
   weights = np.array([_worker_weights(spec, workers) for spec, _ in sources], np.float64)
   for worker in np.flatnonzero(weights.sum(axis=0) == 0):
     raise UserError(
-        f'Worker {worker} has weight 0 for every source ({", ".join(names)}), expected a positive '
-        'one.'
+      f'Worker {worker} has weight 0 for every source ({", ".join(names)}), expected a positive '
+      'one.'
     )
   return weights
 
@@ -88,12 +88,12 @@ def _worker_weights(spec: SourceSpec, workers: int) -> list[float]:
     for value in values:
       if not (math.isfinite(value) and value >= 0):
         raise UserError(
-            f'Source {spec.name!r}: {field} has the value {value!r}, expected a finite number of '
-            'at least 0.'
+          f'Source {spec.name!r}: {field} has the value {value!r}, expected a finite number of '
+          'at least 0.'
         )
   if spec.worker_weights and len(spec.worker_weights) != workers:
     raise UserError(
-        f'Source {spec.name!r}: worker_weights has {len(spec.worker_weights)} values, expected '
-        f'one for each of the {workers} workers.'
+      f'Source {spec.name!r}: worker_weights has {len(spec.worker_weights)} values, expected '
+      f'one for each of the {workers} workers.'
     )
   return [spec.weight * factor for factor in spec.worker_weights or (1.0,) * workers]

@@ -1,12 +1,12 @@
 """Encoding documents in several processes, in the order they come."""
 
 import collections
+from collections.abc import Iterable, Iterator
+from concurrent import futures
 import functools
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable, Iterator
-from concurrent import futures
 
 from desloc_jax.data import encoding
 from desloc_jax.data.tokenizers import load_tokenizer
@@ -15,11 +15,11 @@ _BATCHES_AHEAD = 4  # Per process: keeps every process busy and little text in m
 
 
 def encode_in_processes(
-    texts: Iterable[str],
-    tokenizer: str,
-    end_of_document: str | None,
-    validation_fraction: float,
-    processes: int,
+  texts: Iterable[str],
+  tokenizer: str,
+  end_of_document: str | None,
+  validation_fraction: float,
+  processes: int,
 ) -> Iterator[encoding.EncodedDocument]:
   """Yields `encoding.encode_documents` of the texts, in their order whatever `processes` is.
 
@@ -37,7 +37,7 @@ def encode_in_processes(
       yield from _encode(batch, *arguments)
     return
   pool = futures.ProcessPoolExecutor(
-      processes, multiprocessing.get_context('spawn'), initializer=_start_process
+    processes, multiprocessing.get_context('spawn'), initializer=_start_process
   )
   try:
     pending = collections.deque()
@@ -52,7 +52,7 @@ def encode_in_processes(
 
 
 def _encode(
-    texts: list[str], tokenizer: str, end_of_document: str | None, validation_fraction: float
+  texts: list[str], tokenizer: str, end_of_document: str | None, validation_fraction: float
 ) -> list[encoding.EncodedDocument]:
   loaded = _load_once(tokenizer, end_of_document)
   return encoding.encode_documents(texts, loaded, validation_fraction)

@@ -7,16 +7,15 @@ on from its last complete shard when it is started again with the same options.
 """
 
 import argparse
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
 
 import tqdm
 
-from desloc_jax.data import documents, parallel, shards, splits
-from desloc_jax.data import manifest as manifests
+from desloc_jax.data import documents, manifest as manifests, parallel, shards, splits
 from desloc_jax.data.checks import check_at_least
 from desloc_jax.data.encoding import EncodedDocument
 from desloc_jax.data.manifest import MANIFEST, Manifest
@@ -28,15 +27,15 @@ _INCOMPLETE = 'manifest.incomplete.json'
 
 
 def prepare(
-    input: str,
-    output: str,
-    tokenizer: str = 'gpt2',
-    validation_fraction: float = 0.01,
-    shard_tokens: int = 2**26,
-    processes: int = 1,
-    where: str = '',
-    text_column: str = 'text',
-    end_of_document: str | None = None,
+  input: str,
+  output: str,
+  tokenizer: str = 'gpt2',
+  validation_fraction: float = 0.01,
+  shard_tokens: int = 2**26,
+  processes: int = 1,
+  where: str = '',
+  text_column: str = 'text',
+  end_of_document: str | None = None,
 ) -> Manifest:
   """Tokenises `input` into the folder `output` and returns its manifest.
 
@@ -58,16 +57,16 @@ def prepare(
   splits.check_validation_fraction(validation_fraction)
   input_files = documents.find_files(input)
   plan = Manifest(
-      tokenizer=manifests.TokenizerRecord.of(load_tokenizer(tokenizer, end_of_document)),
-      source={
-          'input': input,
-          'input_files': len(input_files),
-          'input_bytes': sum(map(os.path.getsize, input_files)),
-          'where': where,
-          'text_column': text_column,
-          'shard_tokens': shard_tokens,
-      },
-      validation_fraction=float(validation_fraction),
+    tokenizer=manifests.TokenizerRecord.of(load_tokenizer(tokenizer, end_of_document)),
+    source={
+      'input': input,
+      'input_files': len(input_files),
+      'input_bytes': sum(map(os.path.getsize, input_files)),
+      'where': where,
+      'text_column': text_column,
+      'shard_tokens': shard_tokens,
+    },
+    validation_fraction=float(validation_fraction),
   )
   try:
     os.makedirs(output, exist_ok=True)
@@ -80,8 +79,11 @@ def prepare(
   read = sum(shard.documents for shard in done.shards)
   texts = (document.text for document in documents.read_documents(input, where, text_column))
   encoded = parallel.encode_in_processes(
-      itertools.islice(texts, read, None),
-      tokenizer, end_of_document, validation_fraction, processes,
+    itertools.islice(texts, read, None),
+    tokenizer,
+    end_of_document,
+    validation_fraction,
+    processes,
   )
   return _write_shards(output, done, _show_progress(encoded, done), shard_tokens)
 
@@ -100,24 +102,25 @@ def _resume(folder: str, plan: Manifest) -> Manifest:
 def _options(manifest: Manifest) -> dict[str, object]:
   fields = dataclasses.asdict(manifest)
   return {
-      **{f'tokenizer {name}': value for name, value in fields['tokenizer'].items()},
-      **fields['source'],
-      'validation_fraction': manifest.validation_fraction,
+    **{f'tokenizer {name}': value for name, value in fields['tokenizer'].items()},
+    **fields['source'],
+    'validation_fraction': manifest.validation_fraction,
   }
 
 
 def _check_same_options(folder: str, old: dict[str, object], new: dict[str, object]) -> None:
-  differences = [f'{name} {old.get(name)!r}, now {new[name]!r}'
-                 for name in new if old.get(name) != new[name]]
+  differences = [
+    f'{name} {old.get(name)!r}, now {new[name]!r}' for name in new if old.get(name) != new[name]
+  ]
   if differences:
     raise UserError(
-        f'{folder} holds data prepared with {"; ".join(differences)}. Use the same options or '
-        'another --output.'
+      f'{folder} holds data prepared with {"; ".join(differences)}. Use the same options or '
+      'another --output.'
     )
 
 
 def _write_shards(
-    folder: str, done: Manifest, encoded: Iterable[EncodedDocument], shard_tokens: int
+  folder: str, done: Manifest, encoded: Iterable[EncodedDocument], shard_tokens: int
 ) -> Manifest:
   """Writes the documents after those of `done`; returns the complete manifest."""
   for group in _group(encoded, shard_tokens):
@@ -136,7 +139,7 @@ def _write_shards(
 
 
 def _group(
-    encoded: Iterable[EncodedDocument], shard_tokens: int
+  encoded: Iterable[EncodedDocument], shard_tokens: int
 ) -> Iterator[list[EncodedDocument]]:
   """Yields runs of documents in which one split has just come to `shard_tokens`, then the rest."""
   group, tokens = [], dict.fromkeys(splits.SPLITS, 0)
@@ -150,15 +153,13 @@ def _group(
     yield group
 
 
-def _show_progress(
-    encoded: Iterable[EncodedDocument], done: Manifest
-) -> Iterator[EncodedDocument]:
+def _show_progress(encoded: Iterable[EncodedDocument], done: Manifest) -> Iterator[EncodedDocument]:
   """Passes the documents on, counting them and their tokens in a progress bar."""
   read = sum(shard.documents for shard in done.shards)
   tokens = sum(shard.tokens for shard in done.shards)
   # tqdm shows nothing where standard error is no terminal (disable=None).
   with tqdm.tqdm(
-      desc='tokenise', initial=tokens, unit='token', unit_scale=True, disable=None
+    desc='tokenise', initial=tokens, unit='token', unit_scale=True, disable=None
   ) as bar:
     for count, document in enumerate(encoded, read + 1):
       yield document
@@ -174,28 +175,47 @@ def _table(manifest: Manifest) -> str:
     rows.append((split, *(f'{count:,}' for count in counts), f'{ratio:.2f}'))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return '\n'.join(
-      '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
   )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
-      prog='python -m desloc_jax.data.prepare',
-      description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog='python -m desloc_jax.data.prepare',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add('--input', required=True, help='sotu, hf:NAME[:CONFIG[:SPLIT]], or a file, folder or pattern '
-      'of .txt, .jsonl, .jsonl.gz, .jsonl.xz or .parquet files')
+  add(
+    '--input',
+    required=True,
+    help='sotu, hf:NAME[:CONFIG[:SPLIT]], or a file, folder or pattern '
+    'of .txt, .jsonl, .jsonl.gz, .jsonl.xz or .parquet files',
+  )
   add('--output', required=True, help='folder for the shards and the manifest')
   add('--tokenizer', default='gpt2', help='bytes, gpt2 (default) or a path of a tokenizer.json')
   add('--end_of_document', help='token that closes a document, if a tokenizer.json names it oddly')
-  add('--validation_fraction', type=float, default=0.01, metavar='F',
-      help='fraction of documents held out, chosen by a hash of their text (default %(default)s)')
-  add('--shard_tokens', type=int, default=2**26, metavar='N',
-      help='tokens in a shard (default %(default)s)')
-  add('--processes', type=int, default=os.cpu_count(), metavar='N',
-      help='processes that tokenise (default: one a core)')
+  add(
+    '--validation_fraction',
+    type=float,
+    default=0.01,
+    metavar='F',
+    help='fraction of documents held out, chosen by a hash of their text (default %(default)s)',
+  )
+  add(
+    '--shard_tokens',
+    type=int,
+    default=2**26,
+    metavar='N',
+    help='tokens in a shard (default %(default)s)',
+  )
+  add(
+    '--processes',
+    type=int,
+    default=os.cpu_count(),
+    metavar='N',
+    help='processes that tokenise (default: one a core)',
+  )
   add('--where', default='', help='FIELD:LOW-HIGH keeps records by a number: year:1790-1899')
   add('--text_column', default='text', help='field that holds the text (default %(default)s)')
   return parser.parse_args(argv)

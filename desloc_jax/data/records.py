@@ -4,18 +4,18 @@ A record is a pair (place, fields): `place` says where it stands, for an error m
 default id ('books.jsonl:17'), and `fields` maps names to values.
 """
 
+from collections.abc import Iterator, Mapping
 import gzip
 import json
 import lzma
 import os
-import zlib
-from collections.abc import Iterator, Mapping
 from typing import Any
+import zlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from desloc_jax.errors import UserError, unknown_choice
+from desloc_jax.errors import unknown_choice, UserError
 
 Record = tuple[str, Mapping[str, Any]]
 
@@ -47,7 +47,7 @@ def read_records(path: str, columns: frozenset[str]) -> Iterator[Record]:
   if path.endswith(SUFFIXES):
     return _read_json_lines(path)
   name = os.path.basename(path)
-  raise unknown_choice(f'file type of {path}:', name[name.find('.'):], SUFFIXES)
+  raise unknown_choice(f'file type of {path}:', name[name.find('.') :], SUFFIXES)
 
 
 def read_hugging_face(spec: str) -> Iterator[Record]:
@@ -68,8 +68,8 @@ def read_hugging_face(spec: str) -> Iterator[Record]:
       yield f'{spec}, row {number}', row
   except Exception as error:  # The library's errors have no common class.
     raise UserError(
-        f'{spec} cannot be read ({type(error).__name__}: {error}). Expected '
-        'hf:NAME[:CONFIG[:SPLIT]] and a network connection.'
+      f'{spec} cannot be read ({type(error).__name__}: {error}). Expected '
+      'hf:NAME[:CONFIG[:SPLIT]] and a network connection.'
     ) from error
 
 

@@ -1,8 +1,8 @@
 """Training sequences cut from a stream of tokens."""
 
 import bisect
-import itertools
 from collections.abc import Sequence
+import itertools
 
 import numpy as np
 
@@ -32,16 +32,16 @@ class PackedSequences:
   """
 
   def __init__(
-      self,
-      arrays: Sequence[np.ndarray],
-      *,
-      label: str,
-      names: Sequence[str],
-      seq_len: int,
-      vocab_size: int,
-      documents: int,
-      text_bytes: int,
-      fingerprint: str,
+    self,
+    arrays: Sequence[np.ndarray],
+    *,
+    label: str,
+    names: Sequence[str],
+    seq_len: int,
+    vocab_size: int,
+    documents: int,
+    text_bytes: int,
+    fingerprint: str,
   ):
     """Wraps a stream of token ids.
 
@@ -66,8 +66,8 @@ class PackedSequences:
     if self.tokens < seq_len + 1:
       nearest = f', or seq_len at most {self.tokens - 1}' if self.tokens > 1 else ''
       raise UserError(
-          f'{label} has {self.tokens} tokens, but one sequence of seq_len {seq_len} needs '
-          f'{seq_len + 1}: give it more documents{nearest}.'
+        f'{label} has {self.tokens} tokens, but one sequence of seq_len {seq_len} needs '
+        f'{seq_len + 1}: give it more documents{nearest}.'
       )
     self.seq_len = seq_len
     self.vocab_size = vocab_size
@@ -114,6 +114,6 @@ class PackedSequences:
   def _bad_token(self, position: int) -> UserError:
     i, offset = self._locate(position)
     return UserError(
-        f'{self._names[i]} has token id {self._arrays[i][offset]} at position {offset}, expected '
-        f'ids below the vocabulary size {self.vocab_size}.'
+      f'{self._names[i]} has token id {self._arrays[i][offset]} at position {offset}, expected '
+      f'ids below the vocabulary size {self.vocab_size}.'
     )

@@ -6,10 +6,10 @@ one after another, each followed by the end-of-document id. `manifest.json` is w
 folder that has one is complete.
 """
 
-import hashlib
-import os
 from collections.abc import Sequence
 from concurrent import futures
+import hashlib
+import os
 
 import numpy as np
 import tqdm
@@ -30,13 +30,13 @@ def write_shard(folder: str, name: str, documents: Sequence[EncodedDocument]) ->
   with files.atomic_write(path) as file:
     np.save(file, tokens, allow_pickle=False)
   return Shard(
-      file=name,
-      split=documents[0].split,
-      tokens=len(tokens),
-      documents=len(documents),
-      text_bytes=sum(document.text_bytes for document in documents),
-      max_token=int(tokens.max()),
-      sha256=_sha256(path),
+    file=name,
+    split=documents[0].split,
+    tokens=len(tokens),
+    documents=len(documents),
+    text_bytes=sum(document.text_bytes for document in documents),
+    max_token=int(tokens.max()),
+    sha256=_sha256(path),
   )
 
 
@@ -54,14 +54,14 @@ def open_shard(folder: str, shard: Shard, vocab_size: int) -> np.ndarray:
   expected = ((shard.tokens,), token_dtype(vocab_size))
   if (tokens.shape, tokens.dtype) != expected:
     raise UserError(
-        f'Shard {path} is an array {tokens.shape} of {tokens.dtype}, expected {expected[0]} of '
-        f'{expected[1]} by its manifest.'
+      f'Shard {path} is an array {tokens.shape} of {tokens.dtype}, expected {expected[0]} of '
+      f'{expected[1]} by its manifest.'
     )
   return tokens
 
 
 def verify_shards(
-    folder: str, manifest: Manifest, split: str | None = None, progress: bool = True
+  folder: str, manifest: Manifest, split: str | None = None, progress: bool = True
 ) -> None:
   """Reads every shard, or those of one split, and compares its sha256 with the manifest's.
 
@@ -74,15 +74,13 @@ def verify_shards(
     open_shard(folder, shard, manifest.tokenizer.vocab_size)
     path = os.path.join(folder, shard.file)
     if (digest := _sha256(path)) != shard.sha256:
-      raise UserError(
-          f'Shard {path} was changed: its sha256 is {digest}, expected {shard.sha256}.'
-      )
+      raise UserError(f'Shard {path} was changed: its sha256 is {digest}, expected {shard.sha256}.')
 
   with futures.ThreadPoolExecutor(_VERIFY_THREADS) as pool:
     checks = pool.map(verify, shards)
     # tqdm shows nothing where standard error is no terminal (disable=None).
     for _ in tqdm.tqdm(
-        checks, 'verify', len(shards), unit='shard', leave=False, disable=None if progress else True
+      checks, 'verify', len(shards), unit='shard', leave=False, disable=None if progress else True
     ):
       pass
 

@@ -1,11 +1,11 @@
 """Opening the sources that a configuration names: prepared shards, or text tokenised at start."""
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 
 import numpy as np
 import tqdm
@@ -39,14 +39,14 @@ class SourceSpec:
 
 
 def open_source(
-    path: str,
-    tokenizer: Tokenizer,
-    split: str,
-    seq_len: int,
-    validation_fraction: float,
-    where: str = '',
-    verify: bool = True,
-    text_column: str = 'text',
+  path: str,
+  tokenizer: Tokenizer,
+  split: str,
+  seq_len: int,
+  validation_fraction: float,
+  where: str = '',
+  verify: bool = True,
+  text_column: str = 'text',
 ) -> PackedSequences:
   """Opens one split of a source.
 
@@ -72,20 +72,20 @@ def open_source(
   if os.path.exists(os.path.join(path, manifest.MANIFEST)):
     if where:
       raise UserError(
-          f'{path} is already tokenised, so where={where!r} cannot select from it: give it to '
-          'desloc_jax.data.prepare.'
+        f'{path} is already tokenised, so where={where!r} cannot select from it: give it to '
+        'desloc_jax.data.prepare.'
       )
     return _open_prepared(path, tokenizer, split, seq_len, verify)
   text = _tokenise(path, where, text_column, tokenizer, validation_fraction)[split]
   return PackedSequences(
-      [text.tokens],
-      label=f'{path} ({split})',
-      names=[f'{path} ({split})'],
-      seq_len=seq_len,
-      vocab_size=tokenizer.vocab_size,
-      documents=text.documents,
-      text_bytes=text.text_bytes,
-      fingerprint=_hash(hashlib.sha256(text.tokens).hexdigest(), tokenizer.fingerprint),
+    [text.tokens],
+    label=f'{path} ({split})',
+    names=[f'{path} ({split})'],
+    seq_len=seq_len,
+    vocab_size=tokenizer.vocab_size,
+    documents=text.documents,
+    text_bytes=text.text_bytes,
+    fingerprint=_hash(hashlib.sha256(text.tokens).hexdigest(), tokenizer.fingerprint),
   )
 
 
@@ -99,28 +99,28 @@ def fingerprint(sources: Sequence[tuple[SourceSpec, PackedSequences]]) -> str:
 
 
 def _open_prepared(
-    folder: str, tokenizer: Tokenizer, split: str, seq_len: int, verify: bool
+  folder: str, tokenizer: Tokenizer, split: str, seq_len: int, verify: bool
 ) -> PackedSequences:
   found = manifest.read_manifest(folder)
   if found.tokenizer.fingerprint != tokenizer.fingerprint:
     raise UserError(
-        f'{folder} was prepared with tokenizer {found.tokenizer.name} (fingerprint '
-        f'{found.tokenizer.fingerprint}), but the configured one is {tokenizer.name} (fingerprint '
-        f'{tokenizer.fingerprint}).'
+      f'{folder} was prepared with tokenizer {found.tokenizer.name} (fingerprint '
+      f'{found.tokenizer.fingerprint}), but the configured one is {tokenizer.name} (fingerprint '
+      f'{tokenizer.fingerprint}).'
     )
   if verify:
     shards.verify_shards(folder, found, split)
   members = found.of_split(split)
   total = found.totals()[split]
   return PackedSequences(
-      [shards.open_shard(folder, shard, tokenizer.vocab_size) for shard in members],
-      label=f'{folder} ({split})',
-      names=[os.path.join(folder, shard.file) for shard in members],
-      seq_len=seq_len,
-      vocab_size=tokenizer.vocab_size,
-      documents=total['documents'],
-      text_bytes=total['text_bytes'],
-      fingerprint=_hash(*(shard.sha256 for shard in members), tokenizer.fingerprint),
+    [shards.open_shard(folder, shard, tokenizer.vocab_size) for shard in members],
+    label=f'{folder} ({split})',
+    names=[os.path.join(folder, shard.file) for shard in members],
+    seq_len=seq_len,
+    vocab_size=tokenizer.vocab_size,
+    documents=total['documents'],
+    text_bytes=total['text_bytes'],
+    fingerprint=_hash(*(shard.sha256 for shard in members), tokenizer.fingerprint),
   )
 
 
@@ -133,7 +133,7 @@ class _TokenisedText:
 
 @functools.lru_cache(_TEXTS_KEPT)
 def _tokenise(
-    path: str, where: str, text_column: str, tokenizer: Tokenizer, validation_fraction: float
+  path: str, where: str, text_column: str, tokenizer: Tokenizer, validation_fraction: float
 ) -> dict[str, _TokenisedText]:
   """Returns each split of a text in memory."""
   texts = (document.text for document in documents.read_documents(path, where, text_column))
@@ -147,12 +147,12 @@ def _tokenise(
   if not any(members.values()):
     raise UserError(f'{path} has no document (where={where!r}).')
   return {
-      split: _TokenisedText(
-          np.concatenate([np.empty(0, tokenizer.dtype), *(d.tokens for d in encoded)]),
-          len(encoded),
-          sum(document.text_bytes for document in encoded),
-      )
-      for split, encoded in members.items()
+    split: _TokenisedText(
+      np.concatenate([np.empty(0, tokenizer.dtype), *(d.tokens for d in encoded)]),
+      len(encoded),
+      sum(document.text_bytes for document in encoded),
+    )
+    for split, encoded in members.items()
   }
 
 

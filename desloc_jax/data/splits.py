@@ -2,7 +2,7 @@
 
 import hashlib
 
-from desloc_jax.errors import UserError, unknown_choice
+from desloc_jax.errors import unknown_choice, UserError
 
 SPLITS = ('train', 'validation')
 
@@ -18,8 +18,8 @@ def check_validation_fraction(fraction: float) -> float:
   """Returns `fraction`; raises UserError unless 0 <= fraction < 1."""
   if not 0 <= fraction < 1:
     raise UserError(
-        f'validation_fraction is {fraction!r}, expected a number from 0 (nothing held out) to '
-        'below 1, such as 0.01.'
+      f'validation_fraction is {fraction!r}, expected a number from 0 (nothing held out) to '
+      'below 1, such as 0.01.'
     )
   return fraction
 

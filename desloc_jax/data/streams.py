@@ -28,14 +28,14 @@ class TrainingStream:
   """Endless batches for every worker, each epoch of a source in another order."""
 
   def __init__(
-      self,
-      sources: Sources,
-      *,
-      workers: int,
-      batch_size: int,
-      seed: int,
-      local_workers: Sequence[int] | None = None,
-      first_sequence: int = 0,
+    self,
+    sources: Sources,
+    *,
+    workers: int,
+    batch_size: int,
+    seed: int,
+    local_workers: Sequence[int] | None = None,
+    first_sequence: int = 0,
   ):
     """Plans the stream; nothing is read yet.
 
@@ -75,9 +75,7 @@ class TrainingStream:
     """Returns the batch of `step`, int32 [local workers, batch_size, seq_len + 1]."""
     return self._batches[step]
 
-  def iterator(
-      self, start_step: int, prefetch: int = 2, threads: int = 1
-  ) -> Iterator[np.ndarray]:
+  def iterator(self, start_step: int, prefetch: int = 2, threads: int = 1) -> Iterator[np.ndarray]:
     """Yields `batch` of start_step, start_step + 1, ... for ever.
 
     Args:
@@ -88,7 +86,7 @@ class TrainingStream:
     check_at_least(0, start_step=start_step, prefetch=prefetch)
     check_at_least(1, threads=threads)
     options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(prefetch, threads) if prefetch else 0
+      num_threads=threads, prefetch_buffer_size=max(prefetch, threads) if prefetch else 0
     )
     return iter(self._batches[start_step:].to_iter_dataset(options))
 
@@ -105,16 +103,16 @@ class TrainingStream:
     shares = self._weights / self._weights.sum(axis=0)
     drawn = shares.sum(axis=1) * self.position(step) / self._workers
     return {
-        spec.name: float(count / len(packed))
-        for (spec, packed), count in zip(self._sources, drawn, strict=True)
+      spec.name: float(count / len(packed))
+      for (spec, packed), count in zip(self._sources, drawn, strict=True)
     }
 
   def _deal_shared_order(self) -> grain.MapDataset:
     """Returns step -> ids [local workers][batch_size], cut from one order for all workers."""
     size = self._batch_size
     orders = [
-        SequenceIds(spec.name, len(packed)).shuffle(seed=self._derive_seed(source)).repeat()
-        for source, (spec, packed) in enumerate(self._sources)
+      SequenceIds(spec.name, len(packed)).shuffle(seed=self._derive_seed(source)).repeat()
+      for source, (spec, packed) in enumerate(self._sources)
     ]
     order = mixture.mix(orders, self._weights[:, 0])[self._first_sequence :]
     blocks = order.batch(self._workers * size, drop_remainder=True, batch_fn=list)
@@ -123,12 +121,12 @@ class TrainingStream:
   def _deal_own_orders(self) -> grain.MapDataset:
     """Returns step -> ids [local workers][batch_size], each worker's from its own order."""
     start = self._first_sequence // self._workers
-    return grain.experimental.ZipMapDataset([
-        self._own_order(worker)[start:].batch(
-            self._batch_size, drop_remainder=True, batch_fn=list
-        )
+    return grain.experimental.ZipMapDataset(
+      [
+        self._own_order(worker)[start:].batch(self._batch_size, drop_remainder=True, batch_fn=list)
         for worker in self._local_workers
-    ])
+      ]
+    )
 
   def _own_order(self, worker: int) -> grain.MapDataset:
     """Returns the endless ids of one worker: its part of each source that it uses, mixed."""
@@ -138,8 +136,8 @@ class TrainingStream:
       users = np.flatnonzero(self._weights[source])
       if len(packed) < len(users):
         raise UserError(
-            f'Source {spec.name!r} has {len(packed)} sequences, expected at least one for each of '
-            f'the {len(users)} workers that use it.'
+          f'Source {spec.name!r} has {len(packed)} sequences, expected at least one for each of '
+          f'the {len(users)} workers that use it.'
         )
       part = SequenceIds(spec.name, len(packed))[list(users).index(worker) :: len(users)]
       orders.append(part.shuffle(seed=self._derive_seed(source, worker)).repeat())

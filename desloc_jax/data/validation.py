@@ -11,7 +11,7 @@ from desloc_jax.data.mixture import SequenceId, SequenceIds, Sources
 
 
 def validation_batches(
-    sources: Sources, workers: int, batch_size: int, limit: int | None = None
+  sources: Sources, workers: int, batch_size: int, limit: int | None = None
 ) -> grain.IterDataset[tuple[np.ndarray, np.ndarray]]:
   """Returns the validation batches, to be iterated over as often as needed.
 

@@ -6,14 +6,14 @@ from desloc_jax.model.loss import next_token_loss, sequence_losses, token_losses
 from desloc_jax.model.size import flops_per_token, matmul_parameter_count, parameter_count
 
 __all__ = [
-    'GPT',
-    'GPTConfig',
-    'flops_per_token',
-    'init_params',
-    'logits',
-    'matmul_parameter_count',
-    'next_token_loss',
-    'parameter_count',
-    'sequence_losses',
-    'token_losses',
+  'GPT',
+  'GPTConfig',
+  'flops_per_token',
+  'init_params',
+  'logits',
+  'matmul_parameter_count',
+  'next_token_loss',
+  'parameter_count',
+  'sequence_losses',
+  'token_losses',
 ]

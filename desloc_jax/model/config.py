@@ -53,9 +53,7 @@ class GPTConfig:
   loss_chunk: int = 2048
 
   def __post_init__(self):
-    for field in (
-        'vocab_size', 'layers', 'width', 'heads', 'seq_len', 'mlp_ratio', 'loss_chunk'
-    ):
+    for field in ('vocab_size', 'layers', 'width', 'heads', 'seq_len', 'mlp_ratio', 'loss_chunk'):
       value = getattr(self, field)
       if type(value) is not int or value < 1:
         raise errors.UserError(f'{field} is {value!r}: it must be a whole number of at least 1.')
@@ -64,19 +62,21 @@ class GPTConfig:
     if type(self.qk_norm) is not bool:
       raise errors.UserError(f'qk_norm is {self.qk_norm!r}: it must be True or False.')
     for field, choices in (
-        ('compute_dtype', COMPUTE_DTYPES), ('remat', REMAT), ('attention', ATTENTION)
+      ('compute_dtype', COMPUTE_DTYPES),
+      ('remat', REMAT),
+      ('attention', ATTENTION),
     ):
       if getattr(self, field) not in choices:
         raise errors.unknown_choice(field, getattr(self, field), choices)
     if self.width % (2 * self.heads):
       raise errors.UserError(
-          f'width is {self.width} with heads {self.heads}: it must be a multiple of '
-          f'{2 * self.heads}, because rotary positions turn the numbers of each head in pairs.'
+        f'width is {self.width} with heads {self.heads}: it must be a multiple of '
+        f'{2 * self.heads}, because rotary positions turn the numbers of each head in pairs.'
       )
     if self.attention == 'cudnn' and not self.cudnn_can_attend:
       raise errors.UserError(
-          f"attention is 'cudnn' with compute_dtype {self.compute_dtype!r} and width / heads "
-          f"{self.head_dim}: it takes 'bfloat16' and a multiple of 8 up to {_CUDNN_MAX_HEAD_DIM}."
+        f"attention is 'cudnn' with compute_dtype {self.compute_dtype!r} and width / heads "
+        f"{self.head_dim}: it takes 'bfloat16' and a multiple of 8 up to {_CUDNN_MAX_HEAD_DIM}."
       )
 
   @property

@@ -58,9 +58,7 @@ def logits(params: Params, hidden_BxLxD: jax.Array) -> jax.Array:
 
 def tied_logits(hidden_BxLxD: jax.Array, embedding_VxD: jax.Array) -> jax.Array:
   """Returns float32 [B, L, V]: hidden states against an embedding of the same dtype."""
-  return jnp.einsum(
-      'bld,vd->blv', hidden_BxLxD, embedding_VxD, preferred_element_type=jnp.float32
-  )
+  return jnp.einsum('bld,vd->blv', hidden_BxLxD, embedding_VxD, preferred_element_type=jnp.float32)
 
 
 class GPT(nn.Module):
@@ -83,17 +81,17 @@ class GPT(nn.Module):
     if length > config.seq_len:
       raise errors.UserError(f'tokens have {length} positions: seq_len is {config.seq_len}.')
     embedding_VxD = self.param(
-        'embedding', nn.initializers.normal(_INIT_STDDEV), (config.vocab_size, config.width)
+      'embedding', nn.initializers.normal(_INIT_STDDEV), (config.vocab_size, config.width)
     )
     # Looked up before the cast: the gradient of a lookup is a sum over repeats of a token, and so
     # it is taken in float32.
     x_BxLxD = jnp.take(embedding_VxD, tokens_BxL, axis=0).astype(config.dtype)
     blocks = nn.scan(
-        _remat(Block, config.remat),
-        variable_axes={'params': 0},
-        split_rngs={'params': True},
-        in_axes=nn.broadcast,
-        length=config.layers,
+      _remat(Block, config.remat),
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=nn.broadcast,
+      length=config.layers,
     )(config, name='blocks')
     x_BxLxD, _ = blocks(x_BxLxD, rope_tables(length, config.head_dim, config.rope_base))
     return nn.RMSNorm(dtype=config.dtype, name='final_norm')(x_BxLxD)
@@ -106,7 +104,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x_BxLxD: jax.Array, rope: tuple[jax.Array, jax.Array]
+    self, x_BxLxD: jax.Array, rope: tuple[jax.Array, jax.Array]
   ) -> tuple[jax.Array, None]:
     config = self.config
     # 2 * layers sums go into the residual stream: this keeps its variance at initialisation from
@@ -132,11 +130,11 @@ class Block(nn.Module):
       q_BxLxHxK = self._norm('query_norm', q_BxLxHxK)
       k_BxLxHxK = self._norm('key_norm', k_BxLxHxK)
     out_BxLxHxK = jax.nn.dot_product_attention(
-        apply_rope(q_BxLxHxK, rope),
-        apply_rope(k_BxLxHxK, rope),
-        v_BxLxHxK,
-        is_causal=True,
-        implementation=attention_implementation(config),
+      apply_rope(q_BxLxHxK, rope),
+      apply_rope(k_BxLxHxK, rope),
+      v_BxLxHxK,
+      is_causal=True,
+      implementation=attention_implementation(config),
     )
     return out_BxLxHxK.reshape(batch, length, config.width)
 
@@ -145,12 +143,10 @@ class Block(nn.Module):
     return nn.RMSNorm(dtype=self.config.dtype, name=name)(x)
 
   def _project(
-      self, name: str, x: jax.Array, features: int, stddev: float = _INIT_STDDEV
+    self, name: str, x: jax.Array, features: int, stddev: float = _INIT_STDDEV
   ) -> jax.Array:
     init = nn.initializers.normal(stddev)
-    dense = nn.Dense(
-        features, use_bias=False, dtype=self.config.dtype, kernel_init=init, name=name
-    )
+    dense = nn.Dense(features, use_bias=False, dtype=self.config.dtype, kernel_init=init, name=name)
     return jax.ad_checkpoint.checkpoint_name(dense(x), _PROJECTION)
 
 
@@ -161,8 +157,8 @@ def _remat(block: type[nn.Module], remat: str) -> type[nn.Module]:
   # By name, and not by `dots_with_no_batch_dims_saveable`: with a vmap over replicas inside the
   # gradient each matmul has a batch dimension, and that policy would store none of them.
   policies = {
-      'dots': jax.checkpoint_policies.save_only_these_names(_PROJECTION),
-      'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.save_only_these_names(_PROJECTION),
+    'full': jax.checkpoint_policies.nothing_saveable,
   }
   # Inside a scan there is nothing that common-subexpression elimination could merge.
   return nn.remat(block, policy=policies[remat], prevent_cse=False)
@@ -192,7 +188,7 @@ def attention_implementation(config: GPTConfig) -> str:
   on_gpu = jax.default_backend() == 'gpu'
   if config.attention == 'cudnn' and not on_gpu:
     raise errors.UserError(
-        f"attention is 'cudnn' on {jax.default_backend()!r}: it needs a GPU. Use 'auto' or 'xla'."
+      f"attention is 'cudnn' on {jax.default_backend()!r}: it needs a GPU. Use 'auto' or 'xla'."
     )
   if config.attention == 'auto':
     return 'cudnn' if on_gpu and config.cudnn_can_attend else 'xla'

@@ -15,9 +15,7 @@ import jax.numpy as jnp
 from desloc_jax.model import gpt
 
 
-def next_token_loss(
-    params: gpt.Params, tokens_BxL1: jax.Array, config: gpt.GPTConfig
-) -> jax.Array:
+def next_token_loss(params: gpt.Params, tokens_BxL1: jax.Array, config: gpt.GPTConfig) -> jax.Array:
   """Returns the mean loss in nats per token, a float32 scalar.
 
   Args:
@@ -33,19 +31,17 @@ def next_token_loss(
   return sequence_losses(params, tokens_BxL1, config).mean()
 
 
-def sequence_losses(
-    params: gpt.Params, tokens_BxL1: jax.Array, config: gpt.GPTConfig
-) -> jax.Array:
-  """Returns float32 [B], the mean loss of each sequence in nats per token. See `next_token_loss`."""
+def sequence_losses(params: gpt.Params, tokens_BxL1: jax.Array, config: gpt.GPTConfig) -> jax.Array:
+  """Returns float32 [B], each sequence's mean loss in nats per token, as `next_token_loss`."""
   hidden_BxLxD = gpt.GPT(config).apply({'params': params}, tokens_BxL1[:, :-1])
   losses_BxL = token_losses(
-      hidden_BxLxD, params['embedding'], tokens_BxL1[:, 1:], config.loss_chunk
+    hidden_BxLxD, params['embedding'], tokens_BxL1[:, 1:], config.loss_chunk
   )
   return losses_BxL.mean(axis=1)
 
 
 def token_losses(
-    hidden_BxLxD: jax.Array, embedding_VxD: jax.Array, targets_BxL: jax.Array, loss_chunk: int
+  hidden_BxLxD: jax.Array, embedding_VxD: jax.Array, targets_BxL: jax.Array, loss_chunk: int
 ) -> jax.Array:
   """Returns float32 [B, L], the cross-entropy of each target in nats.
 
@@ -78,7 +74,7 @@ def token_losses(
 # a bfloat16 embedding in bfloat16.
 @jax.custom_vjp
 def _chunk_losses(
-    hidden_NxBxCxD: jax.Array, embedding_VxD: jax.Array, targets_NxBxC: jax.Array
+  hidden_NxBxCxD: jax.Array, embedding_VxD: jax.Array, targets_NxBxC: jax.Array
 ) -> jax.Array:
   return _forward(hidden_NxBxCxD, embedding_VxD, targets_NxBxC)[0]
 
@@ -108,14 +104,14 @@ def _backward(residuals, grad_losses_NxBxC):
     grad_BxCxV = probs_BxCxV - jax.nn.one_hot(targets_BxC, probs_BxCxV.shape[-1])
     grad_BxCxV = (grad_BxCxV * grad_losses_BxC[..., None]).astype(dtype)
     grad_embedding_VxD += jnp.einsum(
-        'bcv,bcd->vd', grad_BxCxV, hidden_BxCxD, preferred_element_type=jnp.float32
+      'bcv,bcd->vd', grad_BxCxV, hidden_BxCxD, preferred_element_type=jnp.float32
     )
     return grad_embedding_VxD, jnp.einsum('bcv,vd->bcd', grad_BxCxV, cast_VxD)
 
   grad_embedding_VxD, grad_hidden_NxBxCxD = jax.lax.scan(
-      chunk,
-      jnp.zeros_like(embedding_VxD),  # The carry: one sum, not one gradient for each chunk.
-      (hidden_NxBxCxD, targets_NxBxC, logsumexp_NxBxC, grad_losses_NxBxC),
+    chunk,
+    jnp.zeros_like(embedding_VxD),  # The carry: one sum, not one gradient for each chunk.
+    (hidden_NxBxCxD, targets_NxBxC, logsumexp_NxBxC, grad_losses_NxBxC),
   )
   return grad_hidden_NxBxCxD, grad_embedding_VxD, None
 

@@ -22,13 +22,13 @@ def worker_count(axis_name: AxisName) -> int:
     return jax.lax.axis_size(names)
   except NameError as error:
     raise ValueError(
-        f'the worker axis {axis_name!r} is not bound here: call update inside jax.shard_map or '
-        'jax.vmap with that axis name.'
+      f'the worker axis {axis_name!r} is not bound here: call update inside jax.shard_map or '
+      'jax.vmap with that axis name.'
     ) from error
 
 
 def worker_mean(tree: Tree, axis_name: AxisName) -> Tree:
-  """Returns the mean of each leaf over the workers, in the leaf's dtype, the same on each of them."""
+  """Returns the mean of each leaf over the workers, in its dtype and the same on each of them."""
   return jax.lax.pmean(tree, axis_name)
 
 
@@ -47,6 +47,8 @@ def match_varying(tree: Tree, like: Tree) -> Tree:
 
 
 def relative_distance(tree: Tree, mean: Tree) -> jax.Array:
-  """Returns ||tree - mean|| / ||mean|| over all leaves as a float32 scalar, 0 where both are zero."""
+  """Returns ||tree - mean|| / ||mean|| over all leaves, a float32 scalar; 0 if both are zero."""
   distance = optax.tree.norm(optax.tree.sub(tree, mean)).astype(jnp.float32)
-  return distance / jnp.maximum(optax.tree.norm(mean).astype(jnp.float32), jnp.finfo('float32').tiny)
+  return distance / jnp.maximum(
+    optax.tree.norm(mean).astype(jnp.float32), jnp.finfo('float32').tiny
+  )

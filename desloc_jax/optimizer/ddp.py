@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import optax
 
 from desloc_jax.optimizer.averaging import AxisName, worker_count, worker_mean
-from desloc_jax.optimizer.transform import SYNC_SCOPE, DeslocState
+from desloc_jax.optimizer.transform import DeslocState, SYNC_SCOPE
 
 
 def ddp(
-    inner: optax.GradientTransformation, axis_name: AxisName = 'workers'
+  inner: optax.GradientTransformation, axis_name: AxisName = 'workers'
 ) -> optax.GradientTransformationExtraArgs:
   """Averages gradients over `axis_name` at every step and updates the one shared model.
 
@@ -28,11 +28,11 @@ def ddp(
 
   def init_fn(params):
     return DeslocState(
-        counters={'gradients': jnp.zeros([], jnp.int32)},  # Zero: averaged in the latest step.
-        params=None,
-        inner=optax.EmptyState(),
-        outer=inner.init(params),
-        drift={},
+      counters={'gradients': jnp.zeros([], jnp.int32)},  # Zero: averaged in the latest step.
+      params=None,
+      inner=optax.EmptyState(),
+      outer=inner.init(params),
+      drift={},
     )
 
   def update_fn(grads, state, params=None, **extra_args):

@@ -11,13 +11,22 @@ import re
 import numpy as np
 
 OPCODES = (
-    'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
-    'collective-broadcast', 'ragged-all-to-all',
+  'all-reduce',
+  'all-gather',
+  'reduce-scatter',
+  'all-to-all',
+  'collective-permute',
+  'collective-broadcast',
+  'ragged-all-to-all',
 )
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _COLLECTIVE = re.compile(rf'= (.*?) ({"|".join(OPCODES)})(-start)?\(')
-_BRANCHES = re.compile(r'(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=(%?[\w.\-]+))')
-_CALLS = re.compile(r'(?:to_apply|calls|body|condition|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)')
+_BRANCHES = re.compile(
+  r'(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=(%?[\w.\-]+))'
+)
+_CALLS = re.compile(
+  r'(?:to_apply|calls|body|condition|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)'
+)
 _ARRAY = re.compile(r'(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
 
 
@@ -51,9 +60,14 @@ def read_collectives(hlo_text: str) -> list[Collective]:
   for name, lines in computations.items():
     for line in lines:
       if match := _COLLECTIVE.search(line):
-        found.append(Collective(
-            match.group(2), _bytes(match.group(1)), _groups(line, device_count), name not in unconditional
-        ))
+        found.append(
+          Collective(
+            match.group(2),
+            _bytes(match.group(1)),
+            _groups(line, device_count),
+            name not in unconditional,
+          )
+        )
   return found
 
 
@@ -88,8 +102,8 @@ def _calls(line: str) -> Iterator[str]:
 
 def _bytes(types: str) -> int:
   return sum(
-      math.prod(int(n) for n in shape.split(',') if n) * max(1, int(bits or 8) // 8)
-      for _, bits, shape in _ARRAY.findall(types)
+    math.prod(int(n) for n in shape.split(',') if n) * max(1, int(bits or 8) // 8)
+    for _, bits, shape in _ARRAY.findall(types)
   )
 
 
@@ -103,7 +117,8 @@ def _groups(line: str, device_count: int) -> tuple[tuple[int, ...], ...]:
   """Parses the four forms that XLA prints: explicit lists, pairs, iota tiles and mesh axes."""
   if match := re.search(r'(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}', line):
     return tuple(
-        tuple(int(n) for n in group.split(',')) for group in re.findall(r'\{([\d,]+)\}', match.group(1))
+      tuple(int(n) for n in group.split(','))
+      for group in re.findall(r'\{([\d,]+)\}', match.group(1))
     )
   if match := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line):
     tile, dims, order = (tuple(map(int, g.split(','))) if g else None for g in match.groups())

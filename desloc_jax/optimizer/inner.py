@@ -35,19 +35,19 @@ def _adopt(*, b1, b2, eps, nesterov, **_):
 
 # Decays and eps: the paper's experiments where it used the optimizer, else optax's.
 INNER_OPTIMIZERS = {
-    'sgd': InnerOptimizer(_sgd, {}),
-    'adam': InnerOptimizer(_adam, {'b1': 0.95, 'b2': 0.95, 'eps': 1e-8}),
-    'adopt': InnerOptimizer(_adopt, {'b1': 0.95, 'b2': 0.9999, 'eps': 1e-6}),
+  'sgd': InnerOptimizer(_sgd, {}),
+  'adam': InnerOptimizer(_adam, {'b1': 0.95, 'b2': 0.95, 'eps': 1e-8}),
+  'adopt': InnerOptimizer(_adopt, {'b1': 0.95, 'b2': 0.9999, 'eps': 1e-6}),
 }
 
 
 def make_inner(
-    name: str,
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    clip_norm: float = 0.0,
-    weight_decay: float = 0.0,
-    **options,
+  name: str,
+  learning_rate: optax.ScalarOrSchedule,
+  *,
+  clip_norm: float = 0.0,
+  weight_decay: float = 0.0,
+  **options,
 ) -> optax.GradientTransformation:
   """Returns clipping, the optimizer called `name`, decoupled weight decay and the learning rate.
 
@@ -71,5 +71,5 @@ def make_inner(
 def _is_matrix(params: optax.Params):
   # The scales of the norms are [layers, width] under a scan: a matrix ends in a kernel's name.
   return jax.tree.map_with_path(
-      lambda path, x: x.ndim >= 2 and 'scale' not in jax.tree_util.keystr(path), params
+    lambda path, x: x.ndim >= 2 and 'scale' not in jax.tree_util.keystr(path), params
   )

@@ -12,7 +12,6 @@ import re
 
 import jax
 from jax.extend import core
-import jax.numpy as jnp
 import optax
 
 from desloc_jax.optimizer.periods import Periods
@@ -71,7 +70,7 @@ class Ledger:
 
 
 def read_ledger(
-    jaxpr: core.ClosedJaxpr, periods: Periods, workers: int, axis_name: str = 'workers'
+  jaxpr: core.ClosedJaxpr, periods: Periods, workers: int, axis_name: str = 'workers'
 ) -> Ledger:
   """Returns the ledger of a step.
 
@@ -90,9 +89,9 @@ def read_ledger(
     allowed = exchange.conditional or exchange.name == EVERY_STEP
     if exchange.name is None or not allowed:
       raise UnconditionalExchangeError(
-          f'{exchange.primitive} sends {exchange.payload_bytes} bytes over {axis_name!r} '
-          f'{"in" if exchange.conditional else "outside"} a conditional'
-          f' ({exchange.name or "not part of a sync"}): every step would pay for it.'
+        f'{exchange.primitive} sends {exchange.payload_bytes} bytes over {axis_name!r} '
+        f'{"in" if exchange.conditional else "outside"} a conditional'
+        f' ({exchange.name or "not part of a sync"}): every step would pay for it.'
       )
     totals[exchange.name] = totals.get(exchange.name, 0) + exchange.payload_bytes
   known = {name: period for name, period in periods.items() if period is not None}
@@ -101,7 +100,7 @@ def read_ledger(
 
 
 def transform_ledger(
-    tx: optax.GradientTransformation, params: optax.Params, periods: Periods, workers: int
+  tx: optax.GradientTransformation, params: optax.Params, periods: Periods, workers: int
 ) -> Ledger:
   """Returns the ledger of `tx.update` alone, on parameters given as arrays or shapes.
 
@@ -118,7 +117,7 @@ def transform_ledger(
 
 
 def exchanges(
-    jaxpr: core.Jaxpr, axis_name: str, conditional: bool = False, scope: str = '', times: int = 1
+  jaxpr: core.Jaxpr, axis_name: str, conditional: bool = False, scope: str = '', times: int = 1
 ) -> Iterator[Exchange]:
   """Yields every primitive under `jaxpr` that sends data over `axis_name`.
 
@@ -133,16 +132,16 @@ def exchanges(
       yield Exchange(_sync_name(inner_scope), primitive, times * size, conditional)
     for sub in core.jaxprs_in_params(eqn.params):
       found = exchanges(
-          sub,
-          axis_name,
-          conditional or primitive == 'cond',
-          inner_scope,
-          times * eqn.params.get('length', 1) if primitive == 'scan' else times,
+        sub,
+        axis_name,
+        conditional or primitive == 'cond',
+        inner_scope,
+        times * eqn.params.get('length', 1) if primitive == 'scan' else times,
       )
       for exchange in found:
         if primitive == 'while':
           raise UnconditionalExchangeError(
-              f'{exchange.primitive} sends over {axis_name!r} in a loop of unknown length.'
+            f'{exchange.primitive} sends over {axis_name!r} in a loop of unknown length.'
           )
         yield exchange
 

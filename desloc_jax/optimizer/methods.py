@@ -6,8 +6,7 @@ import dataclasses
 import jax
 import optax
 
-from desloc_jax.optimizer import periods as periods_lib
-from desloc_jax.optimizer import state_fields
+from desloc_jax.optimizer import periods as periods_lib, state_fields
 from desloc_jax.optimizer.averaging import AxisName
 from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.periods import Periods
@@ -15,8 +14,8 @@ from desloc_jax.optimizer.transform import desloc
 
 # The paper's multiples of the parameter period, by the kind of state.
 MULTIPLES = {
-    **dict.fromkeys(('mu', 'trace'), periods_lib.PAPER_MULTIPLES['mu']),
-    **dict.fromkeys(('nu',), periods_lib.PAPER_MULTIPLES['nu']),
+  **dict.fromkeys(('mu', 'trace'), periods_lib.PAPER_MULTIPLES['mu']),
+  **dict.fromkeys(('nu',), periods_lib.PAPER_MULTIPLES['nu']),
 }
 
 
@@ -37,20 +36,20 @@ class Method:
 
 
 METHODS = {
-    'desloc': Method(states='own'),
-    'desloc_nesterov': Method(states='own', outer=True),
-    'local_adam': Method(states='params'),
-    'favg_opt': Method(states='never'),
-    'diloco': Method(states='never', outer=True),
-    'ddp': Method(states='never', gradients=True),
+  'desloc': Method(states='own'),
+  'desloc_nesterov': Method(states='own', outer=True),
+  'local_adam': Method(states='params'),
+  'favg_opt': Method(states='never'),
+  'diloco': Method(states='never', outer=True),
+  'ddp': Method(states='never', gradients=True),
 }
 
 
 def resolve_periods(
-    method: str,
-    inner: optax.GradientTransformation,
-    params: optax.Params,
-    requested: Mapping[str, int | None],
+  method: str,
+  inner: optax.GradientTransformation,
+  params: optax.Params,
+  requested: Mapping[str, int | None],
 ) -> Periods:
   """Returns the period of the parameters and of each state field of `inner` under `method`.
 
@@ -72,8 +71,8 @@ def resolve_periods(
   rule = METHODS[method].states
   if chosen and rule != 'own':
     raise ValueError(
-        f'periods.{next(iter(chosen))} is set, but method {method!r} gives no state a period of '
-        "its own; leave it unset or use method='desloc'."
+      f'periods.{next(iter(chosen))} is set, but method {method!r} gives no state a period of '
+      "its own; leave it unset or use method='desloc'."
     )
   if rule == 'never' or params_period is None:
     defaults = dict.fromkeys(fields)
@@ -93,13 +92,13 @@ def inner_fields(inner: optax.GradientTransformation, params: optax.Params) -> l
 
 
 def make_method(
-    method: str,
-    inner: optax.GradientTransformation,
-    periods: Periods,
-    axis_name: AxisName = 'workers',
-    *,
-    outer: optax.GradientTransformation | None = None,
-    timing: str = 'post',
+  method: str,
+  inner: optax.GradientTransformation,
+  periods: Periods,
+  axis_name: AxisName = 'workers',
+  *,
+  outer: optax.GradientTransformation | None = None,
+  timing: str = 'post',
 ) -> optax.GradientTransformationExtraArgs:
   """Returns the transformation of `method` with periods from `resolve_periods`."""
   if METHODS[method].gradients:

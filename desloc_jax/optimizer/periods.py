@@ -21,8 +21,8 @@ def check_periods(periods: Periods) -> dict[str, int | None]:
     checked[name] = None if period is None else _whole_steps(name, period)
   if 'params' not in checked:
     raise ValueError(
-        f"periods must say how often 'params' is averaged (a number of steps, or None for never); "
-        f'got only {sorted(checked)}.'
+      f"periods must say how often 'params' is averaged (a number of steps, or None for never); "
+      f'got only {sorted(checked)}.'
     )
   return checked
 
@@ -34,7 +34,7 @@ def _whole_steps(name: str, period) -> int:
     steps = None
   if steps is None or steps < 1:
     raise ValueError(
-        f'periods[{name!r}] is {period!r}; expected a whole number of steps >= 1, or None for never.'
+      f'periods[{name!r}] is {period!r}; expected a whole number of steps >= 1, or None for never.'
     )
   return steps
 
@@ -51,7 +51,7 @@ def half_life(decay: float) -> float:
 
 
 def periods_from_half_lives(
-    params: int, decays: Mapping[str, float] | None = None
+  params: int, decays: Mapping[str, float] | None = None
 ) -> dict[str, int | None]:
   """Returns sync periods for a parameter period and the decay of each moment.
 

@@ -5,7 +5,7 @@ import optax
 
 
 def wsd_schedule(
-    peak: float, steps: int, warmup_steps: int, decay_fraction: float = 0.1
+  peak: float, steps: int, warmup_steps: int, decay_fraction: float = 0.1
 ) -> optax.Schedule:
   """Warm-up, stable, decay: linear to `peak`, constant, then 1 - sqrt over the last part.
 
@@ -33,17 +33,15 @@ def wsd_schedule(
 
 
 def cosine_schedule(
-    peak: float, steps: int, warmup_steps: int, decay_fraction: float = 0.1
+  peak: float, steps: int, warmup_steps: int, decay_fraction: float = 0.1
 ) -> optax.Schedule:
   """Linear warm-up, then a cosine to zero; `decay_fraction` does not apply."""
   del decay_fraction
-  return optax.warmup_cosine_decay_schedule(
-      peak / max(1, warmup_steps), peak, warmup_steps, steps
-  )
+  return optax.warmup_cosine_decay_schedule(peak / max(1, warmup_steps), peak, warmup_steps, steps)
 
 
 def constant_schedule(
-    peak: float, steps: int, warmup_steps: int, decay_fraction: float = 0.1
+  peak: float, steps: int, warmup_steps: int, decay_fraction: float = 0.1
 ) -> optax.Schedule:
   """Linear warm-up, then constant; `decay_fraction` does not apply."""
   del decay_fraction

@@ -4,8 +4,8 @@ from collections.abc import Collection
 from typing import Any
 
 import jax
-from jax.tree_util import DictKey, GetAttrKey
 import jax.numpy as jnp
+from jax.tree_util import DictKey, GetAttrKey
 import optax
 
 KeyPath = tuple[Any, ...]
@@ -21,7 +21,7 @@ def label_fields(inner_state: optax.OptState, params: optax.Params) -> list[str 
   """
   param_paths = {path for path, _ in jax.tree.leaves_with_path(params)}
   return [
-      _field_name(path, leaf, param_paths) for path, leaf in jax.tree.leaves_with_path(inner_state)
+    _field_name(path, leaf, param_paths) for path, leaf in jax.tree.leaves_with_path(inner_state)
   ]
 
 
@@ -37,13 +37,13 @@ def check_fields(labels: Collection[str | None], names: Collection[str]) -> None
   listing = ', '.join(sorted(found)) or 'none'
   if missing := sorted(found - named):
     raise ValueError(
-        f'periods has no entry for the inner state field(s) {", ".join(missing)}: give each a '
-        f'number of steps, or None for never averaged. Fields found: {listing}.'
+      f'periods has no entry for the inner state field(s) {", ".join(missing)}: give each a '
+      f'number of steps, or None for never averaged. Fields found: {listing}.'
     )
   if unknown := sorted(named - found):
     raise ValueError(
-        f'periods names {", ".join(unknown)}, which the inner optimizer does not have. '
-        f'Fields found: {listing}.'
+      f'periods names {", ".join(unknown)}, which the inner optimizer does not have. '
+      f'Fields found: {listing}.'
     )
 
 

@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from desloc_jax.optimizer import periods as periods_lib
-from desloc_jax.optimizer import state_fields
+from desloc_jax.optimizer import periods as periods_lib, state_fields
 from desloc_jax.optimizer.averaging import (
-    AxisName,
-    match_varying,
-    relative_distance,
-    worker_count,
-    worker_mean,
+  AxisName,
+  match_varying,
+  relative_distance,
+  worker_count,
+  worker_mean,
 )
 
 TIMINGS = ('post', 'pre')
@@ -45,12 +44,12 @@ def synced(before: DeslocState, after: DeslocState) -> dict[str, jax.Array]:
 
 
 def desloc(
-    inner: optax.GradientTransformation,
-    periods: periods_lib.Periods,
-    axis_name: AxisName = 'workers',
-    *,
-    outer: optax.GradientTransformation | None = None,
-    timing: str = 'post',
+  inner: optax.GradientTransformation,
+  periods: periods_lib.Periods,
+  axis_name: AxisName = 'workers',
+  *,
+  outer: optax.GradientTransformation | None = None,
+  timing: str = 'post',
 ) -> optax.GradientTransformationExtraArgs:
   r"""Trains locally and averages parameters and each optimizer state at its own period.
 
@@ -120,20 +119,20 @@ def desloc(
     inner_state = inner.init(params)
     state_fields.check_fields(state_fields.label_fields(inner_state, params), periods)
     return DeslocState(
-        counters={name: jnp.zeros([], jnp.int32) for name in averaged},
-        # A copy, so that the local and the consensus buffers can both be donated.
-        params=jax.tree.map(jnp.copy, params),
-        inner=inner_state,
-        outer=outer.init(params) if outer else optax.EmptyState(),
-        drift={name: jnp.zeros([], jnp.float32) for name in averaged},
+      counters={name: jnp.zeros([], jnp.int32) for name in averaged},
+      # A copy, so that the local and the consensus buffers can both be donated.
+      params=jax.tree.map(jnp.copy, params),
+      inner=inner_state,
+      outer=outer.init(params) if outer else optax.EmptyState(),
+      drift={name: jnp.zeros([], jnp.float32) for name in averaged},
     )
 
   def local_step(grads, state: DeslocState, **extra_args) -> DeslocState:
     updates, inner_state = inner.update(grads, state.inner, state.params, **extra_args)
     return state._replace(
-        counters={name: counter + 1 for name, counter in state.counters.items()},
-        params=optax.apply_updates(state.params, updates),
-        inner=inner_state,
+      counters={name: counter + 1 for name, counter in state.counters.items()},
+      params=optax.apply_updates(state.params, updates),
+      inner=inner_state,
     )
 
   def sync(state: DeslocState, consensus: optax.Params) -> tuple[optax.Updates, DeslocState]:
@@ -151,7 +150,7 @@ def desloc(
       places = [i for i, label in enumerate(labels) if label == name]
       with jax.named_scope(SYNC_SCOPE + name):
         synced, drift[name] = jax.lax.cond(
-            due[name], average, keep, [leaves[i] for i in places], drift[name]
+          due[name], average, keep, [leaves[i] for i in places], drift[name]
         )
       for i, leaf in zip(places, synced, strict=True):
         leaves[i] = leaf
@@ -169,8 +168,13 @@ def desloc(
       return optax.tree.zeros_like(consensus), state
     with jax.named_scope(SYNC_SCOPE + 'params'):
       updates, outer_state, drift = jax.lax.cond(
-          due['params'], outer_step, skip_outer_step,
-          consensus, state.params, state.outer, state.drift['params'],
+        due['params'],
+        outer_step,
+        skip_outer_step,
+        consensus,
+        state.params,
+        state.outer,
+        state.drift['params'],
       )
       state = state._replace(outer=outer_state, drift=state.drift | {'params': drift})
       if outer is None and worker_count(axis_name) == 1:
@@ -179,8 +183,12 @@ def desloc(
       # on each worker. In a conditional of its own, the sum cannot be contracted with the product
       # behind `updates` to a fused multiply-add, and has the bits of the caller's apply_updates.
       local = jax.lax.cond(
-          due['params'], follow_consensus, lambda local, *_: local,
-          state.params, consensus, updates,
+        due['params'],
+        follow_consensus,
+        lambda local, *_: local,
+        state.params,
+        consensus,
+        updates,
       )
     return updates, state._replace(params=local)
 
@@ -200,7 +208,9 @@ def desloc(
 
   def update_fn(grads, state: DeslocState, params=None, **extra_args):
     if params is None:
-      raise ValueError('desloc.update needs params, the consensus model: update(grads, state, params).')
+      raise ValueError(
+        'desloc.update needs params, the consensus model: update(grads, state, params).'
+      )
     worker_count(axis_name)  # Raises outside the axis.
     if timing == 'pre':
       updates, state = sync(state, params)

@@ -18,9 +18,9 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path, keep: int):
     """Opens `folder`, which is made if it does not exist, to keep the newest `keep` checkpoints."""
     self._manager = ocp.CheckpointManager(
-        folder.absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-        item_handlers={STATE: ocp.StandardCheckpointHandler(), POSITION: ocp.JsonCheckpointHandler()},
+      folder.absolute(),
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+      item_handlers={STATE: ocp.StandardCheckpointHandler(), POSITION: ocp.JsonCheckpointHandler()},
     )
 
   def latest_step(self) -> int | None:
@@ -41,7 +41,10 @@ class Checkpoints:
       step: of a checkpoint.
       state_like: shapes, dtypes and shardings to restore into.
     """
-    items = {STATE: ocp.args.StandardRestore(_as_tree(state_like)), POSITION: ocp.args.JsonRestore()}
+    items = {
+      STATE: ocp.args.StandardRestore(_as_tree(state_like)),
+      POSITION: ocp.args.JsonRestore(),
+    }
     restored = self._manager.restore(step, args=ocp.args.Composite(**items))
     leaves = [restored[STATE][name] for name in _names(state_like)]
     return jax.tree.unflatten(jax.tree.structure(state_like), leaves), restored[POSITION]

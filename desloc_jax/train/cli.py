@@ -1,12 +1,16 @@
 """The command line of run.py: help by group, and one clear line for whatever cannot be used."""
 
 from collections.abc import Callable, Sequence
+import difflib
 import functools
+import glob
+import os
 import sys
 
-from absl import flags, logging
+from absl import flags
+from ml_collections import config_flags
 
-from desloc_jax.errors import UserError, unknown_choice
+from desloc_jax.errors import unknown_choice, UserError
 
 USAGE_ERROR = 2
 DIVERGED = 3
@@ -22,10 +26,17 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     rest = flags.FLAGS(list(argv))
     if len(rest) > 1:
       raise UserError(f'{rest[1]!r} is not an option; options begin with --. See --help.')
-    if flags.FLAGS['config'].value is None:
-      raise UserError('--config is missing, e.g. --config=configs/tiny.py. See --help.')
+    _check_config_loaded()
     return rest
-  except (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError, SyntaxError) as error:
+  except (
+    flags.Error,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OSError,
+    SyntaxError,
+  ) as error:
     fail(error)
 
 
@@ -48,9 +59,23 @@ def exit_with_one_line(main: Callable) -> Callable:
 
 def fail(error: Exception, code: int = USAGE_ERROR) -> None:
   """Prints an error as one line and exits."""
-  text = ' '.join(str(error).split())
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  if any(line.startswith('Traceback') for line in lines):
+    lines = lines[-1:]  # An error in the config file itself: ml_collections quotes its traceback.
+  text = ' '.join(' '.join(lines).split())
   print(f'error: {text}', file=sys.stderr)
   sys.exit(code)
+
+
+def _check_config_loaded() -> None:
+  # ml_collections reports a config file that it could not load when the config is first used.
+  if flags.FLAGS['config'].value is None:
+    raise UserError('--config is missing, e.g. --config=configs/tiny.py. See --help.')
+  path = config_flags.get_config_filename(flags.FLAGS['config'])
+  if not os.path.isfile(path):
+    near = difflib.get_close_matches(path, glob.glob('configs/*.py'), n=1, cutoff=0.3)
+    hint = f' Did you mean {near[0]}?' if near else ''
+    raise UserError(f'the config file {path} does not exist.{hint}')
 
 
 def _check_option_names(args: Sequence[str]) -> None:
@@ -69,8 +94,9 @@ def _print_help(program: str) -> None:
   from desloc_jax.train.config import options_help
 
   own = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode')]
-  print(sys.modules['__main__'].__doc__)
-  print('flags:')
-  for flag in own:
-    print(f'  --{flag.name}={flag.default or ""}\n      {flag.help}')
-  print(options_help())
+  lines = [sys.modules['__main__'].__doc__, 'flags:']
+  lines += [f'  --{flag.name}={flag.default or ""}\n      {flag.help}' for flag in own]
+  try:
+    print('\n'.join([*lines, options_help()]), flush=True)
+  except BrokenPipeError:  # A reader such as `head` has seen enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,7 +10,7 @@ import pathlib
 
 from ml_collections import config_dict
 
-from desloc_jax.errors import UserError, unknown_choice
+from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.model import GPTConfig
 from desloc_jax.optimizer.inner import INNER_OPTIMIZERS
 from desloc_jax.optimizer.methods import METHODS
@@ -18,59 +18,59 @@ from desloc_jax.optimizer.schedules import SCHEDULES
 
 # name: (default, meaning). A type as default: unset, to be given a value of that type.
 OPTIONS = {
-    'workers': (4, 'replicas that train locally (W)'),
-    'batch_size': (8, 'sequences a worker and step'),
-    'accumulation': (1, 'micro-batches that a batch is split into, one after another'),
-    'seq_len': (128, 'tokens a sequence'),
-    'steps': (100, "steps of the whole run: the schedule's horizon"),
-    'stop_at': (int, 'stop after this step, to be resumed; the schedule stays as it is'),
-    'seed': (0, 'of the initial parameters and of the data order'),
-    'method': ('desloc', f'one of {", ".join(METHODS)}'),
-    'timing': ('post', "average after the local step ('post') or before it ('pre', Algorithm 1)"),
-    'log_every': (10, 'steps between lines in metrics.jsonl'),
-    'periods.params': (16, 'K_x: steps between averages of the parameters; 0: never'),
-    'periods.mu': (int, 'K_u: of the first moment; 0: never; unset: 3 K_x'),
-    'periods.nu': (int, 'K_v: of the second moment; 0: never; unset: 6 K_x'),
-    'periods.trace': (int, "of SGD's momentum; 0: never; unset: 3 K_x"),
-    'inner.name': ('adam', f'one of {", ".join(INNER_OPTIMIZERS)}'),
-    'inner.learning_rate': (3e-3, 'peak learning rate'),
-    'inner.b1': (float, "decay of the first moment; unset: the optimizer's own"),
-    'inner.b2': (float, "decay of the second moment; unset: the optimizer's own"),
-    'inner.eps': (float, "added to the denominator; unset: the optimizer's own"),
-    'inner.momentum': (0.9, 'of sgd; 0: none'),
-    'inner.nesterov': (False, 'Nesterov momentum, of sgd and adam'),
-    'inner.weight_decay': (0.0, 'decoupled, on matrices only'),
-    'inner.clip_norm': (1.0, "global norm that each worker's gradient is clipped to; 0: off"),
-    'schedule.name': ('wsd', f'one of {", ".join(SCHEDULES)}'),
-    'schedule.warmup_steps': (0, 'of linear warm-up'),
-    'schedule.decay_fraction': (0.1, 'of the run, at its end, in which wsd decays by 1 - sqrt'),
-    'outer.learning_rate': (0.7, 'of the outer SGD (methods diloco, desloc_nesterov)'),
-    'outer.momentum': (0.9, 'of the outer SGD'),
-    'outer.nesterov': (True, 'Nesterov momentum in the outer SGD'),
-    'model.vocab_size': (0, "tokens in the embedding; 0: the tokenizer's, rounded up to 128"),
-    'model.layers': (4, 'transformer blocks'),
-    'model.width': (256, 'of the residual stream'),
-    'model.heads': (4, 'attention heads'),
-    'model.seq_len': (2048, 'longest sequence in tokens'),
-    'model.mlp_ratio': (4, 'hidden width of the MLP over the width'),
-    'model.rope_base': (10_000.0, 'base of the rotary frequencies'),
-    'model.qk_norm': (False, 'RMSNorm on queries and keys'),
-    'model.compute_dtype': ('float32', 'float32 or bfloat16; parameters are float32'),
-    'model.remat': ('none', "what the backward pass recomputes: 'none', 'dots' or 'full'"),
-    'model.attention': ('auto', "'auto', 'xla' or 'cudnn'"),
-    'model.loss_chunk': (2048, 'tokens whose logits are held at once'),
-    'data.tokenizer': ('bytes', "'bytes', 'gpt2' or a path to a tokenizer.json"),
-    'data.validation_fraction': (0.05, 'of the documents of text sources that is held out'),
-    'data.sources.text.path': ('sotu', "text, a prepared folder, or 'sotu' (built in)"),
-    'data.sources.text.weight': (1.0, 'share of the mixture'),
-    'data.sources.text.worker_weights': ((), 'share on each worker, if they differ'),
-    'data.sources.text.where': ('', "documents to keep, e.g. 'year:1900-1999'"),
-    'mesh.fsdp': (0, 'devices that share one worker; 0: as many as there are'),
-    'eval.every': (0, 'steps between evaluations; 0: at the start and the end only'),
-    'eval.sequences': (256, 'held-out sequences evaluated; 0: all'),
-    'eval.local_mean': (True, 'evaluate the mean of the local models too, between syncs'),
-    'checkpoint.every': (0, 'steps between checkpoints; 0: at the end only'),
-    'checkpoint.keep': (2, 'newest checkpoints kept'),
+  'workers': (4, 'replicas that train locally (W)'),
+  'batch_size': (8, 'sequences a worker and step'),
+  'accumulation': (1, 'micro-batches that a batch is split into, one after another'),
+  'seq_len': (128, 'tokens a sequence'),
+  'steps': (100, "steps of the whole run: the schedule's horizon"),
+  'stop_at': (int, 'stop after this step, to be resumed; the schedule stays as it is'),
+  'seed': (0, 'of the initial parameters and of the data order'),
+  'method': ('desloc', f'one of {", ".join(METHODS)}'),
+  'timing': ('post', "average after the local step ('post') or before it ('pre', Algorithm 1)"),
+  'log_every': (10, 'steps between lines in metrics.jsonl'),
+  'periods.params': (16, 'K_x: steps between averages of the parameters; 0: never'),
+  'periods.mu': (int, 'K_u: of the first moment; 0: never; unset: 3 K_x'),
+  'periods.nu': (int, 'K_v: of the second moment; 0: never; unset: 6 K_x'),
+  'periods.trace': (int, "of SGD's momentum; 0: never; unset: 3 K_x"),
+  'inner.name': ('adam', f'one of {", ".join(INNER_OPTIMIZERS)}'),
+  'inner.learning_rate': (3e-3, 'peak learning rate'),
+  'inner.b1': (float, "decay of the first moment; unset: the optimizer's own"),
+  'inner.b2': (float, "decay of the second moment; unset: the optimizer's own"),
+  'inner.eps': (float, "added to the denominator; unset: the optimizer's own"),
+  'inner.momentum': (0.9, 'of sgd; 0: none'),
+  'inner.nesterov': (False, 'Nesterov momentum, of sgd and adam'),
+  'inner.weight_decay': (0.0, 'decoupled, on matrices only'),
+  'inner.clip_norm': (1.0, "global norm that each worker's gradient is clipped to; 0: off"),
+  'schedule.name': ('wsd', f'one of {", ".join(SCHEDULES)}'),
+  'schedule.warmup_steps': (0, 'of linear warm-up'),
+  'schedule.decay_fraction': (0.1, 'of the run, at its end, in which wsd decays by 1 - sqrt'),
+  'outer.learning_rate': (0.7, 'of the outer SGD (methods diloco, desloc_nesterov)'),
+  'outer.momentum': (0.9, 'of the outer SGD'),
+  'outer.nesterov': (True, 'Nesterov momentum in the outer SGD'),
+  'model.vocab_size': (0, "tokens in the embedding; 0: the tokenizer's, rounded up to 128"),
+  'model.layers': (4, 'transformer blocks'),
+  'model.width': (256, 'of the residual stream'),
+  'model.heads': (4, 'attention heads'),
+  'model.seq_len': (2048, 'longest sequence in tokens'),
+  'model.mlp_ratio': (4, 'hidden width of the MLP over the width'),
+  'model.rope_base': (10_000.0, 'base of the rotary frequencies'),
+  'model.qk_norm': (False, 'RMSNorm on queries and keys'),
+  'model.compute_dtype': ('float32', 'float32 or bfloat16; parameters are float32'),
+  'model.remat': ('none', "what the backward pass recomputes: 'none', 'dots' or 'full'"),
+  'model.attention': ('auto', "'auto', 'xla' or 'cudnn'"),
+  'model.loss_chunk': (2048, 'tokens whose logits are held at once'),
+  'data.tokenizer': ('bytes', "'bytes', 'gpt2' or a path to a tokenizer.json"),
+  'data.validation_fraction': (0.05, 'of the documents of text sources that is held out'),
+  'data.sources.text.path': ('sotu', "text, a prepared folder, or 'sotu' (built in)"),
+  'data.sources.text.weight': (1.0, 'share of the mixture'),
+  'data.sources.text.worker_weights': ((), 'share on each worker, if they differ'),
+  'data.sources.text.where': ('', "documents to keep, e.g. 'year:1900-1999'"),
+  'mesh.fsdp': (0, 'devices that share one worker; 0: as many as there are'),
+  'eval.every': (0, 'steps between evaluations; 0: at the start and the end only'),
+  'eval.sequences': (256, 'held-out sequences evaluated; 0: all'),
+  'eval.local_mean': (True, 'evaluate the mean of the local models too, between syncs'),
+  'checkpoint.every': (0, 'steps between checkpoints; 0: at the end only'),
+  'checkpoint.keep': (2, 'newest checkpoints kept'),
 }
 
 # What may differ between the runs that share a workdir: nothing here changes the trajectory.
@@ -110,45 +110,76 @@ def check_config(config: config_dict.ConfigDict) -> None:
   Raises:
     UserError: names the option, its value and what would be valid.
   """
-  for name in ('workers', 'batch_size', 'accumulation', 'seq_len', 'steps', 'log_every',
-               'checkpoint.keep'):
+  present = flatten(config)
+  if missing := [n for n in OPTIONS if not n.startswith('data.sources.') and n not in present]:
+    raise UserError(
+      f'the config lacks {", ".join(missing)}; begin it with default_config() as configs/ do.'
+    )
+  for name in (
+    'workers',
+    'batch_size',
+    'accumulation',
+    'seq_len',
+    'steps',
+    'log_every',
+    'checkpoint.keep',
+  ):
     _at_least(config, name, 1)
-  for name in ('seed', 'mesh.fsdp', 'eval.every', 'eval.sequences', 'checkpoint.every',
-               'model.vocab_size', 'schedule.warmup_steps', 'inner.clip_norm',
-               'inner.weight_decay', 'outer.learning_rate', 'inner.learning_rate'):
+  for name in (
+    'seed',
+    'mesh.fsdp',
+    'eval.every',
+    'eval.sequences',
+    'checkpoint.every',
+    'model.vocab_size',
+    'schedule.warmup_steps',
+    'inner.clip_norm',
+    'inner.weight_decay',
+    'outer.learning_rate',
+    'inner.learning_rate',
+  ):
     _at_least(config, name, 0)
   for name, period in config.periods.items():
     if period is not None:
       _at_least(config, f'periods.{name}', 0)
-  for name in ('inner.b1', 'inner.b2', 'inner.momentum', 'outer.momentum',
-               'data.validation_fraction'):
+  for name in (
+    'inner.b1',
+    'inner.b2',
+    'inner.momentum',
+    'outer.momentum',
+    'data.validation_fraction',
+  ):
     if (value := option(config, name)) is not None and not 0 <= value < 1:
       raise UserError(f'{name} is {value!r}; expected a number in [0, 1).')
   if not 0 <= config.schedule.decay_fraction <= 1:
     raise UserError(
-        f'schedule.decay_fraction is {config.schedule.decay_fraction}; expected a share in [0, 1].'
+      f'schedule.decay_fraction is {config.schedule.decay_fraction}; expected a share in [0, 1].'
     )
-  for name, choices in (('method', METHODS), ('inner.name', INNER_OPTIMIZERS),
-                        ('schedule.name', SCHEDULES), ('timing', ('post', 'pre'))):
+  for name, choices in (
+    ('method', METHODS),
+    ('inner.name', INNER_OPTIMIZERS),
+    ('schedule.name', SCHEDULES),
+    ('timing', ('post', 'pre')),
+  ):
     if option(config, name) not in choices:
       raise unknown_choice(name, option(config, name), choices)
   if config.stop_at is not None and not 1 <= config.stop_at <= config.steps:
     raise UserError(
-        f'stop_at is {config.stop_at}; expected a step from 1 to steps ({config.steps}).'
+      f'stop_at is {config.stop_at}; expected a step from 1 to steps ({config.steps}).'
     )
   if config.schedule.warmup_steps > config.steps:
     raise UserError(
-        f'schedule.warmup_steps is {config.schedule.warmup_steps}, more than steps ({config.steps}).'
+      f'schedule.warmup_steps is {config.schedule.warmup_steps}, more than steps ({config.steps}).'
     )
   if config.batch_size % config.accumulation:
     raise UserError(
-        f'accumulation is {config.accumulation}, which does not divide batch_size '
-        f'({config.batch_size}). Valid: {_divisors(config.batch_size)}.'
+      f'accumulation is {config.accumulation}, which does not divide batch_size '
+      f'({config.batch_size}). Valid: {_divisors(config.batch_size)}.'
     )
   if config.seq_len > config.model.seq_len:
     raise UserError(
-        f'seq_len is {config.seq_len}, longer than the model takes '
-        f'(model.seq_len is {config.model.seq_len}).'
+      f'seq_len is {config.seq_len}, longer than the model takes '
+      f'(model.seq_len is {config.model.seq_len}).'
     )
 
 
@@ -163,8 +194,8 @@ def model_config(config: config_dict.ConfigDict, vocab_size: int) -> GPTConfig:
     options['vocab_size'] = -(-vocab_size // 128) * 128
   if options['vocab_size'] < vocab_size:
     raise UserError(
-        f"model.vocab_size is {options['vocab_size']}, smaller than the tokenizer's vocabulary "
-        f'({vocab_size}); 0 takes a fitting size.'
+      f"model.vocab_size is {options['vocab_size']}, smaller than the tokenizer's vocabulary "
+      f'({vocab_size}); 0 takes a fitting size.'
     )
   try:
     return GPTConfig(**options)
@@ -205,14 +236,14 @@ def check_same_config(config: config_dict.ConfigDict, path: pathlib.Path) -> Non
     raise UserError(f'{path} is not a readable config ({error}); use another --workdir.') from error
   now = flatten(config)
   differing = [
-      f'{name} (was {before.get(name)!r}, is {now.get(name)!r})'
-      for name in dict.fromkeys([*now, *(key for key, _ in items)])
-      if before.get(name) != now.get(name) and not name.startswith(RESUMABLE)
+    f'{name} (was {before.get(name)!r}, is {now.get(name)!r})'
+    for name in dict.fromkeys([*now, *(key for key, _ in items)])
+    if before.get(name) != now.get(name) and not name.startswith(RESUMABLE)
   ]
   if differing:
     raise UserError(
-        f'{path.parent} holds a run of another config: {", ".join(differing)}. '
-        'Use another --workdir, or the config that it was made with.'
+      f'{path.parent} holds a run of another config: {", ".join(differing)}. '
+      'Use another --workdir, or the config that it was made with.'
     )
 
 

@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from desloc_jax import data as data_lib
 from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.job import Job
-from desloc_jax.train.step import TrainState, local_mean
+from desloc_jax.train.step import local_mean, TrainState
 
 
 class Evaluator:
@@ -16,8 +16,10 @@ class Evaluator:
     config = job.config
     sharding = NamedSharding(job.mesh, P(mesh_lib.WORKERS, mesh_lib.FSDP))
     batches = data_lib.validation_batches(
-        job.data.validation, config.workers, config.batch_size // config.accumulation,
-        config.eval.sequences or None,
+      job.data.validation,
+      config.workers,
+      config.batch_size // config.accumulation,
+      config.eval.sequences or None,
     )
     self._job = job
     self._batches = [jax.device_put(batch, sharding) for batch in batches]
@@ -29,7 +31,7 @@ class Evaluator:
     """Returns `val_loss` and, between parameter syncs, `val_loss_local_mean`: nats per token."""
     results = {'val_loss': self._loss(state.params)}
     between_syncs = state.optimizer.params is not None and int(
-        state.optimizer.counters.get('params', 1)
+      state.optimizer.counters.get('params', 1)
     )
     if between_syncs and self._job.config.eval.local_mean:
       results['val_loss_local_mean'] = self._loss(self._local_mean(state))

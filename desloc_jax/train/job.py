@@ -1,6 +1,6 @@
-"""From a configuration to everything that a run needs: data, model, transform, mesh, compiled step."""
+"""From a configuration to all that a run needs: data, model, transform, mesh, compiled step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import time
@@ -8,13 +8,12 @@ from typing import Any
 
 from absl import logging
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from ml_collections import config_dict
 import optax
 
-from desloc_jax import data as data_lib
-from desloc_jax import model as model_lib
+from desloc_jax import data as data_lib, model as model_lib
 from desloc_jax.errors import UserError
 from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.inner import make_inner
@@ -23,9 +22,14 @@ from desloc_jax.optimizer.methods import make_method, resolve_periods
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.transform import desloc
-from desloc_jax.train import config as config_lib
-from desloc_jax.train import mesh as mesh_lib
-from desloc_jax.train.step import STATE_AXES, TrainState, init_state, make_eval_step, make_train_step
+from desloc_jax.train import config as config_lib, mesh as mesh_lib
+from desloc_jax.train.step import (
+  init_state,
+  make_eval_step,
+  make_train_step,
+  STATE_AXES,
+  TrainState,
+)
 
 Sources = list[tuple[data_lib.SourceSpec, data_lib.PackedSequences]]
 
@@ -83,34 +87,35 @@ def load_data(config: config_dict.ConfigDict) -> Data:
     UserError: a source or the tokenizer cannot be used, or has no data for a split.
   """
   tokenizer = data_lib.load_tokenizer(config.data.tokenizer)
-  specs = [
-      data_lib.SourceSpec(name=name, **source) for name, source in config.data.sources.items()
-  ]
+  specs = [data_lib.SourceSpec(name=name, **source) for name, source in config.data.sources.items()]
 
   def open_split(split: str) -> Sources:
     return [
-        (spec, data_lib.open_source(
-            spec.path, tokenizer, split, config.seq_len, config.data.validation_fraction, spec.where
-        ))
-        for spec in specs
+      (
+        spec,
+        data_lib.open_source(
+          spec.path, tokenizer, split, config.seq_len, config.data.validation_fraction, spec.where
+        ),
+      )
+      for spec in specs
     ]
 
   return Data(tokenizer, open_split('train'), open_split('validation'))
 
 
-def make_job(config: config_dict.ConfigDict) -> Job:
-  """Checks a configuration, loads its data and compiles its training step.
+def make_job(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Job:
+  """Checks a configuration, loads its data and compiles its training step for `devices` (all).
 
   Raises:
     UserError: the configuration cannot work; raised before anything is compiled.
   """
   config_lib.check_config(config)
-  mesh = mesh_lib.make_mesh(config.workers, config.mesh.fsdp)
+  mesh = mesh_lib.make_mesh(config.workers, config.mesh.fsdp, devices)
   micro_batch = config.batch_size // config.accumulation
   if micro_batch % mesh.shape[mesh_lib.FSDP]:
     raise UserError(
-        f'batch_size / accumulation is {micro_batch}, which mesh.fsdp={mesh.shape[mesh_lib.FSDP]} '
-        'devices of a worker cannot share evenly.'
+      f'batch_size / accumulation is {micro_batch}, which mesh.fsdp={mesh.shape[mesh_lib.FSDP]} '
+      'devices of a worker cannot share evenly.'
     )
   data = load_data(config)
   model = config_lib.model_config(config, data.tokenizer.vocab_size)
@@ -118,28 +123,30 @@ def make_job(config: config_dict.ConfigDict) -> Job:
   init_params = functools.partial(model_lib.init_params, model)
   params_like = jax.eval_shape(init_params, jax.random.key(0))
   schedule = SCHEDULES[config.schedule.name](
-      config.inner.learning_rate, config.steps, config.schedule.warmup_steps,
-      config.schedule.decay_fraction,
+    config.inner.learning_rate,
+    config.steps,
+    config.schedule.warmup_steps,
+    config.schedule.decay_fraction,
   )
   inner = make_inner(**{**config.inner.to_dict(), 'learning_rate': schedule})
   periods = _periods(config, inner, params_like)
   outer = optax.sgd(**config.outer.to_dict())
   tx = make_method(
-      config.method, inner, periods, mesh_lib.WORKER_AXIS_NAMES, outer=outer, timing=config.timing
+    config.method, inner, periods, mesh_lib.WORKER_AXIS_NAMES, outer=outer, timing=config.timing
   )
 
   new_state = functools.partial(
-      init_state, init_params, tx, config.workers, jax.random.key(config.seed)
+    init_state, init_params, tx, config.workers, jax.random.key(config.seed)
   )
   state_like = jax.eval_shape(new_state)
   state_shardings = mesh_lib.shardings(mesh, state_like, STATE_AXES)
   state_like = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state_like, state_shardings
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state_like, state_shardings
   )
   tokens_like = jax.ShapeDtypeStruct(
-      (config.workers, config.accumulation, micro_batch, config.seq_len + 1),
-      jnp.int32,
-      sharding=NamedSharding(mesh, P(mesh_lib.WORKERS, None, mesh_lib.FSDP)),
+    (config.workers, config.accumulation, micro_batch, config.seq_len + 1),
+    jnp.int32,
+    sharding=NamedSharding(mesh, P(mesh_lib.WORKERS, None, mesh_lib.FSDP)),
   )
   loss = functools.partial(model_lib.next_token_loss, config=model)
   step = make_train_step(loss, tx, schedule, mesh)
@@ -152,25 +159,23 @@ def make_job(config: config_dict.ConfigDict) -> Job:
 
   all_periods = dict.fromkeys(periods, periods['params'] or 1)
   return Job(
-      config=config,
-      data=data,
-      model=model,
-      mesh=mesh,
-      periods=periods,
-      parameters=sum(x.size for x in jax.tree.leaves(params_like)),
-      make_state=jax.jit(new_state, out_shardings=state_shardings),
-      state_like=state_like,
-      tokens_like=tokens_like,
-      train_step=compiled,
-      eval_step=make_eval_step(
-          functools.partial(model_lib.sequence_losses, config=model), mesh
-      ),
-      ledger=ledger,
-      ddp_ledger=transform_ledger(ddp(inner), params_like, {}, config.workers),
-      local_adam_ledger=transform_ledger(
-          desloc(inner, all_periods), params_like, all_periods, config.workers
-      ),
-      compile_s=compile_s,
+    config=config,
+    data=data,
+    model=model,
+    mesh=mesh,
+    periods=periods,
+    parameters=sum(x.size for x in jax.tree.leaves(params_like)),
+    make_state=jax.jit(new_state, out_shardings=state_shardings),
+    state_like=state_like,
+    tokens_like=tokens_like,
+    train_step=compiled,
+    eval_step=make_eval_step(functools.partial(model_lib.sequence_losses, config=model), mesh),
+    ledger=ledger,
+    ddp_ledger=transform_ledger(ddp(inner), params_like, {}, config.workers),
+    local_adam_ledger=transform_ledger(
+      desloc(inner, all_periods), params_like, all_periods, config.workers
+    ),
+    compile_s=compile_s,
   )
 
 
@@ -183,7 +188,10 @@ def _periods(config: config_dict.ConfigDict, inner, params_like) -> Periods:
   for name, period in periods.items():
     if period is not None and period > config.steps:
       logging.warning(
-          'periods.%s is %d, more than the %d steps of the run: %s will never be averaged.',
-          name, period, config.steps, name,
+        'periods.%s is %d, more than the %d steps of the run: %s will never be averaged.',
+        name,
+        period,
+        config.steps,
+        name,
       )
   return periods

@@ -7,7 +7,7 @@ Resume order:
   4. Lines of metrics.jsonl from after that step are dropped: they will be written again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import json
 import pathlib
 import statistics
@@ -19,8 +19,7 @@ from ml_collections import config_dict
 
 from desloc_jax import data as data_lib
 from desloc_jax.errors import UserError
-from desloc_jax.train import config as config_lib
-from desloc_jax.train import report
+from desloc_jax.train import config as config_lib, report
 from desloc_jax.train.checkpoint import Checkpoints
 from desloc_jax.train.evaluate import Evaluator
 from desloc_jax.train.job import Job, make_job
@@ -32,7 +31,11 @@ from desloc_jax.train.step import TrainState
 CONFIG_FILE = 'config.json'
 
 
-def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def train(
+  config: config_dict.ConfigDict,
+  workdir: pathlib.Path,
+  devices: Sequence[jax.Device] | None = None,
+) -> dict[str, Any]:
   """Trains, or goes on from the newest checkpoint in `workdir`, until `stop_at` or the last step.
 
   Writes config.json, metrics.jsonl, tensorboard/, checkpoints/, training.png and summary.json.
@@ -47,7 +50,7 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str, An
   config_path = workdir / CONFIG_FILE
   if config_path.exists():
     config_lib.check_same_config(config, config_path)
-  job = make_job(config)
+  job = make_job(config, devices)
   workdir.mkdir(parents=True, exist_ok=True)
   write_atomically(config_path, json.dumps(config_lib.flatten(config), indent=2) + '\n')
   checkpoints = Checkpoints(workdir / 'checkpoints', config.checkpoint.keep)
@@ -56,8 +59,8 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str, An
     stop = config.stop_at or config.steps
     if start >= stop:
       raise UserError(
-          f'{workdir} is at step {start} already and this run would end at step {stop}; '
-          'raise stop_at up to steps, or use another --workdir.'
+        f'{workdir} is at step {start} already and this run would end at step {stop}; '
+        'raise stop_at up to steps, or use another --workdir.'
       )
     summary = _run_steps(job, workdir, checkpoints, state, start, stop)
   finally:
@@ -76,22 +79,29 @@ def _restore_or_init(job: Job, checkpoints: Checkpoints) -> tuple[TrainState, in
   state, position = checkpoints.restore(step, job.state_like)
   if position['data'] != job.data.fingerprint:
     raise UserError(
-        'the data or the tokenizer has changed since the checkpoint was written; use another '
-        '--workdir, or the data that the run began with.'
+      'the data or the tokenizer has changed since the checkpoint was written; use another '
+      '--workdir, or the data that the run began with.'
     )
   logging.info('Resuming after step %d.', step)
   return state, step
 
 
 def _run_steps(
-    job: Job, workdir: pathlib.Path, checkpoints: Checkpoints, state: TrainState, start: int, stop: int
+  job: Job,
+  workdir: pathlib.Path,
+  checkpoints: Checkpoints,
+  state: TrainState,
+  start: int,
+  stop: int,
 ) -> dict[str, Any]:
   config = job.config
   evaluator = Evaluator(job)
   recorder = Recorder(job, workdir, start, stop, jax.device_get(state.syncs))
   try:
     if start == 0:
-      recorder.write({'step': 0, 'tokens': 0, 'bytes_per_worker': 0, 'synced': [], **evaluator(state)})
+      recorder.write(
+        {'step': 0, 'tokens': 0, 'bytes_per_worker': 0, 'synced': [], **evaluator(state)}
+      )
     recorder.restart_clock()
     for step, tokens in zip(range(start + 1, stop + 1), _batches(job, start), strict=False):
       state, metrics = job.train_step(state, tokens)
@@ -118,11 +128,11 @@ def _batches(job: Job, start: int) -> Iterator[jax.Array]:
   """Yields the tokens of each step from `start` on, already on the devices."""
   config = job.config
   stream = data_lib.TrainingStream(
-      job.data.train, workers=config.workers, batch_size=config.batch_size, seed=config.seed
+    job.data.train, workers=config.workers, batch_size=config.batch_size, seed=config.seed
   )
   on_device = (
-      jax.device_put(tokens.reshape(job.tokens_like.shape), job.tokens_like.sharding)
-      for tokens in stream.iterator(start)
+    jax.device_put(tokens.reshape(job.tokens_like.shape), job.tokens_like.sharding)
+    for tokens in stream.iterator(start)
   )
   ahead = next(on_device)  # One step ahead of the loop, so that a copy overlaps with a step.
   for tokens in on_device:

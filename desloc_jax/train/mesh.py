@@ -35,15 +35,19 @@ def make_mesh(workers: int, fsdp: int, devices: Sequence[jax.Device] | None = No
     fsdp = max(1, count // workers)
   if count % fsdp or workers % (count // fsdp):
     fitting = [f for f in range(1, count + 1) if count % f == 0 and workers % (count // f) == 0]
-    hint = f'mesh.fsdp can be {_listing(fitting)}' if fitting else (
-        f'use a number of workers that shares {count} devices evenly, or fewer devices'
+    hint = (
+      f'mesh.fsdp can be {_listing(fitting)}'
+      if fitting
+      else (f'use a number of workers that shares {count} devices evenly, or fewer devices')
     )
     raise UserError(
-        f'{workers} workers with mesh.fsdp={fsdp} do not share {count} devices evenly: workers must '
-        f'be a multiple of devices / mesh.fsdp; {hint}.'
+      f'{workers} workers with mesh.fsdp={fsdp} do not share {count} devices evenly: workers must '
+      f'be a multiple of devices / mesh.fsdp; {hint}.'
     )
   return Mesh(
-      np.asarray(devices).reshape(count // fsdp, fsdp), (WORKERS, FSDP), axis_types=(AxisType.Auto,) * 2
+    np.asarray(devices).reshape(count // fsdp, fsdp),
+    (WORKERS, FSDP),
+    axis_types=(AxisType.Auto,) * 2,
   )
 
 
@@ -59,7 +63,7 @@ def shardings(mesh: Mesh, tree, worker_axes):
 
   def of_subtree(axis, subtree):
     return jax.tree.map_with_path(
-        lambda path, leaf: NamedSharding(mesh, _spec(path, leaf.shape, axis, mesh)), subtree
+      lambda path, leaf: NamedSharding(mesh, _spec(path, leaf.shape, axis, mesh)), subtree
     )
 
   return jax.tree.map(of_subtree, worker_axes, tree, is_leaf=lambda axis: axis is None)
@@ -68,9 +72,9 @@ def shardings(mesh: Mesh, tree, worker_axes):
 def worker_specs(worker_axes):
   """Returns the `jax.shard_map` specs, manual over workers only, for a prefix as in `shardings`."""
   return jax.tree.map(
-      lambda axis: PartitionSpec() if axis is None else PartitionSpec(WORKERS),
-      worker_axes,
-      is_leaf=lambda axis: axis is None,
+    lambda axis: PartitionSpec() if axis is None else PartitionSpec(WORKERS),
+    worker_axes,
+    is_leaf=lambda axis: axis is None,
   )
 
 
@@ -80,9 +84,7 @@ def _spec(path, shape: tuple[int, ...], worker_axis: int | None, mesh: Mesh) -> 
   if worker_axis is not None:
     spec[0] = WORKERS
   stacked = any(getattr(key, 'key', None) == STACKED for key in path)
-  candidates = [
-      i for i in range(first + stacked, len(shape)) if shape[i] % mesh.shape[FSDP] == 0
-  ]
+  candidates = [i for i in range(first + stacked, len(shape)) if shape[i] % mesh.shape[FSDP] == 0]
   if candidates and mesh.shape[FSDP] > 1:
     spec[max(candidates, key=lambda i: shape[i])] = FSDP
   return PartitionSpec(*spec)

@@ -22,7 +22,7 @@ class MetricsWriter:
     write_atomically(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
     self._file = self._path.open('a')
     self._tensorboard = tensorboardX.SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=start_step + 1 if kept else None
+      str(workdir / 'tensorboard'), purge_step=start_step + 1 if kept else None
     )
 
   def write(self, line: Mapping[str, Any]) -> None:
@@ -73,7 +73,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 def progress_bar(start: int, stop: int) -> tqdm.tqdm:
   """Returns a bar over steps; `tqdm` redraws it at most every half second."""
   return tqdm.tqdm(
-      total=stop, initial=start, unit='step', mininterval=0.5, dynamic_ncols=True, smoothing=0.1
+    total=stop, initial=start, unit='step', mininterval=0.5, dynamic_ncols=True, smoothing=0.1
   )
 
 

@@ -48,8 +48,8 @@ def plot_training(workdir: pathlib.Path, title: str = '') -> pathlib.Path:
 
 def _draw_losses(axes: Axes, lines: list[dict[str, Any]], x: str, scale: float = 1.0) -> None:
   labels = {
-      'loss': ('mean training loss of the workers', dict(color='tab:blue', alpha=0.6, lw=1)),
-      'val_loss': ('validation loss of the consensus', dict(color='black', marker='o', ms=4)),
+    'loss': ('mean training loss of the workers', dict(color='tab:blue', alpha=0.6, lw=1)),
+    'val_loss': ('validation loss of the consensus', dict(color='black', marker='o', ms=4)),
   }
   for name, (label, style) in labels.items():
     points = [(line[x] * scale, line[name]) for line in lines if name in line]
@@ -63,8 +63,13 @@ def _mark_syncs(axes: Axes, lines: list[dict[str, Any]]) -> None:
     steps = [line['step'] for line in lines if name in line.get('synced', ())]
     # In a band of their own at the bottom, in axes coordinates.
     axes.plot(
-        steps, [0.02 + 0.03 * row] * len(steps), '|', ms=7, color=COLORS.get(name),
-        transform=axes.get_xaxis_transform(), label=f'{name} averaged',
+      steps,
+      [0.02 + 0.03 * row] * len(steps),
+      '|',
+      ms=7,
+      color=COLORS.get(name),
+      transform=axes.get_xaxis_transform(),
+      label=f'{name} averaged',
     )
 
 

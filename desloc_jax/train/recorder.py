@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from desloc_jax.train.job import Job
-from desloc_jax.train.metrics import MetricsWriter, format_bytes, progress_bar
+from desloc_jax.train.metrics import format_bytes, MetricsWriter, progress_bar
 
 
 class TrainingDiverged(RuntimeError):
@@ -19,7 +19,9 @@ class TrainingDiverged(RuntimeError):
 class Recorder:
   """Keeps the metrics of steps on the device until a line is due, so that the loop never waits."""
 
-  def __init__(self, job: Job, workdir: pathlib.Path, start: int, stop: int, syncs: Mapping[str, int]):
+  def __init__(
+    self, job: Job, workdir: pathlib.Path, start: int, stop: int, syncs: Mapping[str, int]
+  ):
     """Starts after step `start` with `syncs` averages of each quantity done."""
     self._job = job
     self._writer = MetricsWriter(workdir, start)
@@ -54,17 +56,19 @@ class Recorder:
     syncs = {name: int(count) for name, count in metrics['syncs'].items()}
     synced = [name for name, count in syncs.items() if count > self.syncs[name]]
     self.syncs = syncs
-    drift = {name: float(np.mean(metrics['drift'][name])) for name in synced if name in metrics['drift']}
+    drift = {
+      name: float(np.mean(metrics['drift'][name])) for name in synced if name in metrics['drift']
+    }
     return {
-        'step': step,
-        'tokens': step * self._job.tokens_per_step,
-        'loss': float(np.mean(metrics['loss'])),
-        'lr': float(metrics['learning_rate']),
-        'grad_norm': float(np.mean(metrics['grad_norm'])),
-        'tokens_per_s': speed,
-        'bytes_per_worker': self._job.ledger.bytes_after(syncs),
-        'synced': synced,
-        'drift': drift,
+      'step': step,
+      'tokens': step * self._job.tokens_per_step,
+      'loss': float(np.mean(metrics['loss'])),
+      'lr': float(metrics['learning_rate']),
+      'grad_norm': float(np.mean(metrics['grad_norm'])),
+      'tokens_per_s': speed,
+      'bytes_per_worker': self._job.ledger.bytes_after(syncs),
+      'synced': synced,
+      'drift': drift,
     }
 
   def write(self, line: Mapping[str, Any]) -> None:
@@ -89,15 +93,18 @@ class Recorder:
 
   def _status(self, line: Mapping[str, Any]) -> str:
     upcoming = [
-        f'{name} in {period - line["step"] % period}'
-        for name, period in self._job.ledger.periods.items() if period > 1
+      f'{name} in {period - line["step"] % period}'
+      for name, period in self._job.ledger.periods.items()
+      if period > 1
     ]
-    return ', '.join([
+    return ', '.join(
+      [
         f'loss {line["loss"]:.3f}',
         f'{line["tokens_per_s"]:,.0f} tokens/s',
         f'sent {format_bytes(line["bytes_per_worker"])}',
         *(['next ' + ' '.join(upcoming)] if upcoming else []),
-    ])
+      ]
+    )
 
 
 def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
@@ -110,6 +117,6 @@ def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
     bad = np.flatnonzero(~np.isfinite(metrics[name]))
     if bad.size:
       raise TrainingDiverged(
-          f'{name} of worker {", ".join(map(str, bad))} is {metrics[name][bad[0]]} at step {step}. '
-          'The last checkpoint is kept; a lower inner.learning_rate or inner.clip_norm may help.'
+        f'{name} of worker {", ".join(map(str, bad))} is {metrics[name][bad[0]]} at step {step}. '
+        'The last checkpoint is kept; a lower inner.learning_rate or inner.clip_norm may help.'
       )

@@ -27,29 +27,29 @@ def summarise(job: Job, line: Mapping[str, Any], syncs: Mapping[str, int]) -> di
   ddp_bytes = job.ddp_ledger.bytes_after(job.ddp_ledger.syncs_in(steps))
   local_adam_bytes = job.local_adam_ledger.bytes_after(job.local_adam_ledger.syncs_in(steps))
   return {
-      'method': job.config.method,
-      'train_loss': line['loss'],
-      'val_loss': line['val_loss'],
-      'perplexity': math.exp(min(line['val_loss'], 700.0)),
-      'bits_per_byte': line['val_loss'] / math.log(2) * job.data.tokens_per_byte,
-      'steps': steps,
-      'tokens': line['tokens'],
-      'tokens_per_s': line.get('tokens_per_s'),
-      'compile_s': job.compile_s,
-      'parameters': job.parameters,
-      'peak_memory_bytes': peak_memory_bytes(),
-      'workers': job.config.workers,
-      'periods': dict(job.periods),
-      'syncs': dict(syncs),
-      'bytes_per_worker': sent,
-      'ring_bytes_per_worker': job.ledger.ring_bytes(sent),
-      'ddp_bytes_per_worker': ddp_bytes,
-      'local_adam_bytes_per_worker': local_adam_bytes,
-      'ddp_ratio': ddp_bytes / sent if sent else None,
-      'local_adam_ratio': local_adam_bytes / sent if sent else None,
-      'versions': {'jax': jax.__version__, 'optax': optax.__version__, 'flax': flax.__version__},
-      'device': jax.devices()[0].device_kind,
-      'devices': jax.device_count(),
+    'method': job.config.method,
+    'train_loss': line['loss'],
+    'val_loss': line['val_loss'],
+    'perplexity': math.exp(min(line['val_loss'], 700.0)),
+    'bits_per_byte': line['val_loss'] / math.log(2) * job.data.tokens_per_byte,
+    'steps': steps,
+    'tokens': line['tokens'],
+    'tokens_per_s': line.get('tokens_per_s'),
+    'compile_s': job.compile_s,
+    'parameters': job.parameters,
+    'peak_memory_bytes': peak_memory_bytes(),
+    'workers': job.config.workers,
+    'periods': dict(job.periods),
+    'syncs': dict(syncs),
+    'bytes_per_worker': sent,
+    'ring_bytes_per_worker': job.ledger.ring_bytes(sent),
+    'ddp_bytes_per_worker': ddp_bytes,
+    'local_adam_bytes_per_worker': local_adam_bytes,
+    'ddp_ratio': ddp_bytes / sent if sent else None,
+    'local_adam_ratio': local_adam_bytes / sent if sent else None,
+    'versions': {'jax': jax.__version__, 'optax': optax.__version__, 'flax': flax.__version__},
+    'device': jax.devices()[0].device_kind,
+    'devices': jax.device_count(),
   }
 
 
@@ -69,27 +69,38 @@ def network_table(job: Job, summary: Mapping[str, Any]) -> str:
   rows = [('quantity', 'period', 'syncs', 'bytes/sync', 'bytes')]
   for name, size in job.ledger.bytes_per_sync.items():
     count = summary['syncs'][name]
-    rows.append((
-        name, str(job.ledger.periods[name]), str(count), format_bytes(size),
+    rows.append(
+      (
+        name,
+        str(job.ledger.periods[name]),
+        str(count),
+        format_bytes(size),
         format_bytes(size * count),
-    ))
+      )
+    )
   rows += [
-      (f'{name}: never', '-', '0', '-', format_bytes(0))
-      for name, period in job.periods.items() if period is None and name not in job.ledger.periods
+    (f'{name}: never', '-', '0', '-', format_bytes(0))
+    for name, period in job.periods.items()
+    if period is None and name not in job.ledger.periods
   ]
   rows.append(('all', '', '', '', format_bytes(summary['bytes_per_worker'])))
   for label, key in (('DDP', 'ddp'), ('Local Adam', 'local_adam')):
     ratio = summary[f'{key}_ratio']
-    rows.append((
-        f'{label} would send', '', '', f'{ratio:.2f}x' if ratio else '-',
+    rows.append(
+      (
+        f'{label} would send',
+        '',
+        '',
+        f'{ratio:.2f}x' if ratio else '-',
         format_bytes(summary[f'{key}_bytes_per_worker']),
-    ))
+      )
+    )
   steady = job.ddp_ledger.bytes_per_step / job.ledger.bytes_per_step if job.ledger.periods else 0
   notes = (
-      f'Payload of each worker in {summary["steps"]} steps; a ring all-reduce over '
-      f'{job.config.workers} workers sends '
-      f'{format_bytes(summary["ring_bytes_per_worker"])} for it. '
-      f'In the long run DDP sends {steady:.2f}x as much.'
+    f'Payload of each worker in {summary["steps"]} steps; a ring all-reduce over '
+    f'{job.config.workers} workers sends '
+    f'{format_bytes(summary["ring_bytes_per_worker"])} for it. '
+    f'In the long run DDP sends {steady:.2f}x as much.'
   )
   return f'What crossed the network\n{align(rows)}\n{notes}'
 
@@ -98,8 +109,10 @@ def align(rows: list[tuple[str, ...]]) -> str:
   """Returns rows of cells as text: the first column to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
-      '  '.join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-      for row in rows
+    '  '.join(
+      [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+    )
+    for row in rows
   ]
   return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
 
@@ -107,8 +120,8 @@ def align(rows: list[tuple[str, ...]]) -> str:
 def result_line(summary: Mapping[str, Any], workdir: pathlib.Path) -> str:
   """Returns the run's result in a few words, with where to look."""
   return (
-      f'\nstep {summary["steps"]}: validation loss {summary["val_loss"]:.4f} nats/token, '
-      f'perplexity {summary["perplexity"]:.3f}, {summary["bits_per_byte"]:.3f} bits per byte, '
-      f'{summary["tokens_per_s"]:,.0f} tokens/s\n'
-      f'{workdir}: training.png, summary.json, metrics.jsonl, tensorboard/, checkpoints/'
+    f'\nstep {summary["steps"]}: validation loss {summary["val_loss"]:.4f} nats/token, '
+    f'perplexity {summary["perplexity"]:.3f}, {summary["bits_per_byte"]:.3f} bits per byte, '
+    f'{summary["tokens_per_s"]:,.0f} tokens/s\n'
+    f'{workdir}: training.png, summary.json, metrics.jsonl, tensorboard/, checkpoints/'
   )

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import optax
 
 from desloc_jax.optimizer.ddp import local_params
-from desloc_jax.optimizer.transform import WORKER_AXES, DeslocState, synced
+from desloc_jax.optimizer.transform import DeslocState, synced, WORKER_AXES
 from desloc_jax.train import mesh as mesh_lib
 
 LossFunction = Callable[[optax.Params, jax.Array], jax.Array]
@@ -34,10 +34,10 @@ METRIC_AXES = {'loss': 0, 'grad_norm': 0, 'drift': 0, 'learning_rate': None, 'sy
 
 
 def init_state(
-    init_params: Callable[[jax.Array], optax.Params],
-    tx: optax.GradientTransformation,
-    workers: int,
-    key: jax.Array,
+  init_params: Callable[[jax.Array], optax.Params],
+  tx: optax.GradientTransformation,
+  workers: int,
+  key: jax.Array,
 ) -> TrainState:
   """Returns the state before the first step: every worker with the same parameters."""
   params = init_params(key)
@@ -47,10 +47,10 @@ def init_state(
 
 
 def make_train_step(
-    loss: LossFunction,
-    tx: optax.GradientTransformationExtraArgs,
-    schedule: optax.Schedule,
-    mesh: Mesh,
+  loss: LossFunction,
+  tx: optax.GradientTransformationExtraArgs,
+  schedule: optax.Schedule,
+  mesh: Mesh,
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, Any]]]:
   """Returns `step(state, tokens) -> (state, metrics)`, to be jitted with `state` donated.
 
@@ -68,22 +68,24 @@ def make_train_step(
     updates, optimizer = tx.update(grads, state.optimizer, state.params)
     was_synced = synced(state.optimizer, optimizer)
     state = TrainState(
-        step=state.step + 1,
-        params=apply_at_sync(state.params, updates, was_synced),
-        optimizer=optimizer,
-        syncs={name: count + was_synced[name] for name, count in state.syncs.items()},
+      step=state.step + 1,
+      params=apply_at_sync(state.params, updates, was_synced),
+      optimizer=optimizer,
+      syncs={name: count + was_synced[name] for name, count in state.syncs.items()},
     )
     metrics = {
-        'loss': mean_loss,
-        'grad_norm': optax.tree.norm(grads),
-        'drift': optimizer.drift,
-        'learning_rate': schedule(state.step - 1),
-        'syncs': state.syncs,
+      'loss': mean_loss,
+      'grad_norm': optax.tree.norm(grads),
+      'drift': optimizer.drift,
+      'learning_rate': schedule(state.step - 1),
+      'syncs': state.syncs,
     }
     return state, metrics
 
   def step(state: TrainState, tokens: jax.Array):
-    return over_workers(worker_step, mesh, (STATE_AXES, 0), (STATE_AXES, METRIC_AXES))(state, tokens)
+    return over_workers(worker_step, mesh, (STATE_AXES, 0), (STATE_AXES, METRIC_AXES))(
+      state, tokens
+    )
 
   return step
 
@@ -94,25 +96,25 @@ def over_workers(function: Callable, mesh: Mesh, in_axes, out_axes) -> Callable:
   Args:
     function: of one worker, inside the axes `mesh.WORKER_AXIS_NAMES`.
     mesh: from `mesh.make_mesh`.
-    in_axes: a prefix of the arguments: 0 where they are [workers, ...], None where they are shared.
+    in_axes: a prefix of the arguments: 0 where they are [workers, ...], None where they are not.
     out_axes: likewise, of the results.
   """
   replicas = jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=mesh_lib.REPLICAS)
-  # The type system for varying axes has no rule for a mean over a manual and a vmapped axis at once.
+  # The types of varying axes have no rule for a mean over a manual and a vmapped axis at once.
   return jax.shard_map(
-      replicas,
-      mesh=mesh,
-      in_specs=mesh_lib.worker_specs(in_axes),
-      out_specs=mesh_lib.worker_specs(out_axes),
-      axis_names={mesh_lib.WORKERS},
-      check_vma=False,
+    replicas,
+    mesh=mesh,
+    in_specs=mesh_lib.worker_specs(in_axes),
+    out_specs=mesh_lib.worker_specs(out_axes),
+    axis_names={mesh_lib.WORKERS},
+    check_vma=False,
   )
 
 
 def accumulate(
-    loss: LossFunction, params: optax.Params, tokens: jax.Array
+  loss: LossFunction, params: optax.Params, tokens: jax.Array
 ) -> tuple[jax.Array, optax.Updates]:
-  """Returns the mean loss and gradient over micro-batches [micro-batches, sequences, seq_len + 1]."""
+  """Returns mean loss and gradient over tokens [micro-batches, sequences, seq_len + 1]."""
   value_and_grad = jax.value_and_grad(loss)
   if tokens.shape[0] == 1:
     return value_and_grad(params, tokens[0])
@@ -130,7 +132,7 @@ def apply_at_sync(params: optax.Params, updates: optax.Updates, was_synced) -> o
   if 'params' not in was_synced:  # DDP, whose updates come at every step.
     return optax.apply_updates(params, updates)
   return jax.lax.cond(
-      was_synced['params'], optax.apply_updates, lambda params, _: params, params, updates
+    was_synced['params'], optax.apply_updates, lambda params, _: params, params, updates
   )
 
 

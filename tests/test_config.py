@@ -1,0 +1,155 @@
+"""Configurations and the command line: every mistake is one line and exit code 2."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from desloc_jax.errors import UserError
+from desloc_jax.model import parameter_count
+from desloc_jax.train import config as config_lib, mesh as mesh_lib
+from tests.runs import small_config, write_text
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAPER_SIZES = {
+  'gpt_16m': 16_042_240,
+  'gpt_125m': 123_636_480,
+  'gpt_135m': 148_486_464,
+  'gpt_360m': 402_310_080,
+  'gpt_720m': 707_184_640,
+  'gpt_1b': 1_311_213_568,
+  'gpt_1_7b': 1_713_899_520,
+}
+
+
+def load(name):
+  return importlib.import_module(f'configs.{name}')
+
+
+@pytest.mark.parametrize('name', PAPER_SIZES)
+def test_paper_configs_are_valid_and_as_large_as_they_say(name):
+  module = load(name)
+  config = module.get_config()
+  config_lib.check_config(config)
+  size = parameter_count(config_lib.model_config(config, vocab_size=50_257))
+  assert size == PAPER_SIZES[name]
+  assert f'{size:,}' in module.__doc__ and f'configs/{name}.py' in module.__doc__
+  assert f'{config.steps:,} steps' in module.__doc__
+  assert config.workers * config.batch_size * config.seq_len == 2**21
+  assert sum(source.weight for source in config.data.sources.values()) == pytest.approx(1.0)
+  assert set(module.get_config('sotu').data.sources) == {'text'}
+  with pytest.raises(UserError, match="'stou' is unknown. Did you mean 'sotu'"):
+    module.get_config('stou')
+
+
+def test_tiny_is_valid():
+  config_lib.check_config(load('tiny').get_config())
+
+
+def test_options_are_no_aliases_of_each_other():
+  """One placeholder object for several options would tie their values together."""
+  for name in config_lib.OPTIONS:
+    config = config_lib.default_config()
+    before = config_lib.flatten(config)
+    value = config_lib.option(config, name)
+    changed = {str: 'x', bool: not value, tuple: (1.0,)}.get(type(value), 7)
+    config.update_from_flattened_dict({name: changed})
+    after = config_lib.flatten(config)
+    assert [key for key in before if before[key] != after[key]] == [name]
+
+
+BAD = {
+  'workers': (0, 'workers is 0'),
+  'batch_size': (-1, 'batch_size is -1'),
+  'seed': (-1, 'seed is -1'),
+  'accumulation': (3, 'does not divide batch_size'),
+  'seq_len': (4096, 'longer than the model takes'),
+  'stop_at': (13, 'from 1 to steps'),
+  'method': ('deslok', "Did you mean 'desloc'"),
+  'timing': ('mid', 'Valid: post, pre'),
+  'inner.name': ('adan', "Did you mean 'adam'"),
+  'inner.b1': (1.0, r'in \[0, 1\)'),
+  'inner.learning_rate': (float('nan'), 'inner.learning_rate is nan'),
+  'schedule.name': ('wds', "Did you mean 'wsd'"),
+  'schedule.decay_fraction': (1.5, r'share in \[0, 1\]'),
+  'schedule.warmup_steps': (13, 'more than steps'),
+  'periods.params': (-5, 'periods.params is -5'),
+  'data.validation_fraction': (1.0, r'in \[0, 1\)'),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_a_bad_value_is_named(name):
+  value, message = BAD[name]
+  with pytest.raises(UserError, match=message):
+    config_lib.check_config(small_config('sotu', **{name: value}))
+
+
+def test_devices_that_workers_cannot_share_are_refused():
+  eight = jax.devices()
+  with pytest.raises(UserError, match='3 workers.*8 devices'):
+    mesh_lib.make_mesh(3, 0, eight)
+  with pytest.raises(UserError, match='mesh.fsdp can be 2 or 4 or 8'):
+    mesh_lib.make_mesh(4, 1, eight)
+  assert dict(mesh_lib.make_mesh(4, 0, eight).shape) == {'workers': 4, 'fsdp': 2}
+  assert dict(mesh_lib.make_mesh(8, 0, eight[:2]).shape) == {'workers': 2, 'fsdp': 1}
+  assert dict(mesh_lib.make_mesh(3, 0, eight[:1]).shape) == {'workers': 1, 'fsdp': 1}
+
+
+COMMANDS = {
+  'unknown option': (['--config.perids.params=64'], "Did you mean 'periods.params'"),
+  'wrong type': (['--config.periods.params=often'], 'periods.params'),
+  'impossible value': (['--config.periods.params=-1'], 'periods.params is -1'),
+  'period of a state that is not there': (['--config.periods.trace=3'], 'trace'),
+  'missing data': (['--config.data.sources.text.path=nowhere.txt'], 'nowhere.txt'),
+  'unknown flag': (['--wrkdir=x'], 'wrkdir'),
+  'unknown mode': (['--mode=fly'], 'fly'),
+  'stray word': (['tiny'], "'tiny' is not an option"),
+}
+
+
+def command(*args):
+  return subprocess.run(
+    [sys.executable, 'run.py', *args], cwd=ROOT, capture_output=True, text=True, timeout=120
+  )
+
+
+@pytest.mark.parametrize('case', COMMANDS)
+def test_the_command_line_answers_a_mistake_in_one_line(case, tmp_path):
+  args, message = COMMANDS[case]
+  result = command('--config=configs/tiny.py', f'--workdir={tmp_path}/run', *args)
+  assert result.returncode == 2, result.stderr
+  assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1, result.stderr
+  assert message in result.stderr
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('path', ['configs/missing.py', ''])
+def test_a_missing_config_file_is_one_line(path):
+  result = command(*([f'--config={path}'] if path else []))
+  assert result.returncode == 2 and result.stderr.count('\n') == 1, result.stderr
+  assert (path or '--config is missing') in result.stderr
+
+
+def test_help_lists_every_option():
+  result = command('--help')
+  assert result.returncode == 0
+  for name in config_lib.OPTIONS:
+    assert f'--config.{name}=' in result.stdout
+  assert '--workdir' in result.stdout
+
+
+def test_a_prepared_folder_of_another_tokenizer_is_refused(tmp_path):
+  text = write_text(tmp_path / 'text')
+  prepare = [sys.executable, '-m', 'desloc_jax.data.prepare', f'--input={text}']
+  subprocess.run(
+    [*prepare, f'--output={tmp_path / "shards"}', '--tokenizer=gpt2', '--validation_fraction=0.2'],
+    cwd=ROOT,
+    check=True,
+    capture_output=True,
+  )
+  result = command('--config=configs/tiny.py', f'--config.data.sources.text.path={tmp_path}/shards')
+  assert result.returncode == 2 and 'gpt2' in result.stderr and 'bytes' in result.stderr
