@@ -4,7 +4,23 @@ This package is importable on its own and needs JAX and optax only. The trainer 
 the subpackages `model`, `data` and `train`, which nothing here imports.
 """
 
+from desloc_jax.optimizer.ddp import ddp
+from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
+from desloc_jax.optimizer.over_workers import AXIS_NAMES, over_workers
 from desloc_jax.optimizer.periods import half_life, periods_from_half_lives
-from desloc_jax.optimizer.transform import desloc, DeslocState, WORKER_AXES
+from desloc_jax.optimizer.transform import desloc, DeslocState, synced, WORKER_AXES
 
-__all__ = ['WORKER_AXES', 'DeslocState', 'desloc', 'half_life', 'periods_from_half_lives']
+__all__ = [
+  'AXIS_NAMES',
+  'DeslocState',
+  'Ledger',
+  'WORKER_AXES',
+  'ddp',
+  'desloc',
+  'half_life',
+  'over_workers',
+  'periods_from_half_lives',
+  'read_ledger',
+  'synced',
+  'transform_ledger',
+]

@@ -96,7 +96,8 @@ def read_ledger(
     totals[exchange.name] = totals.get(exchange.name, 0) + exchange.payload_bytes
   known = {name: period for name, period in periods.items() if period is not None}
   known[EVERY_STEP] = 1
-  return Ledger(workers, totals, {name: known[name] for name in totals})
+  periods = {name: period for name, period in known.items() if name in totals}
+  return Ledger(workers, {name: totals[name] for name in periods}, periods)
 
 
 def transform_ledger(

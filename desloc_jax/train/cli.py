@@ -62,7 +62,7 @@ def fail(error: Exception, code: int = USAGE_ERROR) -> None:
   lines = str(error).strip().splitlines() or [type(error).__name__]
   if any(line.startswith('Traceback') for line in lines):
     lines = lines[-1:]  # An error in the config file itself: ml_collections quotes its traceback.
-  text = ' '.join(' '.join(lines).split())
+  text = ' '.join(' '.join(lines).split()).removeprefix('desloc_jax.errors.UserError: ')
   print(f'error: {text}', file=sys.stderr)
   sys.exit(code)
 
@@ -93,7 +93,7 @@ def _check_option_names(args: Sequence[str]) -> None:
 def _print_help(program: str) -> None:
   from desloc_jax.train.config import options_help
 
-  own = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode')]
+  own = flags.FLAGS.get_flags_for_module(program)
   lines = [sys.modules['__main__'].__doc__, 'flags:']
   lines += [f'  --{flag.name}={flag.default or ""}\n      {flag.help}' for flag in own]
   try:

@@ -19,6 +19,7 @@ from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.optimizer.methods import make_method, resolve_periods
+from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.transform import desloc
@@ -131,9 +132,7 @@ def make_job(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | Non
   inner = make_inner(**{**config.inner.to_dict(), 'learning_rate': schedule})
   periods = _periods(config, inner, params_like)
   outer = optax.sgd(**config.outer.to_dict())
-  tx = make_method(
-    config.method, inner, periods, mesh_lib.WORKER_AXIS_NAMES, outer=outer, timing=config.timing
-  )
+  tx = make_method(config.method, inner, periods, AXIS_NAMES, outer=outer, timing=config.timing)
 
   new_state = functools.partial(
     init_state, init_params, tx, config.workers, jax.random.key(config.seed)

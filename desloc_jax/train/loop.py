@@ -116,7 +116,7 @@ def _run_steps(
           line |= evaluator(state)
         recorder.write(line)
         if saves:
-          checkpoints.save(step, state, {'step': step, 'data': job.data.fingerprint})
+          checkpoints.save(step, state, _position(job, step))
         recorder.restart_clock()
   finally:
     recorder.close()
@@ -138,6 +138,12 @@ def _batches(job: Job, start: int) -> Iterator[jax.Array]:
   for tokens in on_device:
     yield ahead
     ahead = tokens
+
+
+def _position(job: Job, step: int) -> dict[str, Any]:
+  """Returns where the data stream is after `step`: sequences that all workers have consumed."""
+  sequences = step * job.config.workers * job.config.batch_size
+  return {'step': step, 'sequences': sequences, 'data': job.data.fingerprint}
 
 
 def _due(step: int, every: int) -> bool:

@@ -7,12 +7,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from desloc_jax.errors import UserError
+from desloc_jax.optimizer.over_workers import WORKERS
 
-WORKERS = 'workers'
 FSDP = 'fsdp'
-# Workers that share a device are a vmapped axis: averages go over both.
-REPLICAS = 'replicas'
-WORKER_AXIS_NAMES = (WORKERS, REPLICAS)
 
 # Parameters under this name are stacked over layers, and a scan takes one layer at a time.
 STACKED = 'blocks'
@@ -67,15 +64,6 @@ def shardings(mesh: Mesh, tree, worker_axes):
     )
 
   return jax.tree.map(of_subtree, worker_axes, tree, is_leaf=lambda axis: axis is None)
-
-
-def worker_specs(worker_axes):
-  """Returns the `jax.shard_map` specs, manual over workers only, for a prefix as in `shardings`."""
-  return jax.tree.map(
-    lambda axis: PartitionSpec() if axis is None else PartitionSpec(WORKERS),
-    worker_axes,
-    is_leaf=lambda axis: axis is None,
-  )
 
 
 def _spec(path, shape: tuple[int, ...], worker_axis: int | None, mesh: Mesh) -> PartitionSpec:

@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import optax
 
 from desloc_jax.optimizer.ddp import local_params
+from desloc_jax.optimizer.over_workers import over_workers
 from desloc_jax.optimizer.transform import DeslocState, synced, WORKER_AXES
-from desloc_jax.train import mesh as mesh_lib
 
 LossFunction = Callable[[optax.Params, jax.Array], jax.Array]
 
@@ -56,7 +56,7 @@ def make_train_step(
 
   Args:
     loss: mean loss in nats per token of one worker's parameters on [batch, seq_len + 1] tokens.
-    tx: over the axes `mesh.WORKER_AXIS_NAMES`.
+    tx: over the axes `over_workers.AXIS_NAMES`.
     schedule: of the learning rate, for the metrics.
     mesh: from `mesh.make_mesh`.
 
@@ -90,27 +90,6 @@ def make_train_step(
   return step
 
 
-def over_workers(function: Callable, mesh: Mesh, in_axes, out_axes) -> Callable:
-  """Maps `function` of one worker over all: over devices by shard_map, and on each by vmap.
-
-  Args:
-    function: of one worker, inside the axes `mesh.WORKER_AXIS_NAMES`.
-    mesh: from `mesh.make_mesh`.
-    in_axes: a prefix of the arguments: 0 where they are [workers, ...], None where they are not.
-    out_axes: likewise, of the results.
-  """
-  replicas = jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=mesh_lib.REPLICAS)
-  # The types of varying axes have no rule for a mean over a manual and a vmapped axis at once.
-  return jax.shard_map(
-    replicas,
-    mesh=mesh,
-    in_specs=mesh_lib.worker_specs(in_axes),
-    out_specs=mesh_lib.worker_specs(out_axes),
-    axis_names={mesh_lib.WORKERS},
-    check_vma=False,
-  )
-
-
 def accumulate(
   loss: LossFunction, params: optax.Params, tokens: jax.Array
 ) -> tuple[jax.Array, optax.Updates]:
@@ -129,8 +108,10 @@ def accumulate(
 
 def apply_at_sync(params: optax.Params, updates: optax.Updates, was_synced) -> optax.Params:
   """Returns `optax.apply_updates(params, updates)`, with no work where there was no sync."""
-  if 'params' not in was_synced:  # DDP, whose updates come at every step.
+  if 'gradients' in was_synced:  # DDP, whose updates come at every step.
     return optax.apply_updates(params, updates)
+  if 'params' not in was_synced:
+    return params
   return jax.lax.cond(
     was_synced['params'], optax.apply_updates, lambda params, _: params, params, updates
   )

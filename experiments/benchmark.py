@@ -1,0 +1,160 @@
+"""What DES-LOC costs on top of its inner optimizer: time of a local step, memory, tokens/s.
+
+  python -m experiments.benchmark --config=configs/tiny.py --rounds=15
+
+Three programs over the same mesh, model, batch and inner optimizer are compiled and then stepped in
+turn, so that a machine whose speed drifts slows all of them: `plain` (the inner optimizer on each
+worker, nothing else), `desloc` and `ddp`. Steps of desloc that sync are timed by themselves. Ratios
+are medians over rounds of the ratio within a round.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+
+from absl import app, flags
+import jax
+from ml_collections import config_dict, config_flags
+import optax
+
+from desloc_jax import data as data_lib, model as model_lib
+from desloc_jax.optimizer.inner import make_inner
+from desloc_jax.optimizer.over_workers import over_workers
+from desloc_jax.optimizer.schedules import SCHEDULES
+from desloc_jax.train import cli, mesh as mesh_lib
+from desloc_jax.train.job import Job, make_job
+from desloc_jax.train.metrics import format_bytes
+from desloc_jax.train.report import align
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
+_ROUNDS = flags.DEFINE_integer('rounds', 15, 'Rounds of one step of each program.', lower_bound=3)
+
+
+@dataclasses.dataclass
+class Program:
+  """A compiled step and its state, which each call replaces."""
+
+  compiled: jax.stages.Compiled
+  state: object
+
+  def seconds(self, tokens: jax.Array) -> float:
+    """Steps once and returns the seconds until the new state is there."""
+    start = time.perf_counter()
+    self.state, _ = self.compiled(self.state, tokens)
+    jax.block_until_ready(self.state)
+    return time.perf_counter() - start
+
+  def memory_bytes(self) -> int:
+    """Returns what XLA plans to hold on a device at once: arguments, results and temporaries."""
+    plan = self.compiled.memory_analysis()
+    results = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return plan.argument_size_in_bytes + results + plan.temp_size_in_bytes
+
+
+def plain_program(job: Job) -> Program:
+  """Returns the inner optimizer alone on each worker, inside the same shard_map."""
+  config = job.config
+  schedule = SCHEDULES[config.schedule.name](
+    config.inner.learning_rate,
+    config.steps,
+    config.schedule.warmup_steps,
+    config.schedule.decay_fraction,
+  )
+  inner = make_inner(**{**config.inner.to_dict(), 'learning_rate': schedule})
+  loss = functools.partial(model_lib.next_token_loss, config=job.model)
+
+  def of_worker(state, tokens):
+    params, inner_state = state
+    value, grads = jax.value_and_grad(loss)(params, tokens[0])
+    updates, inner_state = inner.update(grads, inner_state, params)
+    metrics = {'loss': value, 'grad_norm': optax.tree.norm(grads)}
+    return (optax.apply_updates(params, updates), inner_state), metrics
+
+  def new_state():
+    params = model_lib.init_params(job.model, jax.random.key(config.seed))
+    return jax.vmap(lambda: (params, inner.init(params)), axis_size=config.workers)()
+
+  shardings = mesh_lib.shardings(job.mesh, jax.eval_shape(new_state), 0)
+  state = jax.jit(new_state, out_shardings=shardings)()
+  step = jax.jit(
+    over_workers(of_worker, job.mesh, (0, 0), (0, 0)),
+    donate_argnums=0,
+    out_shardings=(shardings, None),
+  )
+  return Program(step.lower(state, job.tokens_like).compile(), state)
+
+
+def method_program(config: config_dict.ConfigDict, **options) -> tuple[Job, Program]:
+  """Returns the trainer's own step for `config` with `options` changed."""
+  config = config_dict.ConfigDict(config)
+  config.update_from_flattened_dict({'accumulation': 1, **options})
+  job = make_job(config)
+  return job, Program(job.train_step, job.make_state())
+
+
+def measure(programs: dict[str, Program], tokens: jax.Array, rounds: int) -> dict[str, list[float]]:
+  """Returns the seconds of each round, by program; the first round is not counted."""
+  seconds = {name: [] for name in programs}
+  for turn in range(rounds + 1):
+    for name, program in programs.items():
+      elapsed = program.seconds(tokens)
+      if turn:
+        seconds[name].append(elapsed)
+  return seconds
+
+
+def ratio(seconds: dict[str, list[float]], name: str, base: str) -> float:
+  """Returns the median over rounds of name's seconds over base's."""
+  pairs = zip(seconds[name], seconds[base], strict=True)
+  return statistics.median(a / b for a, b in pairs)
+
+
+def main(argv):
+  del argv
+  config = _CONFIG.value
+  # A period beyond the rounds makes every step a local one; a period of 1 every step a sync.
+  job, local = method_program(config, method='desloc', **{'periods.params': 10**6})
+  _, every = method_program(config, method='local_adam', **{'periods.params': 1})
+  _, ddp = method_program(config, method='ddp')
+  programs = {
+    'plain': plain_program(job),
+    'desloc, local step': local,
+    'desloc, all three sync': every,
+    'ddp': ddp,
+  }
+  stream = data_lib.TrainingStream(
+    job.data.train, workers=config.workers, batch_size=config.batch_size, seed=config.seed
+  )
+  tokens = jax.device_put(stream.batch(0).reshape(job.tokens_like.shape), job.tokens_like.sharding)
+  seconds = measure(programs, tokens, _ROUNDS.value)
+  print(table(job, programs, seconds))
+
+
+def table(job: Job, programs: dict[str, Program], seconds: dict[str, list[float]]) -> str:
+  """Returns time and memory of each program beside `plain`."""
+  copy = 4 * job.parameters * job.config.workers / job.mesh.size
+  consensus = 4 * job.parameters / job.mesh.shape[mesh_lib.FSDP]
+  base = programs['plain'].memory_bytes()
+  rows = [('program', 'tokens/s', 'time / plain', 'memory', 'over plain, in consensus copies')]
+  for name, program in programs.items():
+    memory = program.memory_bytes()
+    rows.append(
+      (
+        name,
+        f'{job.tokens_per_step / statistics.median(seconds[name]):,.0f}',
+        f'{ratio(seconds, name, "plain"):.3f}',
+        format_bytes(memory),
+        f'{(memory - base) / consensus:+.2f}',
+      )
+    )
+  device = jax.devices()[0].device_kind
+  return (
+    f'{align(rows)}\n{job.config.workers} workers on {job.mesh.size} x {device}, '
+    f'{job.parameters:,} parameters, jax {jax.__version__}; local copies take '
+    f'{format_bytes(copy)} a device, the consensus {format_bytes(consensus)}.'
+  )
+
+
+if __name__ == '__main__':
+  app.run(cli.exit_with_one_line(main), flags_parser=cli.parse_flags)

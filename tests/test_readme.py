@@ -1,0 +1,32 @@
+"""What the README says can be done."""
+
+import pathlib
+import re
+
+import numpy as np
+
+from desloc_jax.train.config import OPTIONS
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+EXAMPLES = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+
+
+def test_the_examples_run_and_learn(capsys):
+  namespace = {}
+  exec(EXAMPLES[0], namespace)
+  assert len(EXAMPLES[0].strip().splitlines()) <= 25
+  state, params = namespace['state'], namespace['params']
+  np.testing.assert_array_equal(state.params['w'], np.tile(params['w'], (8, 1)))
+  assert float(namespace['loss'].mean()) < 0.2  # From 1.0 with zero weights.
+  exec(EXAMPLES[1], namespace)
+  assert "{'mu': 64, 'nu': 64, 'params': 64}" in capsys.readouterr().out
+
+
+def test_every_option_and_file_named_exists():
+  for name in re.findall(r'--config\.([a-z_.0-9]+)', README):
+    assert name in OPTIONS, name
+  for path in re.findall(r'`((?:desloc_jax|configs|experiments|tests)/[\w./]*)`', README):
+    assert (ROOT / path).exists(), path
+  for path in re.findall(r'!\[.*?\]\((.*?)\)', README):
+    assert (ROOT / path).exists(), path
