@@ -20,7 +20,7 @@ def test_the_examples_run_and_learn(capsys):
   np.testing.assert_array_equal(state.params['w'], np.tile(params['w'], (8, 1)))
   assert float(namespace['loss'].mean()) < 0.2  # From 1.0 with zero weights.
   exec(EXAMPLES[1], namespace)
-  assert "{'mu': 64, 'nu': 64, 'params': 64}" in capsys.readouterr().out
+  assert "{'params': 64, 'mu': 64, 'nu': 64}" in capsys.readouterr().out
 
 
 def test_every_option_and_file_named_exists():

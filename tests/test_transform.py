@@ -200,18 +200,18 @@ def test_types_of_varying_axes_are_right_under_checking(outer):
   """Inside shard_map with check_vma=True, one worker a device, against the vmapped form."""
   tx = desloc(ADAM, adam_periods(2, 3, 5), outer=outer)
   mesh = jax.make_mesh((4,), ('workers',), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
-  specs = DeslocState(P(), P('workers'), P('workers'), P(), P('workers'))
+  specs = DeslocState(P(), P(), P('workers'), P('workers'), P(), P('workers'))
 
   def step(t, state, params):
-    varying = state._replace(counters=None, outer=None)
+    varying = state._replace(step=None, counters=None, outer=None)
     one = jax.tree.map(lambda x: x[0], varying)
-    one = one._replace(counters=state.counters, outer=state.outer)
+    one = one._replace(step=state.step, counters=state.counters, outer=state.outer)
     grads = gradient(t, jax.lax.axis_index('workers'), one.params)
     updates, one = tx.update(grads, one, params)
-    back = jax.tree.map(lambda x: x[None], one._replace(counters=None, outer=None))
-    return back._replace(counters=one.counters, outer=one.outer), optax.apply_updates(
-      params, updates
-    )
+    back = jax.tree.map(lambda x: x[None], one._replace(step=None, counters=None, outer=None))
+    return back._replace(
+      step=one.step, counters=one.counters, outer=one.outer
+    ), optax.apply_updates(params, updates)
 
   step = jax.jit(
     jax.shard_map(

@@ -27,9 +27,49 @@ def worker_count(axis_name: AxisName) -> int:
     ) from error
 
 
-def worker_mean(tree: Tree, axis_name: AxisName) -> Tree:
-  """Returns the mean of each leaf over the workers, in its dtype and the same on each of them."""
-  return jax.lax.pmean(tree, axis_name)
+def worker_share(
+  axis_name: AxisName, weights: jax.Array | None, active: jax.Array | None
+) -> tuple[jax.Array | None, jax.Array | bool]:
+  """Returns this worker's share of a mean, and whether any worker has one.
+
+  Args:
+    axis_name: of the workers.
+    weights: [workers], how much each counts, finite and >= 0; None: all the same.
+    active: boolean [workers], which of them count at all; None: all.
+
+  Returns:
+    A float32 scalar, None if all workers count the same; and a boolean, False if no worker counts.
+
+  Raises:
+    ValueError: a shape is not [workers], or no worker counts and that is known while tracing.
+  """
+  if weights is None and active is None:
+    return None, True
+  count = worker_count(axis_name)
+  for name, value in (('weights', weights), ('active', active)):
+    if value is not None and jnp.shape(value) != (count,):
+      raise ValueError(
+        f'{name} has shape {jnp.shape(value)}; expected one entry for each of the {count} workers.'
+      )
+  weights = jnp.ones(count, jnp.float32) if weights is None else jnp.asarray(weights, jnp.float32)
+  if active is not None:
+    weights = jnp.where(active, weights, 0.0)
+  total = jnp.sum(weights)
+  if not isinstance(total, jax.core.Tracer) and not total > 0:
+    raise ValueError('no worker is active with a positive weight: there is nothing to average.')
+  share = weights / jnp.where(total > 0, total, 1.0)
+  return share[jax.lax.axis_index(axis_name)], total > 0
+
+
+def worker_mean(tree: Tree, axis_name: AxisName, share: jax.Array | None = None) -> Tree:
+  """Returns the mean of each leaf over the workers, in its dtype and the same on each of them.
+
+  A worker with a `share` (see `worker_share`) of zero does not count, whatever its values are.
+  """
+  if share is None:
+    return jax.lax.pmean(tree, axis_name)
+  parts = jax.tree.map(lambda x: jnp.where(share > 0, x * share.astype(x.dtype), 0), tree)
+  return jax.lax.psum(parts, axis_name)
 
 
 def match_varying(tree: Tree, like: Tree) -> Tree:

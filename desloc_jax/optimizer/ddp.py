@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from desloc_jax.optimizer.averaging import AxisName, worker_count, worker_mean
+from desloc_jax.optimizer.averaging import AxisName, worker_count, worker_mean, worker_share
 from desloc_jax.optimizer.transform import DeslocState, SYNC_SCOPE
 
 
@@ -28,6 +28,7 @@ def ddp(
 
   def init_fn(params):
     return DeslocState(
+      step=jnp.zeros([], jnp.int32),
       counters={'gradients': jnp.zeros([], jnp.int32)},  # Zero: averaged in the latest step.
       params=None,
       inner=optax.EmptyState(),
@@ -35,12 +36,13 @@ def ddp(
       drift={},
     )
 
-  def update_fn(grads, state, params=None, **extra_args):
+  def update_fn(grads, state, params=None, *, weights=None, active=None, **extra_args):
     worker_count(axis_name)  # Raises outside the axis.
+    share, _ = worker_share(axis_name, weights, active)
     with jax.named_scope(SYNC_SCOPE + 'gradients'):
-      grads = worker_mean(grads, axis_name)
+      grads = worker_mean(grads, axis_name, share)
     updates, inner_state = inner.update(grads, state.outer, params, **extra_args)
-    return updates, state._replace(outer=inner_state)
+    return updates, state._replace(step=state.step + 1, outer=inner_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -1,24 +1,27 @@
 """Sync periods: checking them, and choosing them by the paper's rule or from half-lives."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import math
 import operator
 
-Periods = Mapping[str, int | None]
+# A number of steps, a schedule of it (step -> steps, as optax schedules are), or None for never.
+Period = int | Callable | None
+Periods = Mapping[str, Period]
 
 # K_u = 3 K_x and K_v = 6 K_x: section "recommended periods" of arXiv:2505.22549.
 PAPER_MULTIPLES = {'mu': 3, 'nu': 6}
 
 
-def check_periods(periods: Periods) -> dict[str, int | None]:
-  """Returns `periods` with plain integers.
+def check_periods(periods: Periods) -> dict[str, Period]:
+  """Returns `periods` with plain integers, schedules and None.
 
   Raises:
-    ValueError: a period is neither None nor a whole number of steps >= 1, or `'params'` is missing.
+    ValueError: a period is neither None, nor a schedule, nor a whole number of steps >= 1, or
+      `'params'` is missing.
   """
   checked = {}
   for name, period in periods.items():
-    checked[name] = None if period is None else _whole_steps(name, period)
+    checked[name] = period if period is None or callable(period) else _whole_steps(name, period)
   if 'params' not in checked:
     raise ValueError(
       f"periods must say how often 'params' is averaged (a number of steps, or None for never); "

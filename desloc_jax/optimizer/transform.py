@@ -1,18 +1,21 @@
 """DES-LOC: local steps of any optax optimizer, each of its states averaged at its own period."""
 
+from collections.abc import Collection
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from desloc_jax.optimizer import periods as periods_lib, state_fields
+from desloc_jax.optimizer import periods as periods_lib, state_fields, triggers
 from desloc_jax.optimizer.averaging import (
   AxisName,
   match_varying,
   relative_distance,
   worker_count,
   worker_mean,
+  worker_share,
 )
 
 TIMINGS = ('post', 'pre')
@@ -23,10 +26,10 @@ SYNC_SCOPE = 'desloc_sync_'
 class DeslocState(NamedTuple):
   """State of `desloc` on one worker.
 
-  `params`, `inner` and `drift` differ between workers, `counters` and `outer` never do: see
-  `WORKER_AXES`.
+  `params`, `inner` and `drift` differ between workers, the others never do: see `WORKER_AXES`.
   """
 
+  step: jax.Array  # int32 scalar: updates done.
   counters: dict[str, jax.Array]  # int32 scalars: steps since each quantity was last averaged.
   params: optax.Params  # The worker's own parameters: gradients are taken here.
   inner: optax.OptState  # The worker's own inner optimizer state, with its moments.
@@ -35,7 +38,7 @@ class DeslocState(NamedTuple):
 
 
 # Where a DeslocState varies over workers, as a tree prefix for `jax.vmap`'s in_axes and out_axes.
-WORKER_AXES = DeslocState(counters=None, params=0, inner=0, outer=None, drift=0)
+WORKER_AXES = DeslocState(step=None, counters=None, params=0, inner=0, outer=None, drift=0)
 
 
 def synced(before: DeslocState, after: DeslocState) -> dict[str, jax.Array]:
@@ -50,6 +53,9 @@ def desloc(
   *,
   outer: optax.GradientTransformation | None = None,
   timing: str = 'post',
+  reset: Collection[str] = (),
+  coin_key: jax.Array | None = None,
+  warmup_steps: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Trains locally and averages parameters and each optimizer state at its own period.
 
@@ -69,7 +75,8 @@ def desloc(
     inner: any optax transformation; gradient clipping belongs in front of it, in its chain.
     periods: steps between averages of `'params'` and of every floating state field of `inner`, by
       field name (`mu`, `nu`, `trace`, ...) wherever it sits in a chain, partition or mask. None:
-      never averaged. Step counts and other integer or scalar states are never averaged.
+      never averaged. Step counts and other integer or scalar states are never averaged. A period
+      may be a schedule: a function of the number of updates done, as optax schedules are.
     axis_name: the mesh or vmap axis of the workers, or several axes.
     outer: an optax transformation applied at parameter syncs to the pseudo-gradient
       `consensus - mean(local)`. None: plain averaging, as `optax.sgd(1.0)` would. DiLoCo's is
@@ -77,15 +84,25 @@ def desloc(
     timing: `'post'` averages after the local step, so that a sync leaves all workers with the same
       parameters. `'pre'` is Algorithm 1 as printed: the previous value is averaged, then the local
       step (whose gradient was taken before the average) is applied.
+    reset: state fields that become zero at each parameter sync (FAVG-OPT); their period is None.
+    coin_key: None: averages come when the period has passed. A random key: each is drawn at every
+      step with probability 1 / period, by a coin a quantity that all workers share, which is the
+      form that the paper's theorems are about.
+    warmup_steps: in the first so many updates everything, moments without a period too, is averaged
+      at every step (K = 1), without `outer` and `reset`; the moments are handed over.
 
   Returns:
-    An `optax.GradientTransformationExtraArgs` whose `update` must run inside `axis_name`, and
-    whose extra arguments go to `inner`. Its state is a `DeslocState`.
+    An `optax.GradientTransformationExtraArgs` whose `update` must run inside `axis_name`. Its state
+    is a `DeslocState`. `update` takes `weights` [workers] (how much each worker counts in the
+    averages) and `active` [workers] (which of them count at all); both are the same on all workers.
+    A worker that does not count still receives the averages: that is how it rejoins. If none
+    counts, nothing is averaged until one does. Other extra arguments go to `inner`.
 
   Raises:
     ValueError: here, for a period that is not a whole number >= 1 or an unknown timing; from
-      `init`, for a state field without a period or a period without a state field; from `update`,
-      for `params=None` or use outside `axis_name`.
+      `init`, for a state field without a period or a period or reset without a state field; from
+      `update`, for `params=None`, use outside `axis_name`, or `weights` and `active` of another
+      shape or (where they are no tracers) by which no worker counts.
 
   Do not wrap it in `optax.MultiSteps`: that would run syncs on every micro-step and discard them.
   Accumulate gradients before `update`.
@@ -111,14 +128,20 @@ def desloc(
   periods = periods_lib.check_periods(periods)
   if timing not in TIMINGS:
     raise ValueError(f"timing is {timing!r}; expected 'post' or 'pre'.")
+  if reset_and_averaged := sorted(name for name in reset if periods.get(name) is not None):
+    raise ValueError(f'{", ".join(reset_and_averaged)} cannot be both averaged and reset.')
   inner = optax.with_extra_args_support(inner)
-  averaged = {name: period for name, period in periods.items() if period is not None}
+  averaged = {
+    name: period for name, period in periods.items() if period is not None or warmup_steps
+  }
   averaged_fields = [name for name in averaged if name != 'params']
 
   def init_fn(params: optax.Params) -> DeslocState:
     inner_state = inner.init(params)
-    state_fields.check_fields(state_fields.label_fields(inner_state, params), periods)
+    labels = state_fields.label_fields(inner_state, params)
+    state_fields.check_fields(labels, {*periods, *reset})
     return DeslocState(
+      step=jnp.zeros([], jnp.int32),
       counters={name: jnp.zeros([], jnp.int32) for name in averaged},
       # A copy, so that the local and the consensus buffers can both be donated.
       params=jax.tree.map(jnp.copy, params),
@@ -135,41 +158,52 @@ def desloc(
       inner=inner_state,
     )
 
-  def sync(state: DeslocState, consensus: optax.Params) -> tuple[optax.Updates, DeslocState]:
-    due = {name: state.counters[name] >= period for name, period in averaged.items()}
-    state = sync_fields(state, due, consensus)
-    updates, state = sync_params(state, due, consensus)
+  def sync(state: DeslocState, consensus: optax.Params, share, any_active):
+    due = triggers.due_now(averaged, state.counters, state.step, coin_key, warmup_steps)
+    due = {name: now & any_active for name, now in due.items()}
+    state = sync_fields(state, due, consensus, share)
+    updates, state = sync_params(state, due, consensus, share)
     counters = {name: jnp.where(due[name], 0, count) for name, count in state.counters.items()}
     return updates, state._replace(counters=counters)
 
-  def sync_fields(state: DeslocState, due: dict[str, jax.Array], params) -> DeslocState:
+  def sync_fields(state: DeslocState, due: dict[str, jax.Array], params, share) -> DeslocState:
     labels = state_fields.label_fields(state.inner, params)
     leaves, treedef = jax.tree.flatten(state.inner)
     drift = dict(state.drift)
-    for name in averaged_fields:
+
+    def replace(name, condition, function, *operands):
       places = [i for i, label in enumerate(labels) if label == name]
-      with jax.named_scope(SYNC_SCOPE + name):
-        synced, drift[name] = jax.lax.cond(
-          due[name], average, keep, [leaves[i] for i in places], drift[name]
-        )
-      for i, leaf in zip(places, synced, strict=True):
+      fields = [leaves[i] for i in places]
+      fields, *rest = jax.lax.cond(condition, function, keep, fields, *operands)
+      for i, leaf in zip(places, fields, strict=True):
         leaves[i] = leaf
+      return rest
+
+    average = functools.partial(average_field, share=share)
+    for name in averaged_fields:
+      with jax.named_scope(SYNC_SCOPE + name):
+        (drift[name],) = replace(name, due[name], average, drift[name])
+    for name in reset:
+      replace(name, due['params'] & (state.step >= warmup_steps), zero_field)
     return state._replace(inner=jax.tree.unflatten(treedef, leaves), drift=drift)
 
-  def average(local, drift):
-    mean = worker_mean(local, axis_name)
+  def average_field(local, drift, share):
+    mean = worker_mean(local, axis_name, share)
     return match_varying(mean, local), match_varying(relative_distance(local, mean), drift)
+
+  def zero_field(local):
+    return (match_varying(optax.tree.zeros_like(local), local),)
 
   def keep(*operands):
     return operands
 
-  def sync_params(state: DeslocState, due, consensus) -> tuple[optax.Updates, DeslocState]:
+  def sync_params(state: DeslocState, due, consensus, share):
     if 'params' not in averaged:
       return optax.tree.zeros_like(consensus), state
     with jax.named_scope(SYNC_SCOPE + 'params'):
       updates, outer_state, drift = jax.lax.cond(
         due['params'],
-        outer_step,
+        functools.partial(outer_step, step=state.step, share=share),
         skip_outer_step,
         consensus,
         state.params,
@@ -192,13 +226,16 @@ def desloc(
       )
     return updates, state._replace(params=local)
 
-  def outer_step(consensus, local, outer_state, drift):
-    mean = worker_mean(local, axis_name)
+  def outer_step(consensus, local, outer_state, drift, step, share):
+    mean = worker_mean(local, axis_name, share)
     drift = match_varying(relative_distance(local, mean), drift)
+    averaging = optax.tree.sub(mean, consensus), outer_state
     if outer is None:
-      return optax.tree.sub(mean, consensus), outer_state, drift
-    pseudo_gradient = optax.tree.sub(consensus, mean)
-    return *outer.update(pseudo_gradient, outer_state, consensus), drift
+      return *averaging, drift
+    stepped = outer.update(optax.tree.sub(consensus, mean), outer_state, consensus)
+    if warmup_steps:
+      stepped = optax.tree.where(step < warmup_steps, averaging, stepped)
+    return *stepped, drift
 
   def skip_outer_step(consensus, local, outer_state, drift):
     return optax.tree.zeros_like(consensus), outer_state, drift
@@ -206,15 +243,19 @@ def desloc(
   def follow_consensus(local, consensus, updates):
     return match_varying(optax.apply_updates(consensus, updates), local)
 
-  def update_fn(grads, state: DeslocState, params=None, **extra_args):
+  def update_fn(grads, state: DeslocState, params=None, *, weights=None, active=None, **extra_args):
     if params is None:
       raise ValueError(
         'desloc.update needs params, the consensus model: update(grads, state, params).'
       )
     worker_count(axis_name)  # Raises outside the axis.
+    share, any_active = worker_share(axis_name, weights, active)
     if timing == 'pre':
-      updates, state = sync(state, params)
-      return updates, local_step(grads, state, **extra_args)
-    return sync(local_step(grads, state, **extra_args), params)
+      updates, state = sync(state, params, share, any_active)
+      state = local_step(grads, state, **extra_args)
+    else:
+      state = local_step(grads, state, **extra_args)
+      updates, state = sync(state, params, share, any_active)
+    return updates, state._replace(step=state.step + 1)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

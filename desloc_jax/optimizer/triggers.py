@@ -1,0 +1,43 @@
+"""When each quantity is averaged: periodically, by a schedule, or with a probability."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from desloc_jax.optimizer.periods import Period
+
+
+def due_now(
+  periods: Mapping[str, Period],
+  counters: Mapping[str, jax.Array],
+  step: jax.Array,
+  coin_key: jax.Array | None,
+  warmup_steps: int,
+) -> dict[str, jax.Array]:
+  """Returns, by quantity, a boolean scalar: is it to be averaged at this step?
+
+  Args:
+    periods: steps between averages, a schedule of them, or None for never after the warm-up.
+    counters: int32 scalars, steps since the last average, this one included.
+    step: int32 scalar, steps done before this one.
+    coin_key: None for averages when the period has passed; else they are drawn with probability
+      1 / period from this key, one coin a quantity that all workers share.
+    warmup_steps: in so many steps at the beginning everything is averaged.
+  """
+  due = {}
+  for index, (name, period) in enumerate(periods.items()):
+    if period is None:
+      due[name] = jnp.zeros([], bool)
+    elif coin_key is None:
+      due[name] = counters[name] >= _at(period, step)
+    else:
+      key = jax.random.fold_in(jax.random.fold_in(coin_key, step), index)
+      due[name] = jax.random.bernoulli(key, 1 / _at(period, step))
+    if warmup_steps:
+      due[name] |= step < warmup_steps
+  return due
+
+
+def _at(period: Period, step: jax.Array):
+  return period(step) if callable(period) else period
