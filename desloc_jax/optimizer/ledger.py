@@ -8,6 +8,7 @@ worker contributes. Ring bytes are what a ring all-reduce makes each worker send
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import math
 import re
 
 import jax
@@ -44,12 +45,12 @@ class Ledger:
   Attributes:
     workers: number of workers W.
     bytes_per_sync: payload bytes of one sync, by quantity.
-    periods: steps between syncs, by quantity.
+    periods: steps between syncs, by quantity; infinite for what only a warm-up averages.
   """
 
   workers: int
   bytes_per_sync: Mapping[str, int]
-  periods: Mapping[str, int]
+  periods: Mapping[str, float]
 
   @property
   def bytes_per_step(self) -> float:
@@ -62,7 +63,7 @@ class Ledger:
 
   def syncs_in(self, steps: int) -> dict[str, int]:
     """Number of syncs of each quantity in the first `steps` steps, averaging after the step."""
-    return {name: steps // self.periods[name] for name in self.bytes_per_sync}
+    return {name: int(steps // self.periods[name]) for name in self.bytes_per_sync}
 
   def ring_bytes(self, payload_bytes: float) -> float:
     """Bytes that each worker sends in ring all-reduces of `payload_bytes`."""
@@ -76,7 +77,7 @@ def read_ledger(
 
   Args:
     jaxpr: of the step, from `jax.make_jaxpr`, with `axis_name` a manual mesh axis in it.
-    periods: steps between syncs of each quantity; None entries are ignored.
+    periods: steps between syncs of each quantity, None for never: numbers, not schedules.
     workers: number of workers W.
     axis_name: the mesh axis of the workers.
 
@@ -94,7 +95,7 @@ def read_ledger(
         f' ({exchange.name or "not part of a sync"}): every step would pay for it.'
       )
     totals[exchange.name] = totals.get(exchange.name, 0) + exchange.payload_bytes
-  known = {name: period for name, period in periods.items() if period is not None}
+  known = {name: math.inf if period is None else period for name, period in periods.items()}
   known[EVERY_STEP] = 1
   periods = {name: period for name, period in known.items() if name in totals}
   return Ledger(workers, {name: totals[name] for name in periods}, periods)

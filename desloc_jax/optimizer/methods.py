@@ -1,4 +1,4 @@
-"""The compared methods by name: each is `desloc` with other periods, or `ddp`."""
+"""The compared methods by name: each is `desloc` with other arguments, or `ddp`."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -14,33 +14,40 @@ from desloc_jax.optimizer.transform import desloc
 
 # The paper's multiples of the parameter period, by the kind of state.
 MULTIPLES = {
-  **dict.fromkeys(('mu', 'trace'), periods_lib.PAPER_MULTIPLES['mu']),
-  **dict.fromkeys(('nu',), periods_lib.PAPER_MULTIPLES['nu']),
+  **dict.fromkeys(('mu', 'trace', 'm1'), periods_lib.PAPER_MULTIPLES['mu']),
+  **dict.fromkeys(('nu', 'm2'), periods_lib.PAPER_MULTIPLES['nu']),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """How often a method averages.
+  """How often a method averages what.
 
   Attributes:
-    states: 'own' (each state has its own period), 'params' (all at the parameters' period) or
-      'never' (they stay local).
+    states: 'own' (each state has its own period), 'params' (all at the parameters' period),
+      'never' (they stay local) or 'reset' (they become zero at parameter syncs).
     outer: whether an outer optimizer steps on the pseudo-gradient.
     gradients: whether gradients are averaged at every step, and nothing else is.
+    inner: inner optimizers that the method replaces by another of its own.
   """
 
   states: str
   outer: bool = False
   gradients: bool = False
+  inner: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 METHODS = {
   'desloc': Method(states='own'),
   'desloc_nesterov': Method(states='own', outer=True),
   'local_adam': Method(states='params'),
+  'local_sgd': Method(states='never'),
   'favg_opt': Method(states='never'),
+  'favg_reset': Method(states='reset'),
   'diloco': Method(states='never', outer=True),
+  'mt_dao': Method(
+    states='params', inner={'adam': 'qh_adam', 'adamw': 'qh_adam', 'adopt': 'qh_adopt'}
+  ),
   'ddp': Method(states='never', gradients=True),
 }
 
@@ -50,7 +57,7 @@ def resolve_periods(
   inner: optax.GradientTransformation,
   params: optax.Params,
   requested: Mapping[str, int | None],
-) -> Periods:
+) -> dict[str, int | None]:
   """Returns the period of the parameters and of each state field of `inner` under `method`.
 
   Args:
@@ -74,7 +81,7 @@ def resolve_periods(
       f'periods.{next(iter(chosen))} is set, but method {method!r} gives no state a period of '
       "its own; leave it unset or use method='desloc'."
     )
-  if rule == 'never' or params_period is None:
+  if rule in ('never', 'reset') or params_period is None:
     defaults = dict.fromkeys(fields)
   elif rule == 'params':
     defaults = dict.fromkeys(fields, params_period)
@@ -98,10 +105,26 @@ def make_method(
   axis_name: AxisName = 'workers',
   *,
   outer: optax.GradientTransformation | None = None,
-  timing: str = 'post',
+  **options,
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns the transformation of `method` with periods from `resolve_periods`."""
+  """Returns the transformation of `method`.
+
+  Args:
+    method: a key of `METHODS`.
+    inner: the inner optimizer.
+    periods: from `resolve_periods`, or schedules in their place.
+    axis_name: of the workers.
+    outer: the outer optimizer, used by the methods that have one.
+    **options: `timing`, `coin_key` and `warmup_steps` of `desloc`; `ddp` has no use for them.
+  """
   if METHODS[method].gradients:
     return ddp(inner, axis_name)
-  outer = outer if METHODS[method].outer else None
-  return desloc(inner, periods, axis_name, outer=outer, timing=timing)
+  fields = [name for name in periods if name != 'params']
+  return desloc(
+    inner,
+    periods,
+    axis_name,
+    outer=outer if METHODS[method].outer else None,
+    reset=fields if METHODS[method].states == 'reset' else (),
+    **options,
+  )

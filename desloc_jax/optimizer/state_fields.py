@@ -10,6 +10,9 @@ import optax
 
 KeyPath = tuple[Any, ...]
 
+# Arrays that an optimizer keeps in its state although they never change: nothing to average.
+CONSTANTS = frozenset({'ns_coeffs'})  # Of optax.contrib.muon.
+
 
 def label_fields(inner_state: optax.OptState, params: optax.Params) -> list[str | None]:
   """Returns the field name of every leaf of `inner_state`, in flattening order.
@@ -17,7 +20,7 @@ def label_fields(inner_state: optax.OptState, params: optax.Params) -> list[str 
   The name is that of the innermost named container above the leaf, not counting the names inside
   the parameter tree itself: `mu` for the leaf `inner_state[1].inner_states['adam'].mu['w']`.
   Step counts, random keys and other integer leaves, and scalars that belong to no parameter (an
-  injected learning rate), are `None`: they are never averaged.
+  injected learning rate), are `None`: they are never averaged. So are constants.
   """
   param_paths = {path for path, _ in jax.tree.leaves_with_path(params)}
   return [
@@ -33,7 +36,7 @@ def check_fields(labels: Collection[str | None], names: Collection[str]) -> None
       lists the fields that were found.
   """
   found = {label for label in labels if label is not None}
-  named = set(names) - {'params'}
+  named = set(names) - {'params'} - CONSTANTS
   listing = ', '.join(sorted(found)) or 'none'
   if missing := sorted(found - named):
     raise ValueError(
@@ -55,7 +58,8 @@ def _field_name(path: KeyPath, leaf: jax.Array, param_paths: Collection[KeyPath]
   if start is None and jnp.ndim(leaf) == 0:
     return None
   names = [_key_name(key) for key in path[:start] if isinstance(key, GetAttrKey | DictKey)]
-  return names[-1] if names else jax.tree_util.keystr(path[:start])
+  name = names[-1] if names else jax.tree_util.keystr(path[:start])
+  return None if name in CONSTANTS else name
 
 
 def _key_name(key: GetAttrKey | DictKey) -> str:

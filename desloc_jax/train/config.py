@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.model import GPTConfig
-from desloc_jax.optimizer.inner import INNER_OPTIMIZERS
+from desloc_jax.optimizer.inner import INNER_OPTIMIZERS, REFUSED
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.schedules import SCHEDULES
 
@@ -27,20 +27,31 @@ OPTIONS = {
   'seed': (0, 'of the initial parameters and of the data order'),
   'method': ('desloc', f'one of {", ".join(METHODS)}'),
   'timing': ('post', "average after the local step ('post') or before it ('pre', Algorithm 1)"),
+  'stochastic': (False, 'average with probability 1 / period at each step, not periodically'),
+  'sync_warmup_steps': (0, 'steps at the start in which everything is averaged (K = 1)'),
+  'period_growth': (1.0, 'factor by which all periods have grown at the end of the run, linearly'),
+  'worker_weights': ((), 'how much each worker counts in averages; empty: all the same'),
   'log_every': (10, 'steps between lines in metrics.jsonl'),
   'periods.params': (16, 'K_x: steps between averages of the parameters; 0: never'),
   'periods.mu': (int, 'K_u: of the first moment; 0: never; unset: 3 K_x'),
   'periods.nu': (int, 'K_v: of the second moment; 0: never; unset: 6 K_x'),
   'periods.trace': (int, "of SGD's momentum; 0: never; unset: 3 K_x"),
+  'periods.m1': (int, "of ademamix's fast moment; 0: never; unset: 3 K_x"),
+  'periods.m2': (int, "of ademamix's slow moment; 0: never; unset: 6 K_x"),
   'inner.name': ('adam', f'one of {", ".join(INNER_OPTIMIZERS)}'),
   'inner.learning_rate': (3e-3, 'peak learning rate'),
   'inner.b1': (float, "decay of the first moment; unset: the optimizer's own"),
   'inner.b2': (float, "decay of the second moment; unset: the optimizer's own"),
   'inner.eps': (float, "added to the denominator; unset: the optimizer's own"),
-  'inner.momentum': (0.9, 'of sgd; 0: none'),
-  'inner.nesterov': (False, 'Nesterov momentum, of sgd and adam'),
+  'inner.eps_root': (float, 'added under the root of adam, as in the theory; unset: 0'),
+  'inner.momentum': (float, "of sgd (0: none) and muon; unset: the optimizer's own"),
+  'inner.nesterov': (bool, 'Nesterov momentum of sgd, adam and adopt; unset: off'),
+  'inner.b3': (float, "decay of ademamix's slow moment; unset: its own"),
+  'inner.alpha': (float, "weight of ademamix's slow moment; unset: its own"),
+  'inner.w': (float, 'weight of the first moment in qh_adam and qh_adopt; unset: 0.98'),
   'inner.weight_decay': (0.0, 'decoupled, on matrices only'),
   'inner.clip_norm': (1.0, "global norm that each worker's gradient is clipped to; 0: off"),
+  'inner.clip_value': (0.0, 'bound of each coordinate of the gradient; 0: off'),
   'schedule.name': ('wsd', f'one of {", ".join(SCHEDULES)}'),
   'schedule.warmup_steps': (0, 'of linear warm-up'),
   'schedule.decay_fraction': (0.1, 'of the run, at its end, in which wsd decays by 1 - sqrt'),
@@ -123,6 +134,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
     'steps',
     'log_every',
     'checkpoint.keep',
+    'period_growth',
   ):
     _at_least(config, name, 1)
   for name in (
@@ -134,6 +146,8 @@ def check_config(config: config_dict.ConfigDict) -> None:
     'model.vocab_size',
     'schedule.warmup_steps',
     'inner.clip_norm',
+    'inner.clip_value',
+    'sync_warmup_steps',
     'inner.weight_decay',
     'outer.learning_rate',
     'inner.learning_rate',
@@ -155,6 +169,8 @@ def check_config(config: config_dict.ConfigDict) -> None:
     raise UserError(
       f'schedule.decay_fraction is {config.schedule.decay_fraction}; expected a share in [0, 1].'
     )
+  if (name := config.inner.name) in REFUSED:
+    raise UserError(f'inner.name {name!r} is not supported: {REFUSED[name]}.')
   for name, choices in (
     ('method', METHODS),
     ('inner.name', INNER_OPTIMIZERS),
@@ -163,6 +179,14 @@ def check_config(config: config_dict.ConfigDict) -> None:
   ):
     if option(config, name) not in choices:
       raise unknown_choice(name, option(config, name), choices)
+  weights = config.worker_weights
+  if weights and not (
+    len(weights) == config.workers and all(0 <= w < float('inf') for w in weights) and any(weights)
+  ):
+    raise UserError(
+      f'worker_weights is {tuple(weights)}; expected {config.workers} numbers >= 0, one for each '
+      'worker, not all of them 0.'
+    )
   if config.stop_at is not None and not 1 <= config.stop_at <= config.steps:
     raise UserError(
       f'stop_at is {config.stop_at}; expected a step from 1 to steps ({config.steps}).'

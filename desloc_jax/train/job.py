@@ -18,7 +18,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
-from desloc_jax.optimizer.methods import make_method, resolve_periods
+from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.schedules import SCHEDULES
@@ -129,10 +129,23 @@ def make_job(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | Non
     config.schedule.warmup_steps,
     config.schedule.decay_fraction,
   )
-  inner = make_inner(**{**config.inner.to_dict(), 'learning_rate': schedule})
+  inner = _inner(config, schedule)
   periods = _periods(config, inner, params_like)
-  outer = optax.sgd(**config.outer.to_dict())
-  tx = make_method(config.method, inner, periods, AXIS_NAMES, outer=outer, timing=config.timing)
+  tx = make_method(
+    config.method,
+    inner,
+    _scheduled(periods, config),
+    AXIS_NAMES,
+    outer=optax.sgd(**config.outer.to_dict()),
+    timing=config.timing,
+    coin_key=jax.random.key(config.seed) if config.stochastic else None,
+    warmup_steps=config.sync_warmup_steps,
+  )
+  if config.worker_weights:
+    weights = jnp.asarray(config.worker_weights, jnp.float32)
+    tx = optax.GradientTransformationExtraArgs(
+      tx.init, functools.partial(tx.update, weights=weights)
+    )
 
   new_state = functools.partial(
     init_state, init_params, tx, config.workers, jax.random.key(config.seed)
@@ -178,6 +191,15 @@ def make_job(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | Non
   )
 
 
+def _inner(config: config_dict.ConfigDict, schedule: optax.Schedule):
+  options = config.inner.to_dict() | {'learning_rate': schedule}
+  options['name'] = METHODS[config.method].inner.get(config.inner.name, config.inner.name)
+  try:
+    return make_inner(**options)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+
+
 def _periods(config: config_dict.ConfigDict, inner, params_like) -> Periods:
   requested = {name: value for name, value in config.periods.items() if value is not None}
   try:
@@ -194,3 +216,15 @@ def _periods(config: config_dict.ConfigDict, inner, params_like) -> Periods:
         name,
       )
   return periods
+
+
+def _scheduled(periods: Periods, config: config_dict.ConfigDict) -> Periods:
+  """Returns `periods` growing linearly to `period_growth` times themselves over the run."""
+  growth, steps = config.period_growth, config.steps
+  if growth == 1:
+    return periods
+
+  def grow(period: int):
+    return lambda step: jnp.round(period * (1 + (growth - 1) * step / steps)).astype(jnp.int32)
+
+  return {name: period and grow(period) for name, period in periods.items()}

@@ -1,6 +1,7 @@
 """Turns the metrics of steps, fetched in bunches, into lines for the logs and the progress bar."""
 
 from collections.abc import Mapping
+import math
 import pathlib
 import time
 from typing import Any
@@ -92,10 +93,12 @@ class Recorder:
     return speed
 
   def _status(self, line: Mapping[str, Any]) -> str:
+    config, ledger = self._job.config, self._job.ledger
+    periodic = not config.stochastic and config.period_growth == 1
     upcoming = [
-      f'{name} in {period - line["step"] % period}'
-      for name, period in self._job.ledger.periods.items()
-      if period > 1
+      f'{name} in {int(period - line["step"] % period)}'
+      for name, period in ledger.periods.items()
+      if periodic and 1 < period < math.inf
     ]
     return ', '.join(
       [

@@ -72,7 +72,7 @@ def network_table(job: Job, summary: Mapping[str, Any]) -> str:
     rows.append(
       (
         name,
-        str(job.ledger.periods[name]),
+        _period_text(job, name),
         str(count),
         format_bytes(size),
         format_bytes(size * count),
@@ -103,6 +103,17 @@ def network_table(job: Job, summary: Mapping[str, Any]) -> str:
     f'In the long run DDP sends {steady:.2f}x as much.'
   )
   return f'What crossed the network\n{align(rows)}\n{notes}'
+
+
+def _period_text(job: Job, name: str) -> str:
+  period, config = job.ledger.periods[name], job.config
+  if period == math.inf:
+    return 'warm-up'
+  if config.stochastic:
+    return f'p = 1/{period}'
+  return (
+    f'{period}' if config.period_growth == 1 else f'{period}..{period * config.period_growth:g}'
+  )
 
 
 def align(rows: list[tuple[str, ...]]) -> str:
