@@ -48,10 +48,8 @@ def paper_config(
   config.steps = steps
   config.periods.params = 256  # K_u = 768 and K_v = 1536 follow.
 
-  config.inner.name = 'adopt'
+  config.inner.name = 'adopt'  # b1 = 0.95 and b2 = 0.9999 are its defaults here.
   config.inner.learning_rate = 2.1e-3
-  config.inner.b1 = 0.95
-  config.inner.b2 = 0.9999
   config.inner.clip_norm = 1.0
   config.schedule.name = 'wsd'
   config.schedule.warmup_steps = warmup_steps

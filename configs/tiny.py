@@ -23,7 +23,6 @@ def get_config():
 
   config.inner.name = 'adam'
   config.inner.learning_rate = 4e-3
-  config.inner.b2 = 0.99
   config.schedule.warmup_steps = 40
   config.schedule.decay_fraction = 0.2
 

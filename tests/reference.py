@@ -24,11 +24,65 @@ def sgdm_step(g, u, v, t, eta, momentum=0.9):
   return -eta * u, u, v
 
 
-def mean(z):
-  return np.broadcast_to(z.mean(axis=0), z.shape)
+def sgd_step(g, u, v, t, eta):
+  return -eta * g, u, v
 
 
-def desloc(gradient, x0, steps, periods, local_step, *, timing, rho, outer=None):
+def adopt_step(g, u, v, t, eta, b1=0.95, b2=0.9999, eps=1e-6):
+  """Step 0 only sets v; then the second moment is used before it is updated."""
+  if t == 0:
+    return np.zeros_like(g), u, g**2
+  n = np.clip(g / np.maximum(np.sqrt(v), eps), -(t**0.25), t**0.25)
+  u = b1 * u + (1 - b1) * n
+  return -eta * u, u, b2 * v + (1 - b2) * g**2
+
+
+def qh_adam_step(g, u, v, t, eta, b1=0.999, b2=0.999, eps=1e-8, w=0.98):
+  """MT-DAO: [(1-w) g + w u] / (sqrt(v) + eps), as printed: no bias correction."""
+  u = b1 * u + (1 - b1) * g
+  v = b2 * v + (1 - b2) * g**2
+  return -eta * ((1 - w) * g + w * u) / (np.sqrt(v) + eps), u, v
+
+
+def lion_step(g, u, v, t, eta, b1=0.9, b2=0.99):
+  return -eta * np.sign(b1 * u + (1 - b1) * g), b2 * u + (1 - b2) * g, v
+
+
+def mean(z, weights):
+  return np.broadcast_to(np.average(z, axis=0, weights=weights), z.shape)
+
+
+def ddp(gradient, x0, steps, local_step, *, rho):
+  """Runs data-parallel training: the mean gradient is clipped and steps one model.
+
+  Returns:
+    x [steps, n].
+  """
+  x, u, v = x0[0].copy(), np.zeros_like(x0[0]), np.zeros_like(x0[0])
+  trajectory = []
+  for t in range(steps):
+    g = clip(gradient(t, np.broadcast_to(x, x0.shape)).mean(axis=0), rho)
+    update, u, v = local_step(g, u, v, t)
+    x = x + update
+    trajectory.append(x)
+  return np.stack(trajectory)
+
+
+def desloc(
+  gradient,
+  x0,
+  steps,
+  periods,
+  local_step,
+  *,
+  timing,
+  rho,
+  outer=None,
+  reset=False,
+  coins=None,
+  warmup=0,
+  weights=None,
+):
   """Runs DES-LOC.
 
   Args:
@@ -39,41 +93,53 @@ def desloc(gradient, x0, steps, periods, local_step, *, timing, rho, outer=None)
     timing: 'post' or 'pre'.
     rho: norm that gradients are clipped to.
     outer: (lr, momentum) of an outer Nesterov SGD, or None for averaging.
+    reset: whether u and v become zero when x is averaged.
+    coins: booleans [steps, 3] for x, u and v that say when to average, instead of periods.
+    warmup: steps at the start in which everything is averaged, without outer or reset.
+    weights: [steps, workers] of the averages; None: all the same.
 
   Returns:
     x [steps, workers, n] after each step, and the consensus [steps, n].
   """
-  k_x, k_u, k_v = periods
   x, u, v = x0.copy(), np.zeros_like(x0), np.zeros_like(x0)
   x_ref, outer_momentum = x0[0].copy(), np.zeros_like(x0[0])
   locals_, consensus = [], []
 
-  def due(period, t):
-    return period is not None and t > 0 and t % period == 0
+  def due(which, t, offset):
+    if t < warmup:
+      return True
+    if coins is not None:
+      return coins[t][which]
+    period = periods[which]
+    return period is not None and t + offset > 0 and (t + offset) % period == 0
 
-  def sync_x(x):
+  def sync_x(x, t, w):
     nonlocal x_ref, outer_momentum
-    if outer is None:
-      x_ref = x.mean(axis=0)
+    if outer is None or t < warmup:
+      x_ref = np.average(x, axis=0, weights=w)
     else:
       lr, momentum = outer
-      delta = x_ref - x.mean(axis=0)
+      delta = x_ref - np.average(x, axis=0, weights=w)
       outer_momentum = delta + momentum * outer_momentum
       x_ref = x_ref - lr * (delta + momentum * outer_momentum)
     return np.broadcast_to(x_ref, x.shape).copy()
 
   for t in range(steps):
     g = clip(gradient(t, x), rho)
+    w = None if weights is None else weights[t]
     if timing == 'pre':
-      u = mean(u) if due(k_u, t) else u
-      v = mean(v) if due(k_v, t) else v
-      x = sync_x(x) if due(k_x, t) else x
+      u = mean(u, w) if due(1, t, 0) else u
+      v = mean(v, w) if due(2, t, 0) else v
+      x = sync_x(x, t, w) if due(0, t, 0) else x
     update, u, v = local_step(g, u, v, t)
     x = x + update
     if timing == 'post':
-      u = mean(u) if due(k_u, t + 1) else u
-      v = mean(v) if due(k_v, t + 1) else v
-      x = sync_x(x) if due(k_x, t + 1) else x
+      u = mean(u, w) if due(1, t, 1) else u
+      v = mean(v, w) if due(2, t, 1) else v
+      if due(0, t, 1):
+        x = sync_x(x, t, w)
+        if reset and t >= warmup:
+          u, v = np.zeros_like(u), np.zeros_like(v)
     locals_.append(x.copy())
     consensus.append(x_ref.copy())
   return np.stack(locals_), np.stack(consensus)

@@ -4,12 +4,12 @@ import doctest
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec as P
+from jax.sharding import AxisType
 import numpy as np
 import optax
 import pytest
 
-from desloc_jax import desloc, DeslocState, half_life, periods_from_half_lives
+from desloc_jax import desloc, half_life, periods_from_half_lives
 from desloc_jax.optimizer import periods as periods_lib, transform
 from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.state_fields import label_fields
@@ -200,24 +200,7 @@ def test_types_of_varying_axes_are_right_under_checking(outer):
   """Inside shard_map with check_vma=True, one worker a device, against the vmapped form."""
   tx = desloc(ADAM, adam_periods(2, 3, 5), outer=outer)
   mesh = jax.make_mesh((4,), ('workers',), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
-  specs = DeslocState(P(), P(), P('workers'), P('workers'), P(), P('workers'))
-
-  def step(t, state, params):
-    varying = state._replace(step=None, counters=None, outer=None)
-    one = jax.tree.map(lambda x: x[0], varying)
-    one = one._replace(step=state.step, counters=state.counters, outer=state.outer)
-    grads = gradient(t, jax.lax.axis_index('workers'), one.params)
-    updates, one = tx.update(grads, one, params)
-    back = jax.tree.map(lambda x: x[None], one._replace(step=None, counters=None, outer=None))
-    return back._replace(
-      step=one.step, counters=one.counters, outer=one.outer
-    ), optax.apply_updates(params, updates)
-
-  step = jax.jit(
-    jax.shard_map(
-      step, mesh=mesh, in_specs=(P(), specs, P()), out_specs=(specs, P()), check_vma=True
-    )
-  )
+  step = jax.jit(workers.make_manual_step(tx, gradient, mesh))
   state, params = workers.init(tx, PARAMS, 4), PARAMS
   for t, (expected, _) in enumerate(workers.run(tx, PARAMS, gradient, 4, 6)):
     state, params = step(t, state, params)

@@ -2,22 +2,27 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import optax
 
 from desloc_jax import WORKER_AXES
 from desloc_jax.optimizer.ddp import local_params
+from desloc_jax.optimizer.over_workers import worker_specs
 
 
 def init(tx, params, workers):
   return jax.vmap(lambda: tx.init(params), axis_size=workers, out_axes=WORKER_AXES)()
 
 
-def make_step(tx, gradient, workers):
-  """Returns (t, state, params) -> (state, params); gradient is (t, worker, x) -> grads."""
+def make_step(tx, gradient, workers, extra=lambda t: {}):
+  """Returns (t, state, params) -> (state, params); gradient is (t, worker, x) -> grads.
+
+  `extra` gives the extra arguments of `update` at step t.
+  """
 
   def of_worker(t, worker, state, params):
     grads = gradient(t, worker, local_params(state, params))
-    updates, state = tx.update(grads, state, params)
+    updates, state = tx.update(grads, state, params, **extra(t))
     return state, optax.apply_updates(params, updates)
 
   of_all = jax.vmap(
@@ -29,10 +34,36 @@ def make_step(tx, gradient, workers):
   return lambda t, state, params: of_all(t, jnp.arange(workers), state, params)
 
 
-def run(tx, params, gradient, workers, steps, compiler=jax.jit):
+def make_manual_step(tx, gradient, mesh):
+  """Returns `make_step`'s function by shard_map alone, without vmap: one worker for each index of
+  the mesh axis 'workers', manual over that axis only, with the types of varying axes checked.
+  """
+  specs = worker_specs(WORKER_AXES)
+
+  def step(t, state, params):
+    shared = {'step': state.step, 'counters': state.counters, 'outer': state.outer}
+    hidden = dict.fromkeys(shared)
+    own = jax.tree.map(lambda x: x[0], state._replace(**hidden))._replace(**shared)
+    grads = gradient(t, jax.lax.axis_index('workers'), own.params)
+    updates, own = tx.update(grads, own, params)
+    shared = {name: getattr(own, name) for name in shared}
+    state = jax.tree.map(lambda x: x[None], own._replace(**hidden))._replace(**shared)
+    return state, optax.apply_updates(params, updates)
+
+  return jax.shard_map(
+    step,
+    mesh=mesh,
+    in_specs=(P(), specs, P()),
+    out_specs=(specs, P()),
+    axis_names={'workers'},
+    check_vma=True,
+  )
+
+
+def run(tx, params, gradient, workers, steps, compiler=jax.jit, **options):
   """Yields (state, consensus) after each of `steps` steps."""
   state = init(tx, params, workers)
-  step = compiler(make_step(tx, gradient, workers))
+  step = compiler(make_step(tx, gradient, workers, **options))
   for t in range(steps):
     state, params = step(t, state, params)
     yield state, params

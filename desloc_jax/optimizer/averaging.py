@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 AxisName = str | Sequence[str]
@@ -51,12 +52,15 @@ def worker_share(
       raise ValueError(
         f'{name} has shape {jnp.shape(value)}; expected one entry for each of the {count} workers.'
       )
-  weights = jnp.ones(count, jnp.float32) if weights is None else jnp.asarray(weights, jnp.float32)
+  known = not any(isinstance(value, jax.core.Tracer) for value in (weights, active))
+  lib = np if known else jnp
+  weights = lib.ones(count) if weights is None else lib.asarray(weights)
   if active is not None:
-    weights = jnp.where(active, weights, 0.0)
-  total = jnp.sum(weights)
-  if not isinstance(total, jax.core.Tracer) and not total > 0:
+    weights = lib.where(active, weights, 0.0)
+  total = lib.sum(weights)
+  if known and not total > 0:
     raise ValueError('no worker is active with a positive weight: there is nothing to average.')
+  weights, total = jnp.asarray(weights, jnp.float32), jnp.asarray(total, jnp.float32)
   share = weights / jnp.where(total > 0, total, 1.0)
   return share[jax.lax.axis_index(axis_name)], total > 0
 

@@ -33,7 +33,9 @@ def due_now(
       due[name] = counters[name] >= _at(period, step)
     else:
       key = jax.random.fold_in(jax.random.fold_in(coin_key, step), index)
-      due[name] = jax.random.bernoulli(key, 1 / _at(period, step))
+      # In float32 always, so that the coins are the same with jax_enable_x64.
+      chance = jnp.asarray(1 / _at(period, step), jnp.float32)
+      due[name] = jax.random.bernoulli(key, chance)
     if warmup_steps:
       due[name] |= step < warmup_steps
   return due
