@@ -1,4 +1,4 @@
-"""A GPT of 1.6M parameters, 4 DES-LOC workers, 249 State-of-the-Union messages as bytes.
+"""A GPT of 443,008 parameters, 4 DES-LOC workers, 249 State-of-the-Union messages as bytes.
 
 The first thing to run. It needs no download and no accelerator:
 

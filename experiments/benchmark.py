@@ -18,14 +18,12 @@ import jax
 from ml_collections import config_dict, config_flags
 import optax
 
-from desloc_jax import data as data_lib, model as model_lib
-from desloc_jax.optimizer.inner import make_inner
+from desloc_jax import model as model_lib
 from desloc_jax.optimizer.over_workers import over_workers
-from desloc_jax.optimizer.schedules import SCHEDULES
+from desloc_jax.tables import align
 from desloc_jax.train import cli, mesh as mesh_lib
-from desloc_jax.train.job import Job, make_job
+from desloc_jax.train.job import Job, make_job, schedule_and_inner
 from desloc_jax.train.metrics import format_bytes
-from desloc_jax.train.report import align
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
 _ROUNDS = flags.DEFINE_integer('rounds', 15, 'Rounds of one step of each program.', lower_bound=3)
@@ -55,13 +53,7 @@ class Program:
 def plain_program(job: Job) -> Program:
   """Returns the inner optimizer alone on each worker, inside the same shard_map."""
   config = job.config
-  schedule = SCHEDULES[config.schedule.name](
-    config.inner.learning_rate,
-    config.steps,
-    config.schedule.warmup_steps,
-    config.schedule.decay_fraction,
-  )
-  inner = make_inner(**{**config.inner.to_dict(), 'learning_rate': schedule})
+  _, inner = schedule_and_inner(config)
   loss = functools.partial(model_lib.next_token_loss, config=job.model)
 
   def of_worker(state, tokens):
@@ -123,10 +115,9 @@ def main(argv):
     'desloc, all three sync': every,
     'ddp': ddp,
   }
-  stream = data_lib.TrainingStream(
-    job.data.train, workers=config.workers, batch_size=config.batch_size, seed=config.seed
+  tokens = jax.device_put(
+    job.stream.batch(0).reshape(job.tokens_like.shape), job.tokens_like.sharding
   )
-  tokens = jax.device_put(stream.batch(0).reshape(job.tokens_like.shape), job.tokens_like.sharding)
   seconds = measure(programs, tokens, _ROUNDS.value)
   print(table(job, programs, seconds))
 

@@ -16,11 +16,12 @@ from absl import app, flags, logging
 from matplotlib.figure import Figure
 from ml_collections import config_dict, config_flags
 
+from desloc_jax.tables import align
 from desloc_jax.train import cli
 from desloc_jax.train.config import check_same_config
-from desloc_jax.train.loop import CONFIG_FILE, train
+from desloc_jax.train.loop import train
 from desloc_jax.train.metrics import format_bytes
-from desloc_jax.train.report import align, SUMMARY_FILE
+from desloc_jax.train.workdir import CONFIG_FILE, SUMMARY_FILE
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Runs of each method.', lower_bound=1)

@@ -25,7 +25,7 @@ import optax
 from desloc_jax import WORKER_AXES
 from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.methods import make_method
-from desloc_jax.train.report import align
+from desloc_jax.tables import align
 
 WORKERS, NOISE, START = 256, 1.5, (-1.0, 1.5)
 PERIODS = {

@@ -1,6 +1,7 @@
 """Configurations and the command line: every mistake is one line and exit code 2."""
 
 import importlib
+import os
 import pathlib
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from desloc_jax.train import config as config_lib, mesh as mesh_lib
 from tests.runs import small_config, write_text
 
 ROOT = pathlib.Path(__file__).parent.parent
+ONE_DEVICE = {**os.environ, 'XLA_FLAGS': ''}
 PAPER_SIZES = {
   'gpt_16m': 16_042_240,
   'gpt_125m': 123_636_480,
@@ -51,11 +53,13 @@ def test_tiny_is_valid():
 
 def test_options_are_no_aliases_of_each_other():
   """One placeholder object for several options would tie their values together."""
-  for name in config_lib.OPTIONS:
+  for name, (default, _) in config_lib.OPTIONS.items():
     config = config_lib.default_config()
     before = config_lib.flatten(config)
-    value = config_lib.option(config, name)
-    changed = {str: 'x', bool: not value, tuple: (1.0,)}.get(type(value), 7)
+    kind = default if isinstance(default, type) else type(default)
+    changed = {str: 'x', bool: default is not True, tuple: (1.0,)}.get(
+      kind, kind(7) if kind in (int, float) else None
+    )
     config.update_from_flattened_dict({name: changed})
     after = config_lib.flatten(config)
     assert [key for key in before if before[key] != after[key]] == [name]
@@ -75,7 +79,10 @@ BAD = {
   'inner.learning_rate': (float('nan'), 'inner.learning_rate is nan'),
   'schedule.name': ('wds', "Did you mean 'wsd'"),
   'schedule.decay_fraction': (1.5, r'share in \[0, 1\]'),
-  'schedule.warmup_steps': (13, 'more than steps'),
+  'schedule.warmup_steps': (12, 'not less than steps'),
+  'periods.nu': (2**31, 'below 2'),
+  'inner.eps': (-1.0, 'inner.eps is -1'),
+  'worker_weights': ((1.0, 2.0), 'expected 4 numbers'),
   'periods.params': (-5, 'periods.params is -5'),
   'data.validation_fraction': (1.0, r'in \[0, 1\)'),
 }
@@ -105,6 +112,12 @@ COMMANDS = {
   'impossible value': (['--config.periods.params=-1'], 'periods.params is -1'),
   'period of a state that is not there': (['--config.periods.trace=3'], 'trace'),
   'missing data': (['--config.data.sources.text.path=nowhere.txt'], 'nowhere.txt'),
+  'unknown key of a source': (['--config.data.sources.text.nope=1'], 'data.sources.text.nope'),
+  'unknown source': (['--config.data.sources.other.path=x'], 'other'),
+  'weights of another number of workers': (
+    ['--config.data.sources.text.worker_weights=(1.0,2.0)'],
+    'worker_weights',
+  ),
   'unknown flag': (['--wrkdir=x'], 'wrkdir'),
   'unknown mode': (['--mode=fly'], 'fly'),
   'stray word': (['tiny'], "'tiny' is not an option"),
@@ -113,7 +126,12 @@ COMMANDS = {
 
 def command(*args):
   return subprocess.run(
-    [sys.executable, 'run.py', *args], cwd=ROOT, capture_output=True, text=True, timeout=120
+    [sys.executable, 'run.py', *args],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    env=ONE_DEVICE,
   )
 
 
@@ -151,5 +169,9 @@ def test_a_prepared_folder_of_another_tokenizer_is_refused(tmp_path):
     check=True,
     capture_output=True,
   )
-  result = command('--config=configs/tiny.py', f'--config.data.sources.text.path={tmp_path}/shards')
+  result = command(
+    '--config=configs/tiny.py',
+    f'--workdir={tmp_path}/run',
+    f'--config.data.sources.text.path={tmp_path}/shards',
+  )
   assert result.returncode == 2 and 'gpt2' in result.stderr and 'bytes' in result.stderr

@@ -49,6 +49,14 @@ def test_each_device_sends_its_own_shard_only(job):
   assert sum(c.result_bytes for c in across) == pytest.approx(payload / 2, rel=0.01)
 
 
+def test_all_leaves_of_a_quantity_go_together(job):
+  """XLA combines the leaves of one average: parameters, mu and nu make three all-reduces."""
+  across = [
+    c for c in read_collectives(job.train_step.as_text()) if c.crosses(worker_of_device(job))
+  ]
+  assert len(across) == 3
+
+
 HLO = """HloModule m, num_partitions=4
 %sum (a: f32[], b: f32[]) -> f32[] {
   ROOT %r = f32[] add(%a, %b)

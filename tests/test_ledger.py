@@ -125,3 +125,19 @@ def test_a_sync_in_a_scan_counts_once_for_each_turn():
 def test_local_uses_of_the_axis_send_nothing():
   jaxpr = trace(lambda x: x + jax.lax.axis_index('workers') + jax.lax.axis_size('workers'))
   assert read_ledger(jaxpr, {}, 4).bytes_per_sync == {}
+
+
+def test_a_sync_without_a_period_is_not_left_out():
+  with pytest.raises(ValueError, match='is averaged, but periods has only params'):
+    transform_ledger(desloc(ADAM, PAPER), PARAMS, {'params': 256}, 4)
+
+
+def test_the_ledger_of_a_transform_over_two_axes():
+  tx = desloc(ADAM, PAPER, axis_name=('workers', 'replicas'))
+  ledger = transform_ledger(tx, PARAMS, PAPER, 4, axis_name=('workers', 'replicas'))
+  assert ledger.bytes_per_sync == dict.fromkeys(PAPER, SIZE)
+
+
+def test_one_worker_sends_nothing():
+  ledger = transform_ledger(desloc(ADAM, PAPER), PARAMS, PAPER, 1)
+  assert ledger.bytes_per_step == 0

@@ -1,6 +1,7 @@
 """The trainer from configuration to checkpoint, on real files."""
 
 import json
+import shutil
 
 from absl import logging
 import jax
@@ -96,10 +97,22 @@ def test_a_resumed_run_is_bit_identical(finished, text, tmp_path):
   assert same_bits(one, other) and position == other_position
 
 
-def test_a_finished_run_is_not_started_again(finished):
-  config, workdir, _ = finished
-  with pytest.raises(UserError, match='at step 12 already'):
-    train(config, workdir)
+def test_a_finished_run_is_summed_up_again(finished, tmp_path):
+  """Also where the process died between its last checkpoint and its summary."""
+  config, workdir, summary = finished
+  copy = shutil.copytree(workdir, tmp_path / 'copy')
+  for name in ('summary.json', 'training.png'):
+    (copy / name).unlink()
+  again = train(config, copy)
+  assert again['val_loss'] == summary['val_loss'] and again['syncs'] == summary['syncs']
+  assert (copy / 'training.png').exists() and (copy / 'summary.json').exists()
+  assert (copy / 'metrics.jsonl').read_bytes() == (workdir / 'metrics.jsonl').read_bytes()
+
+
+def test_a_run_cannot_end_before_it_is(finished, text):
+  _, workdir, _ = finished
+  with pytest.raises(UserError, match='at step 12 already.*end at step 5'):
+    train(small_config(text, **{'eval.every': 4, 'stop_at': 5}), workdir)
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(finished, text):
@@ -156,17 +169,37 @@ def test_accumulation_changes_rounding_only(text, tmp_path):
   np.testing.assert_allclose(losses(tmp_path / 'split'), losses(tmp_path / 'whole'), rtol=1e-4)
 
 
-def test_a_diverged_run_names_the_worker_and_keeps_the_last_checkpoint(text, tmp_path):
-  config = small_config(
-    text, **{'inner.learning_rate': 1e30, 'checkpoint.every': 1, 'schedule.warmup_steps': 0}
+def diverging(text, learning_rate):
+  return small_config(
+    text,
+    **{
+      'inner.name': 'sgd',
+      'inner.learning_rate': learning_rate,
+      'inner.clip_norm': 0.0,
+      'checkpoint.every': 1,
+      'checkpoint.keep': 20,
+      'schedule.warmup_steps': 0,
+    },
   )
-  with pytest.raises(
-    TrainingDiverged, match=r'(loss|grad_norm) of worker 0.* is (nan|inf) at step'
-  ):
+
+
+def test_a_diverged_run_names_the_worker_and_keeps_finite_checkpoints(text, tmp_path):
+  config = diverging(text, 1e12)
+  with pytest.raises(TrainingDiverged, match=r'of worker 0.* at step \d+|after step \d+'):
     train(config, tmp_path)
   kept = [int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit()]
-  diverged = read_metrics(tmp_path)[-1]['step'] + 1
-  assert kept and max(kept) == diverged - 1
+  job = make_job(config)
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', 20)
+  for step in kept:
+    assert bool(job.finite(checkpoints.restore(step, job.state_like)[0]).all())
+  checkpoints.close()
+
+
+def test_a_state_that_is_not_finite_is_never_saved(text, tmp_path):
+  """The first loss is fine; the update after it is not."""
+  with pytest.raises(TrainingDiverged, match='worker 0, 1, 2, 3 are not finite after step 1'):
+    train(diverging(text, 3e38), tmp_path)
+  assert not any(p.name.isdigit() for p in (tmp_path / 'checkpoints').iterdir())
 
 
 def test_a_period_beyond_the_run_is_warned_of(text, monkeypatch):

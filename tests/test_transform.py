@@ -307,3 +307,30 @@ def test_periods_from_half_lives():
     periods_from_half_lives(16, {'mu': 1.0})
   with pytest.raises(ValueError, match="'params'.*>= 1"):
     periods_from_half_lives(0)
+
+
+def test_scalars_are_no_state_of_parameters_that_are_arrays():
+  """Parameters named like hyperparameters, and bare arrays, which have no name at all."""
+  layers = {'w1': jnp.ones((2, 3)), 'b1': jnp.ones(3), 'w2': jnp.ones((3, 1)), 'b2': jnp.ones(1)}
+  injected = optax.inject_hyperparams(optax.adam)(learning_rate=1.0)
+  assert labels(injected, layers) == {'mu', 'nu'}
+  assert labels(injected, jnp.ones(3)) == {'mu', 'nu'}
+  assert labels(optax.contrib.schedule_free_sgd(1.0), jnp.ones(3)) == {'z'}
+
+
+def test_states_of_one_array_for_each_axis_of_a_parameter():
+  assert labels(optax.sm3(1.0), {'w': jnp.ones((2, 3))}) == {'mu', 'nu'}
+
+
+def test_a_field_named_params_is_refused():
+  with pytest.raises(ValueError, match='reserves'):
+    desloc(optax.scale_by_lbfgs(), {'params': 1}).init({'w': jnp.ones(3)})
+
+
+@pytest.mark.parametrize('timing', ['post', 'pre'])
+def test_an_outer_optimizer_may_compute_in_a_wider_dtype(timing):
+  params = {'w': jnp.ones(4, jnp.bfloat16)}
+  outer = optax.sgd(0.7, momentum=0.9, accumulator_dtype=jnp.float32)
+  tx = desloc(optax.sgd(0.1), {'params': 2}, outer=outer, timing=timing)
+  *_, (state, consensus) = workers.run(tx, params, gradient, 2, 4)
+  assert state.params['w'].dtype == consensus['w'].dtype == jnp.bfloat16

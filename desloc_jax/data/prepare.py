@@ -21,6 +21,7 @@ from desloc_jax.data.encoding import EncodedDocument
 from desloc_jax.data.manifest import MANIFEST, Manifest
 from desloc_jax.data.tokenizers import load_tokenizer
 from desloc_jax.errors import UserError
+from desloc_jax.tables import align
 
 # The manifest so far, under the name that it has until the last shard is written.
 _INCOMPLETE = 'manifest.incomplete.json'
@@ -173,10 +174,7 @@ def _table(manifest: Manifest) -> str:
     ratio = total['text_bytes'] / total['tokens'] if total['tokens'] else 0
     counts = (total[name] for name in ('documents', 'tokens', 'text_bytes'))
     rows.append((split, *(f'{count:,}' for count in counts), f'{ratio:.2f}'))
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return '\n'.join(
-    '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-  )
+  return align(rows)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -101,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = os.path.dirname(arguments.output) or '.'
     if not os.path.isdir(folder):
       raise UserError(f'--output={arguments.output}: there is no folder {folder}.')
+    if os.path.exists(arguments.output):
+      raise UserError(f'--output={arguments.output} exists; delete it or choose another name.')
     tokenizer = train_tokenizer(_read_texts(arguments), arguments.vocab_size)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)

@@ -15,6 +15,7 @@ import jax
 from jax.extend import core
 import optax
 
+from desloc_jax.optimizer.averaging import AxisName
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.transform import SYNC_SCOPE
 
@@ -84,17 +85,22 @@ def read_ledger(
   Raises:
     UnconditionalExchangeError: an exchange over `axis_name` is outside a conditional (other than
       the average of the gradients), is in no sync, or is in a loop of unknown length.
+    ValueError: something is averaged that `periods` does not name.
   """
   totals: dict[str, int] = {}
   for exchange in exchanges(jaxpr.jaxpr, axis_name):
     allowed = exchange.conditional or exchange.name == EVERY_STEP
+    if exchange.name not in (*periods, EVERY_STEP) and exchange.name is not None:
+      raise ValueError(f'{exchange.name} is averaged, but periods has only {", ".join(periods)}.')
     if exchange.name is None or not allowed:
       raise UnconditionalExchangeError(
         f'{exchange.primitive} sends {exchange.payload_bytes} bytes over {axis_name!r} '
         f'{"in" if exchange.conditional else "outside"} a conditional'
         f' ({exchange.name or "not part of a sync"}): every step would pay for it.'
       )
-    totals[exchange.name] = totals.get(exchange.name, 0) + exchange.payload_bytes
+    # One worker has nobody to send to.
+    size = exchange.payload_bytes if workers > 1 else 0
+    totals[exchange.name] = totals.get(exchange.name, 0) + size
   known = {name: math.inf if period is None else period for name, period in periods.items()}
   known[EVERY_STEP] = 1
   periods = {name: period for name, period in known.items() if name in totals}
@@ -102,20 +108,31 @@ def read_ledger(
 
 
 def transform_ledger(
-  tx: optax.GradientTransformation, params: optax.Params, periods: Periods, workers: int
+  tx: optax.GradientTransformation,
+  params: optax.Params,
+  periods: Periods,
+  workers: int,
+  axis_name: AxisName = 'workers',
 ) -> Ledger:
-  """Returns the ledger of `tx.update` alone, on parameters given as arrays or shapes.
+  """Returns the ledger of `tx.update` alone; nothing is compiled and no device is needed.
 
-  `tx` must be over the axis 'workers'. Nothing is compiled and no device is needed.
+  Args:
+    tx: a transformation over `axis_name`.
+    params: its parameters, as arrays or shapes.
+    periods: steps between syncs of each quantity, None for never.
+    workers: number of workers W.
+    axis_name: of the workers; of several axes the first one is taken for the network.
   """
+  network, *others = (axis_name,) if isinstance(axis_name, str) else axis_name
 
   def update(grads, params):
     state = tx.init(params)
     return tx.update(grads, state, params)
 
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-  jaxpr = jax.make_jaxpr(update, axis_env=[('workers', workers)])(shapes, shapes)
-  return read_ledger(jaxpr, periods, workers)
+  axes = [(network, workers), *((name, 1) for name in others)]
+  jaxpr = jax.make_jaxpr(update, axis_env=axes)(shapes, shapes)
+  return read_ledger(jaxpr, periods, workers, network)
 
 
 def exchanges(

@@ -1,6 +1,6 @@
 """Names the floating arrays inside any optax state, so that each can have a period of its own."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,9 +22,9 @@ def label_fields(inner_state: optax.OptState, params: optax.Params) -> list[str 
   Step counts, random keys and other integer leaves, and scalars that belong to no parameter (an
   injected learning rate), are `None`: they are never averaged. So are constants.
   """
-  param_paths = {path for path, _ in jax.tree.leaves_with_path(params)}
+  param_shapes = {path: jnp.shape(x) for path, x in jax.tree.leaves_with_path(params)}
   return [
-    _field_name(path, leaf, param_paths) for path, leaf in jax.tree.leaves_with_path(inner_state)
+    _field_name(path, leaf, param_shapes) for path, leaf in jax.tree.leaves_with_path(inner_state)
   ]
 
 
@@ -38,6 +38,10 @@ def check_fields(labels: Collection[str | None], names: Collection[str]) -> None
   found = {label for label in labels if label is not None}
   named = set(names) - {'params'} - CONSTANTS
   listing = ', '.join(sorted(found)) or 'none'
+  if 'params' in found:
+    raise ValueError(
+      "the inner state has a field named 'params', which periods reserves for the parameters."
+    )
   if missing := sorted(found - named):
     raise ValueError(
       f'periods has no entry for the inner state field(s) {", ".join(missing)}: give each a '
@@ -50,16 +54,28 @@ def check_fields(labels: Collection[str | None], names: Collection[str]) -> None
     )
 
 
-def _field_name(path: KeyPath, leaf: jax.Array, param_paths: Collection[KeyPath]) -> str | None:
+def _field_name(
+  path: KeyPath, leaf: jax.Array, param_shapes: Mapping[KeyPath, tuple[int, ...]]
+) -> str | None:
   if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
     return None
-  # The longest parameter path that ends this path: what is before it is the optimizer's own.
-  start = next((i for i in range(len(path) + 1) if path[i:] in param_paths), None)
-  if start is None and jnp.ndim(leaf) == 0:
-    return None
+  if jnp.ndim(leaf) == 0:
+    # The state of a parameter that is a scalar itself; any other scalar belongs to no parameter.
+    start = next((i for i in range(len(path) + 1) if param_shapes.get(path[i:]) == ()), None)
+    if start is None:
+      return None
+  else:
+    # What is before the parameter's own path is the optimizer's, what may follow it too (one array
+    # an axis, say).
+    start = next((i for i, j in _slices(len(path)) if path[i:j] in param_shapes), None)
   names = [_key_name(key) for key in path[:start] if isinstance(key, GetAttrKey | DictKey)]
   name = names[-1] if names else jax.tree_util.keystr(path[:start])
   return None if name in CONSTANTS else name
+
+
+def _slices(length: int) -> Iterator[tuple[int, int]]:
+  """Yields the ends of the non-empty slices of a path, from its left and the longest first."""
+  return ((i, j) for i in range(length) for j in range(length, i, -1))
 
 
 def _key_name(key: GetAttrKey | DictKey) -> str:

@@ -81,8 +81,9 @@ def desloc(
     outer: an optax transformation applied at parameter syncs to the pseudo-gradient
       `consensus - mean(local)`. None: plain averaging, as `optax.sgd(1.0)` would. DiLoCo's is
       `optax.sgd(0.7, momentum=0.9, nesterov=True)`.
-    timing: `'post'` averages after the local step, so that a sync leaves all workers with the same
-      parameters. `'pre'` is Algorithm 1 as printed: the previous value is averaged, then the local
+    timing: `'post'` averages after the local step, so that a sync leaves all workers with the
+      parameters of the consensus, bit for bit. (One worker alone, with no `outer`, keeps the bits of
+      `inner` instead, and the consensus follows it to within rounding.) `'pre'` is Algorithm 1 as printed: the previous value is averaged, then the local
       step (whose gradient was taken before the average) is applied.
     reset: state fields that become zero at each parameter sync (FAVG-OPT); their period is None.
     coin_key: None: averages come when the period has passed. A random key: each is drawn at every
@@ -235,7 +236,10 @@ def desloc(
     stepped = outer.update(optax.tree.sub(consensus, mean), outer_state, consensus)
     if warmup_steps:
       stepped = optax.tree.where(step < warmup_steps, averaging, stepped)
-    return *stepped, drift
+    updates, outer_state = stepped
+    # An outer optimizer may compute in a wider dtype than that of the parameters.
+    updates = jax.tree.map(lambda u, x: u.astype(x.dtype), updates, consensus)
+    return updates, outer_state, drift
 
   def skip_outer_step(consensus, local, outer_state, drift):
     return optax.tree.zeros_like(consensus), outer_state, drift

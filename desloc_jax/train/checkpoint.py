@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from desloc_jax.errors import UserError
 from desloc_jax.train.step import TrainState
 
 STATE = 'state'
@@ -29,8 +30,6 @@ class Checkpoints:
 
   def save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
     """Starts to save; returns as soon as `state` may be donated. `position` is of JSON types."""
-    if step in self._manager.all_steps():
-      return
     items = {STATE: ocp.args.StandardSave(_as_tree(state)), POSITION: ocp.args.JsonSave(position)}
     self._manager.save(step, args=ocp.args.Composite(**items))
 
@@ -40,13 +39,23 @@ class Checkpoints:
     Args:
       step: of a checkpoint.
       state_like: shapes, dtypes and shardings to restore into.
+
+    Raises:
+      UserError: it is damaged, or of another kind of state.
     """
     items = {
       STATE: ocp.args.StandardRestore(_as_tree(state_like)),
       POSITION: ocp.args.JsonRestore(),
     }
-    restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-    leaves = [restored[STATE][name] for name in _names(state_like)]
+    try:
+      restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+      leaves = [restored[STATE][name] for name in _names(state_like)]
+    except Exception as error:  # orbax raises of many kinds, each with pages of context.
+      reason = str(error).strip().splitlines() or [type(error).__name__]
+      raise UserError(
+        f'the checkpoint {self._manager.directory / str(step)} cannot be restored: {reason[0][:300]} '
+        'Move it away to go on from the one before.'
+      ) from error
     return jax.tree.unflatten(jax.tree.structure(state_like), leaves), restored[POSITION]
 
   def close(self) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from desloc_jax.errors import unknown_choice, UserError
 
@@ -28,15 +28,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
       raise UserError(f'{rest[1]!r} is not an option; options begin with --. See --help.')
     _check_config_loaded()
     return rest
-  except (
-    flags.Error,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    OSError,
-    SyntaxError,
-  ) as error:
+  except Exception as error:  # A config file is a program: it may raise anything.
     fail(error)
 
 
@@ -45,6 +37,7 @@ def exit_with_one_line(main: Callable) -> Callable:
 
   @functools.wraps(main)
   def wrapped(argv):
+    from desloc_jax.train.interruption import Interrupted
     from desloc_jax.train.recorder import TrainingDiverged  # Imports JAX.
 
     try:
@@ -53,13 +46,20 @@ def exit_with_one_line(main: Callable) -> Callable:
       fail(error)
     except TrainingDiverged as error:
       fail(error, DIVERGED)
+    except Interrupted as stop:
+      print(stop, file=sys.stderr)
+      sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+      fail('interrupted before the first step', 130)
 
   return wrapped
 
 
-def fail(error: Exception, code: int = USAGE_ERROR) -> None:
+def fail(error: Exception | str, code: int = USAGE_ERROR) -> None:
   """Prints an error as one line and exits."""
   lines = str(error).strip().splitlines() or [type(error).__name__]
+  if isinstance(error, KeyError):  # ml_collections, of a group of options that is not there.
+    lines = [f'{lines[0]} is no option of this config']
   if any(line.startswith('Traceback') for line in lines):
     lines = lines[-1:]  # An error in the config file itself: ml_collections quotes its traceback.
   text = ' '.join(' '.join(lines).split()).removeprefix('desloc_jax.errors.UserError: ')
@@ -69,13 +69,19 @@ def fail(error: Exception, code: int = USAGE_ERROR) -> None:
 
 def _check_config_loaded() -> None:
   # ml_collections reports a config file that it could not load when the config is first used.
-  if flags.FLAGS['config'].value is None:
+  if not flags.FLAGS['config'].present:
     raise UserError('--config is missing, e.g. --config=configs/tiny.py. See --help.')
+  config = flags.FLAGS['config'].value
   path = config_flags.get_config_filename(flags.FLAGS['config'])
   if not os.path.isfile(path):
     near = difflib.get_close_matches(path, glob.glob('configs/*.py'), n=1, cutoff=0.3)
     hint = f' Did you mean {near[0]}?' if near else ''
     raise UserError(f'the config file {path} does not exist.{hint}')
+  if not isinstance(config, config_dict.ConfigDict):
+    raise UserError(
+      f'get_config of {path} returns {type(config).__name__}; expected a ConfigDict, from '
+      'desloc_jax.train.config.default_config().'
+    )
 
 
 def _check_option_names(args: Sequence[str]) -> None:
@@ -85,8 +91,10 @@ def _check_option_names(args: Sequence[str]) -> None:
     name = arg.lstrip('-').partition('=')[0]
     if name.startswith('config.'):
       name = name.removeprefix('config.')
-      # Sources are named by the config file.
-      if name not in OPTIONS and not name.startswith('data.sources.'):
+      if name.startswith('data.sources.'):  # Sources are named by the config file.
+        group, _, key = name.rpartition('.')
+        name = f'data.sources.text.{key}' if group.count('.') == 2 else name
+      if name not in OPTIONS:
         raise unknown_choice('option --config.', name, OPTIONS)
 
 

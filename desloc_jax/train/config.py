@@ -84,7 +84,10 @@ OPTIONS = {
   'checkpoint.keep': (2, 'newest checkpoints kept'),
 }
 
-# What may differ between the runs that share a workdir: nothing here changes the trajectory.
+_LIMIT = 2**31  # Of the integers that steps and sizes are counted in on devices.
+
+# What may differ between the runs that share a workdir: nothing here changes what is computed (a
+# mesh and a loss chunk change the order of sums, and so the last bits).
 RESUMABLE = ('stop_at', 'log_every', 'mesh.', 'eval.', 'checkpoint.', 'model.loss_chunk')
 
 
@@ -153,12 +156,16 @@ def check_config(config: config_dict.ConfigDict) -> None:
     'inner.learning_rate',
   ):
     _at_least(config, name, 0)
+  for name in ('inner.eps', 'inner.eps_root', 'inner.alpha'):
+    if option(config, name) is not None:
+      _at_least(config, name, 0)
   for name, period in config.periods.items():
     if period is not None:
       _at_least(config, f'periods.{name}', 0)
   for name in (
     'inner.b1',
     'inner.b2',
+    'inner.b3',
     'inner.momentum',
     'outer.momentum',
     'data.validation_fraction',
@@ -181,7 +188,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
       raise unknown_choice(name, option(config, name), choices)
   weights = config.worker_weights
   if weights and not (
-    len(weights) == config.workers and all(0 <= w < float('inf') for w in weights) and any(weights)
+    len(weights) == config.workers and all(map(_is_weight, weights)) and any(weights)
   ):
     raise UserError(
       f'worker_weights is {tuple(weights)}; expected {config.workers} numbers >= 0, one for each '
@@ -191,9 +198,10 @@ def check_config(config: config_dict.ConfigDict) -> None:
     raise UserError(
       f'stop_at is {config.stop_at}; expected a step from 1 to steps ({config.steps}).'
     )
-  if config.schedule.warmup_steps > config.steps:
+  if config.schedule.warmup_steps >= config.steps:
     raise UserError(
-      f'schedule.warmup_steps is {config.schedule.warmup_steps}, more than steps ({config.steps}).'
+      f'schedule.warmup_steps is {config.schedule.warmup_steps}, not less than steps '
+      f'({config.steps}).'
     )
   if config.batch_size % config.accumulation:
     raise UserError(
@@ -273,8 +281,12 @@ def check_same_config(config: config_dict.ConfigDict, path: pathlib.Path) -> Non
 
 def _at_least(config: config_dict.ConfigDict, name: str, least: int) -> None:
   value = option(config, name)
-  if not least <= value < float('inf'):
-    raise UserError(f'{name} is {value!r}; expected a number >= {least}.')
+  if not least <= value < _LIMIT:
+    raise UserError(f'{name} is {value!r}; expected a number >= {least} and below 2^31.')
+
+
+def _is_weight(value: object) -> bool:
+  return isinstance(value, int | float) and 0 <= value < float('inf')
 
 
 def _divisors(number: int) -> str:

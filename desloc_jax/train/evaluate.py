@@ -3,7 +3,6 @@
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from desloc_jax import data as data_lib
 from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.job import Job
 from desloc_jax.train.step import local_mean, TrainState
@@ -13,16 +12,9 @@ class Evaluator:
   """Evaluates on the same sequences each time; they stay on the devices."""
 
   def __init__(self, job: Job):
-    config = job.config
     sharding = NamedSharding(job.mesh, P(mesh_lib.WORKERS, mesh_lib.FSDP))
-    batches = data_lib.validation_batches(
-      job.data.validation,
-      config.workers,
-      config.batch_size // config.accumulation,
-      config.eval.sequences or None,
-    )
     self._job = job
-    self._batches = [jax.device_put(batch, sharding) for batch in batches]
+    self._batches = [jax.device_put(batch, sharding) for batch in job.validation]
     self._sequences = sum(float(mask.sum()) for _, mask in self._batches)
     params = jax.tree.map(lambda x: x.sharding, job.state_like.params)
     self._local_mean = jax.jit(local_mean, out_shardings=params)

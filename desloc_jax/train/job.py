@@ -1,6 +1,6 @@
 """From a configuration to all that a run needs: data, model, transform, mesh, compiled step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
 import time
@@ -16,6 +16,7 @@ import optax
 from desloc_jax import data as data_lib, model as model_lib
 from desloc_jax.errors import UserError
 from desloc_jax.optimizer.ddp import ddp
+from desloc_jax.optimizer.hlo import read_collectives
 from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
@@ -25,6 +26,7 @@ from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.transform import desloc
 from desloc_jax.train import config as config_lib, mesh as mesh_lib
 from desloc_jax.train.step import (
+  finite_workers,
   init_state,
   make_eval_step,
   make_train_step,
@@ -61,6 +63,8 @@ class Job:
 
   config: config_dict.ConfigDict
   data: Data
+  stream: data_lib.TrainingStream
+  validation: Iterable  # Of tokens and mask, see `data.validation_batches`.
   model: model_lib.GPTConfig
   mesh: Mesh
   periods: Periods
@@ -70,6 +74,7 @@ class Job:
   tokens_like: jax.ShapeDtypeStruct  # int32 [workers, micro-batches, sequences, seq_len + 1].
   train_step: Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, Any]]]  # Compiled.
   eval_step: Callable[..., jax.Array]
+  finite: Callable[[TrainState], jax.Array]  # Boolean [workers].
   ledger: Ledger
   ddp_ledger: Ledger
   local_adam_ledger: Ledger
@@ -119,17 +124,17 @@ def make_job(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | Non
       'devices of a worker cannot share evenly.'
     )
   data = load_data(config)
+  stream = data_lib.TrainingStream(
+    data.train, workers=config.workers, batch_size=config.batch_size, seed=config.seed
+  )
+  validation = data_lib.validation_batches(
+    data.validation, config.workers, micro_batch, config.eval.sequences or None
+  )
   model = config_lib.model_config(config, data.tokenizer.vocab_size)
 
   init_params = functools.partial(model_lib.init_params, model)
   params_like = jax.eval_shape(init_params, jax.random.key(0))
-  schedule = SCHEDULES[config.schedule.name](
-    config.inner.learning_rate,
-    config.steps,
-    config.schedule.warmup_steps,
-    config.schedule.decay_fraction,
-  )
-  inner = _inner(config, schedule)
+  schedule, inner = schedule_and_inner(config)
   periods = _periods(config, inner, params_like)
   tx = make_method(
     config.method,
@@ -168,11 +173,14 @@ def make_job(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | Non
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
   compiled = jitted.lower(state_like, tokens_like).compile()
   compile_s = time.perf_counter() - start
+  _check_compiled(config, mesh, compiled)
 
-  all_periods = dict.fromkeys(periods, periods['params'] or 1)
+  all_periods = dict.fromkeys(periods, config.periods.params or 1)
   return Job(
     config=config,
     data=data,
+    stream=stream,
+    validation=validation,
     model=model,
     mesh=mesh,
     periods=periods,
@@ -181,6 +189,7 @@ def make_job(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | Non
     state_like=state_like,
     tokens_like=tokens_like,
     train_step=compiled,
+    finite=jax.jit(finite_workers),
     eval_step=make_eval_step(functools.partial(model_lib.sequence_losses, config=model), mesh),
     ledger=ledger,
     ddp_ledger=transform_ledger(ddp(inner), params_like, {}, config.workers),
@@ -191,11 +200,24 @@ def make_job(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | Non
   )
 
 
-def _inner(config: config_dict.ConfigDict, schedule: optax.Schedule):
+def schedule_and_inner(
+  config: config_dict.ConfigDict,
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+  """Returns the learning rate's schedule and the inner optimizer that follows it.
+
+  Raises:
+    UserError: an option is set that the optimizer does not take.
+  """
+  schedule = SCHEDULES[config.schedule.name](
+    config.inner.learning_rate,
+    config.steps,
+    config.schedule.warmup_steps,
+    config.schedule.decay_fraction,
+  )
   options = config.inner.to_dict() | {'learning_rate': schedule}
   options['name'] = METHODS[config.method].inner.get(config.inner.name, config.inner.name)
   try:
-    return make_inner(**options)
+    return schedule, make_inner(**options)
   except ValueError as error:
     raise UserError(str(error)) from error
 
@@ -207,9 +229,9 @@ def _periods(config: config_dict.ConfigDict, inner, params_like) -> Periods:
   except ValueError as error:
     raise UserError(str(error)) from error
   for name, period in periods.items():
-    if period is not None and period > config.steps:
+    if period is not None and period > config.steps - (config.timing == 'pre'):
       logging.warning(
-        'periods.%s is %d, more than the %d steps of the run: %s will never be averaged.',
+        'periods.%s is %d in a run of %d steps: %s will never be averaged.',
         name,
         period,
         config.steps,
@@ -228,3 +250,19 @@ def _scheduled(periods: Periods, config: config_dict.ConfigDict) -> Periods:
     return lambda step: jnp.round(period * (1 + (growth - 1) * step / steps)).astype(jnp.int32)
 
   return {name: period and grow(period) for name, period in periods.items()}
+
+
+def _check_compiled(
+  config: config_dict.ConfigDict, mesh: Mesh, compiled: jax.stages.Compiled
+) -> None:
+  """Warns of collectives between workers that XLA put into every step by itself."""
+  if mesh.shape[mesh_lib.WORKERS] == 1 or METHODS[config.method].gradients:
+    return
+  worker_of_device = [i // mesh.shape[mesh_lib.FSDP] for i in range(mesh.size)]
+  for collective in read_collectives(compiled.as_text()):
+    if not collective.conditional and collective.crosses(worker_of_device):
+      logging.warning(
+        'Every step has an %s of %d bytes between workers, which the ledger does not count.',
+        collective.opcode,
+        collective.result_bytes,
+      )

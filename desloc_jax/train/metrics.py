@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 import json
-import os
 import pathlib
 from typing import Any
 
 import tensorboardX
 import tqdm
 
-METRICS_FILE = 'metrics.jsonl'
+from desloc_jax.errors import UserError
+from desloc_jax.train.workdir import METRICS_FILE, TENSORBOARD, write_text
 
 
 class MetricsWriter:
@@ -18,11 +18,12 @@ class MetricsWriter:
   def __init__(self, workdir: pathlib.Path, start_step: int):
     """Opens the files of `workdir`; lines after `start_step`, of an earlier run, are dropped."""
     self._path = workdir / METRICS_FILE
-    kept = [line for line in read_metrics(workdir) if line['step'] <= start_step]
-    write_atomically(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
+    # A run that begins anew writes its step 0 too.
+    kept = [line for line in read_metrics(workdir) if 0 < start_step >= line['step']]
+    write_text(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
     self._file = self._path.open('a')
     self._tensorboard = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=start_step + 1 if kept else None
+      str(workdir / TENSORBOARD), purge_step=start_step + 1 if kept else None
     )
 
   def write(self, line: Mapping[str, Any]) -> None:
@@ -48,26 +49,24 @@ def flat_numbers(line: Mapping[str, Any], prefix: str = ''):
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the lines of a run's metrics.jsonl; a last line cut off by a crash is left out."""
+  """Returns the lines of a run's metrics.jsonl; a last line cut off by a crash is left out.
+
+  Raises:
+    UserError: another line is not a JSON object with a whole number as `step`.
+  """
   path = workdir / METRICS_FILE
+  texts = path.read_bytes().splitlines() if path.exists() else []
   lines = []
-  if path.exists():
-    for text in path.read_text().splitlines():
-      try:
-        lines.append(json.loads(text))
-      except ValueError:
-        break
+  for number, text in enumerate(texts, start=1):
+    try:
+      line = json.loads(text)
+      if not isinstance(line, dict) or not isinstance(line.get('step'), int):
+        raise ValueError('it is no object with a step')
+      lines.append(line)
+    except ValueError as error:
+      if number < len(texts) or not lines:
+        raise UserError(f'{path}, line {number}, is not of a run: {error}.') from error
   return lines
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a file that a crash leaves either as it was or complete."""
-  partial = path.with_name(path.name + '.partial')
-  with partial.open('w') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  partial.replace(path)
 
 
 def progress_bar(start: int, stop: int) -> tqdm.tqdm:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from desloc_jax.errors import UserError
 from desloc_jax.train.metrics import read_metrics
+from desloc_jax.train.workdir import PLOT_FILE
 
 matplotlib.use('Agg')
 COLORS = {'params': 'tab:green', 'mu': 'tab:orange', 'nu': 'tab:red'}
@@ -41,7 +42,7 @@ def plot_training(workdir: pathlib.Path, title: str = '') -> pathlib.Path:
     axes.grid(alpha=0.3)
     axes.legend(fontsize='small')
   figure.suptitle(title or workdir.name)
-  path = workdir / 'training.png'
+  path = workdir / PLOT_FILE
   figure.savefig(path, dpi=120)
   return path
 

@@ -12,6 +12,11 @@ import numpy as np
 from desloc_jax.train.job import Job
 from desloc_jax.train.metrics import format_bytes, MetricsWriter, progress_bar
 
+_ADVICE = (
+  'Checkpoints stay as they are; a lower inner.learning_rate or inner.clip_norm, in another '
+  '--workdir, may help.'
+)
+
 
 class TrainingDiverged(RuntimeError):
   """A worker's loss or gradient is not finite any more."""
@@ -30,7 +35,6 @@ class Recorder:
     self._pending: list[tuple[int, Mapping[str, Any]]] = []
     self._interval_start = time.perf_counter()
     self.syncs = {name: int(count) for name, count in syncs.items()}
-    self.speeds: list[float] = []
 
   def add(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Takes the metrics of a step that was dispatched."""
@@ -89,14 +93,14 @@ class Recorder:
   def _speed(self, now: float) -> float:
     speed = len(self._pending) * self._job.tokens_per_step / (now - self._interval_start)
     self._interval_start = now
-    self.speeds.append(speed)
     return speed
 
   def _status(self, line: Mapping[str, Any]) -> str:
     config, ledger = self._job.config, self._job.ledger
     periodic = not config.stochastic and config.period_growth == 1
+    late = config.timing == 'pre'  # Averages come before a step, one later than after it.
     upcoming = [
-      f'{name} in {int(period - line["step"] % period)}'
+      f'{name} in {int(period - (line["step"] - late) % period)}'
       for name, period in ledger.periods.items()
       if periodic and 1 < period < math.inf
     ]
@@ -120,6 +124,22 @@ def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
     bad = np.flatnonzero(~np.isfinite(metrics[name]))
     if bad.size:
       raise TrainingDiverged(
-        f'{name} of worker {", ".join(map(str, bad))} is {metrics[name][bad[0]]} at step {step}. '
-        'The last checkpoint is kept; a lower inner.learning_rate or inner.clip_norm may help.'
+        f'{name} of worker {_listing(bad)} is {metrics[name][bad[0]]} at step {step}. {_ADVICE}'
       )
+
+
+def check_finite_state(step: int, finite: jax.Array) -> None:
+  """Checks a state before it is saved; `finite` is boolean [workers], from `step.finite_workers`.
+
+  Raises:
+    TrainingDiverged: names the worker and the step.
+  """
+  bad = np.flatnonzero(~np.asarray(finite))
+  if bad.size:
+    raise TrainingDiverged(
+      f'parameters or moments of worker {_listing(bad)} are not finite after step {step}. {_ADVICE}'
+    )
+
+
+def _listing(workers: np.ndarray) -> str:
+  return ', '.join(map(str, workers))

@@ -1,27 +1,40 @@
 """What a run ends with: the table of what crossed the network, and summary.json."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 import math
 import pathlib
 import resource
+import statistics
+import sys
 from typing import Any
 
 import flax
 import jax
 import optax
 
+from desloc_jax.errors import UserError
+from desloc_jax.optimizer.methods import METHODS
+from desloc_jax.tables import align
 from desloc_jax.train.job import Job
-from desloc_jax.train.metrics import format_bytes, write_atomically
+from desloc_jax.train.metrics import format_bytes
+from desloc_jax.train.workdir import SUMMARY_FILE, write_text
 
-SUMMARY_FILE = 'summary.json'
 
+def summarise(
+  job: Job, lines: Sequence[Mapping[str, Any]], syncs: Mapping[str, int]
+) -> dict[str, Any]:
+  """Returns a run's summary from its metrics and its number of syncs, by quantity.
 
-def summarise(job: Job, line: Mapping[str, Any], syncs: Mapping[str, int]) -> dict[str, Any]:
-  """Returns a run's summary from its last metrics line and its number of syncs, by quantity.
+  Bytes are payload per worker over all steps so far; see `desloc_jax.optimizer.ledger`. The speed is
+  the median over the lines of the metrics.
 
-  Bytes are payload per worker over all steps so far; see `desloc_jax.optimizer.ledger`.
+  Raises:
+    UserError: the metrics do not end with the evaluation that a run ends with.
   """
+  line = lines[-1] if lines else {}
+  if 'val_loss' not in line or 'loss' not in line:
+    raise UserError('metrics.jsonl lacks the last step of the run: it has been changed.')
   steps = line['step']
   sent = job.ledger.bytes_after(syncs)
   ddp_bytes = job.ddp_ledger.bytes_after(job.ddp_ledger.syncs_in(steps))
@@ -34,7 +47,7 @@ def summarise(job: Job, line: Mapping[str, Any], syncs: Mapping[str, int]) -> di
     'bits_per_byte': line['val_loss'] / math.log(2) * job.data.tokens_per_byte,
     'steps': steps,
     'tokens': line['tokens'],
-    'tokens_per_s': line.get('tokens_per_s'),
+    'tokens_per_s': statistics.median(each['tokens_per_s'] for each in lines if 'loss' in each),
     'compile_s': job.compile_s,
     'parameters': job.parameters,
     'peak_memory_bytes': peak_memory_bytes(),
@@ -55,13 +68,15 @@ def summarise(job: Job, line: Mapping[str, Any], syncs: Mapping[str, int]) -> di
 
 def write_summary(summary: Mapping[str, Any], workdir: pathlib.Path) -> None:
   """Writes summary.json into `workdir`."""
-  write_atomically(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + '\n')
+  write_text(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + '\n')
 
 
 def peak_memory_bytes() -> int:
   """Returns the peak of the first device's memory, or of this process where that is not known."""
   stats = jax.local_devices()[0].memory_stats() or {}
-  return stats.get('peak_bytes_in_use', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+  unit = 1 if sys.platform == 'darwin' else 1024
+  host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+  return stats.get('peak_bytes_in_use', host)
 
 
 def network_table(job: Job, summary: Mapping[str, Any]) -> str:
@@ -81,7 +96,9 @@ def network_table(job: Job, summary: Mapping[str, Any]) -> str:
   rows += [
     (f'{name}: never', '-', '0', '-', format_bytes(0))
     for name, period in job.periods.items()
-    if period is None and name not in job.ledger.periods
+    if period is None
+    and name not in job.ledger.periods
+    and not METHODS[job.config.method].gradients
   ]
   rows.append(('all', '', '', '', format_bytes(summary['bytes_per_worker'])))
   for label, key in (('DDP', 'ddp'), ('Local Adam', 'local_adam')):
@@ -95,13 +112,13 @@ def network_table(job: Job, summary: Mapping[str, Any]) -> str:
         format_bytes(summary[f'{key}_bytes_per_worker']),
       )
     )
-  steady = job.ddp_ledger.bytes_per_step / job.ledger.bytes_per_step if job.ledger.periods else 0
   notes = (
     f'Payload of each worker in {summary["steps"]} steps; a ring all-reduce over '
-    f'{job.config.workers} workers sends '
-    f'{format_bytes(summary["ring_bytes_per_worker"])} for it. '
-    f'In the long run DDP sends {steady:.2f}x as much.'
+    f'{job.config.workers} workers sends {format_bytes(summary["ring_bytes_per_worker"])} for it.'
   )
+  if job.ledger.bytes_per_step:
+    steady = job.ddp_ledger.bytes_per_step / job.ledger.bytes_per_step
+    notes += f' In the long run DDP sends {steady:.2f}x as much.'
   return f'What crossed the network\n{align(rows)}\n{notes}'
 
 
@@ -114,18 +131,6 @@ def _period_text(job: Job, name: str) -> str:
   return (
     f'{period}' if config.period_growth == 1 else f'{period}..{period * config.period_growth:g}'
   )
-
-
-def align(rows: list[tuple[str, ...]]) -> str:
-  """Returns rows of cells as text: the first column to the left, the others to the right."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    '  '.join(
-      [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-    )
-    for row in rows
-  ]
-  return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
 
 
 def result_line(summary: Mapping[str, Any], workdir: pathlib.Path) -> str:

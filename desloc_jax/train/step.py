@@ -5,6 +5,7 @@ automatic over `fsdp`, so that XLA shards the model inside a worker.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -140,3 +141,15 @@ def local_mean(state: TrainState) -> optax.Params:
   """Returns the mean of the workers' own parameters: a model average over the slow links."""
   local = state.optimizer.params
   return state.params if local is None else jax.tree.map(lambda x: jnp.mean(x, axis=0), local)
+
+
+def finite_workers(state: TrainState) -> jax.Array:
+  """Returns boolean [workers]: are all of a worker's own arrays, and the shared ones, finite?"""
+
+  def all_finite(tree, keep_axes: int):
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    checks = [jnp.isfinite(x).all(axis=tuple(range(keep_axes, x.ndim))) for x in leaves]
+    return functools.reduce(jnp.logical_and, checks, jnp.array(True))
+
+  own = all_finite((state.optimizer.params, state.optimizer.inner), keep_axes=1)
+  return jnp.atleast_1d(own & all_finite((state.params, state.optimizer.outer), keep_axes=0))
