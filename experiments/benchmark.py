@@ -8,6 +8,7 @@ worker, nothing else), `desloc` and `ddp`. Steps of desloc that sync are timed b
 are medians over rounds of the ratio within a round.
 """
 
+import copy
 import dataclasses
 import functools
 import statistics
@@ -79,7 +80,7 @@ def plain_program(job: Job) -> Program:
 
 def method_program(config: config_dict.ConfigDict, **options) -> tuple[Job, Program]:
   """Returns the trainer's own step for `config` with `options` changed."""
-  config = config_dict.ConfigDict(config)
+  config = copy.deepcopy(config)  # ConfigDict(config) would share the groups of options.
   config.update_from_flattened_dict({'accumulation': 1, **options})
   job = make_job(config)
   return job, Program(job.train_step, job.make_state())

@@ -7,6 +7,7 @@ Writes experiments/results/methods.csv and methods.png and prints the table.
 """
 
 import collections
+import copy
 import csv
 import json
 import pathlib
@@ -49,7 +50,7 @@ COLUMNS = (
 
 def run(config: config_dict.ConfigDict, variant: str, seed: int, runs: pathlib.Path) -> dict:
   """Returns the row of one run, training it if there is no result of the same config."""
-  config = config_dict.ConfigDict(config)
+  config = copy.deepcopy(config)  # ConfigDict(config) would share the groups of options.
   config.update_from_flattened_dict({'method': variant, 'seed': seed, **VARIANTS[variant]})
   workdir = runs / f'{variant.replace(" ", "_")}-{seed}'
   summary_path = workdir / SUMMARY_FILE

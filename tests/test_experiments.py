@@ -1,0 +1,34 @@
+"""The experiments' own code, on runs of seconds."""
+
+import csv
+
+from absl import flags
+import pytest
+
+from desloc_jax.train.config import flatten
+from experiments import methods
+from tests.runs import small_config, write_text
+
+
+@pytest.mark.slow
+def test_methods_differ_in_nothing_but_their_own_options(tmp_path, capsys, monkeypatch):
+  flags.FLAGS(['methods', f'--runs={tmp_path}/runs', f'--results={tmp_path}/results', '--seeds=1'])
+  config = small_config(write_text(tmp_path / 'text'), steps=4)
+  before = flatten(config)
+  trained = []
+  train = methods.train
+  monkeypatch.setattr(methods, 'train', lambda c, w: trained.append(flatten(c)) or train(c, w))
+  variants = {name: methods.VARIANTS[name] for name in ('local_sgd', 'desloc', 'ddp')}
+  monkeypatch.setattr(methods, 'VARIANTS', variants)
+  monkeypatch.setattr(methods, '_CONFIG', type('Flag', (), {'value': config}))
+  methods.main([])
+  assert flatten(config) == before
+  for variant, made in zip(variants, trained, strict=True):
+    changed = {name for name in made if made[name] != before[name]}
+    assert changed <= {'method', *variants[variant]}
+  rows = list(csv.DictReader((tmp_path / 'results' / 'methods.csv').open()))
+  assert [row['variant'] for row in rows] == list(variants)
+  assert len({row['val_loss'] for row in rows}) == 3
+  methods.main([])  # Nothing is trained again.
+  assert len(trained) == 3
+  assert (tmp_path / 'results' / 'methods.png').exists()
