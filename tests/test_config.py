@@ -80,7 +80,7 @@ BAD = {
   'schedule.name': ('wds', "Did you mean 'wsd'"),
   'schedule.decay_fraction': (1.5, r'share in \[0, 1\]'),
   'schedule.warmup_steps': (12, 'not less than steps'),
-  'periods.nu': (2**31, 'below 2'),
+  'periods.nu': (2**31, 'below 2147483648'),
   'inner.eps': (-1.0, 'inner.eps is -1'),
   'worker_weights': ((1.0, 2.0), 'expected 4 numbers'),
   'periods.params': (-5, 'periods.params is -5'),

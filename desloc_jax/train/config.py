@@ -6,6 +6,7 @@ compiled.
 """
 
 import json
+import math
 import pathlib
 
 from ml_collections import config_dict
@@ -148,17 +149,21 @@ def check_config(config: config_dict.ConfigDict) -> None:
     'checkpoint.every',
     'model.vocab_size',
     'schedule.warmup_steps',
-    'inner.clip_norm',
-    'inner.clip_value',
     'sync_warmup_steps',
-    'inner.weight_decay',
-    'outer.learning_rate',
-    'inner.learning_rate',
   ):
     _at_least(config, name, 0)
-  for name in ('inner.eps', 'inner.eps_root', 'inner.alpha'):
+  for name in (
+    'inner.learning_rate',
+    'inner.eps',
+    'inner.eps_root',
+    'inner.alpha',
+    'inner.clip_norm',
+    'inner.clip_value',
+    'inner.weight_decay',
+    'outer.learning_rate',
+  ):
     if option(config, name) is not None:
-      _at_least(config, name, 0)
+      _at_least(config, name, 0, math.inf)
   for name, period in config.periods.items():
     if period is not None:
       _at_least(config, f'periods.{name}', 0)
@@ -279,10 +284,11 @@ def check_same_config(config: config_dict.ConfigDict, path: pathlib.Path) -> Non
     )
 
 
-def _at_least(config: config_dict.ConfigDict, name: str, least: int) -> None:
+def _at_least(config: config_dict.ConfigDict, name: str, least: int, limit: float = _LIMIT) -> None:
   value = option(config, name)
-  if not least <= value < _LIMIT:
-    raise UserError(f'{name} is {value!r}; expected a number >= {least} and below 2^31.')
+  if not least <= value < limit:
+    bound = 'finite' if limit == math.inf else f'below {limit}'
+    raise UserError(f'{name} is {value!r}; expected a number >= {least}, {bound}.')
 
 
 def _is_weight(value: object) -> bool:
