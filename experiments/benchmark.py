@@ -23,8 +23,9 @@ from desloc_jax import model as model_lib
 from desloc_jax.optimizer.over_workers import over_workers
 from desloc_jax.tables import align
 from desloc_jax.train import cli, mesh as mesh_lib
-from desloc_jax.train.job import Job, make_job, schedule_and_inner
+from desloc_jax.train.job import Job, make_job
 from desloc_jax.train.metrics import format_bytes
+from desloc_jax.train.optimizer import schedule_and_inner
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
 _ROUNDS = flags.DEFINE_integer('rounds', 15, 'Rounds of one step of each program.', lower_bound=3)
@@ -117,7 +118,7 @@ def main(argv):
     'ddp': ddp,
   }
   tokens = jax.device_put(
-    job.stream.batch(0).reshape(job.tokens_like.shape), job.tokens_like.sharding
+    job.data.stream.batch(0).reshape(job.tokens_like.shape), job.tokens_like.sharding
   )
   seconds = measure(programs, tokens, _ROUNDS.value)
   print(table(job, programs, seconds))

@@ -12,6 +12,7 @@ import pytest
 from desloc_jax.errors import UserError
 from desloc_jax.model import parameter_count
 from desloc_jax.train import config as config_lib, mesh as mesh_lib
+from desloc_jax.train.config_checks import check_config
 from tests.runs import small_config, write_text
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -35,7 +36,7 @@ def load(name):
 def test_paper_configs_are_valid_and_as_large_as_they_say(name):
   module = load(name)
   config = module.get_config()
-  config_lib.check_config(config)
+  check_config(config)
   size = parameter_count(config_lib.model_config(config, vocab_size=50_257))
   assert size == PAPER_SIZES[name]
   assert f'{size:,}' in module.__doc__ and f'configs/{name}.py' in module.__doc__
@@ -48,7 +49,7 @@ def test_paper_configs_are_valid_and_as_large_as_they_say(name):
 
 
 def test_tiny_is_valid():
-  config_lib.check_config(load('tiny').get_config())
+  check_config(load('tiny').get_config())
 
 
 def test_options_are_no_aliases_of_each_other():
@@ -92,7 +93,7 @@ BAD = {
 def test_a_bad_value_is_named(name):
   value, message = BAD[name]
   with pytest.raises(UserError, match=message):
-    config_lib.check_config(small_config('sotu', **{name: value}))
+    check_config(small_config('sotu', **{name: value}))
 
 
 def test_devices_that_workers_cannot_share_are_refused():

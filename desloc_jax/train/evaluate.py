@@ -14,7 +14,7 @@ class Evaluator:
   def __init__(self, job: Job):
     sharding = NamedSharding(job.mesh, P(mesh_lib.WORKERS, mesh_lib.FSDP))
     self._job = job
-    self._batches = [jax.device_put(batch, sharding) for batch in job.validation]
+    self._batches = [jax.device_put(batch, sharding) for batch in job.data.validation_batches]
     self._sequences = sum(float(mask.sum()) for _, mask in self._batches)
     params = jax.tree.map(lambda x: x.sharding, job.state_like.params)
     self._local_mean = jax.jit(local_mean, out_shardings=params)

@@ -132,7 +132,7 @@ def _batches(job: Job, start: int) -> Iterator[jax.Array]:
   """Yields the tokens of each step from `start` on, already on the devices."""
   on_device = (
     jax.device_put(tokens.reshape(job.tokens_like.shape), job.tokens_like.sharding)
-    for tokens in job.stream.iterator(start)
+    for tokens in job.data.stream.iterator(start)
   )
   ahead = next(on_device)  # One step ahead of the loop, so that a copy overlaps with a step.
   for tokens in on_device:
@@ -142,7 +142,7 @@ def _batches(job: Job, start: int) -> Iterator[jax.Array]:
 
 def _position(job: Job, step: int) -> dict[str, Any]:
   """Returns where the data stream is after `step`: sequences that all workers have consumed."""
-  return {'step': step, 'sequences': job.stream.position(step), 'data': job.data.fingerprint}
+  return {'step': step, 'sequences': job.data.stream.position(step), 'data': job.data.fingerprint}
 
 
 def _due(step: int, every: int) -> bool:

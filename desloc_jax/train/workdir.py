@@ -8,7 +8,8 @@ from ml_collections import config_dict
 
 from desloc_jax.data.files import atomic_write
 from desloc_jax.errors import UserError
-from desloc_jax.train import config as config_lib
+from desloc_jax.train.config import flatten
+from desloc_jax.train.config_checks import check_same_config
 
 CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
@@ -42,7 +43,7 @@ def check_workdir(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None
         'another --workdir.'
       )
   elif has_checkpoint(workdir):  # Without one, a run of any config may start over.
-    config_lib.check_same_config(config, workdir / CONFIG_FILE)
+    check_same_config(config, workdir / CONFIG_FILE)
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
@@ -67,4 +68,4 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def write_config(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   """Records the resolved config."""
-  write_text(workdir / CONFIG_FILE, json.dumps(config_lib.flatten(config), indent=2) + '\n')
+  write_text(workdir / CONFIG_FILE, json.dumps(flatten(config), indent=2) + '\n')

@@ -1,0 +1,102 @@
+"""From a configuration to its optimizer: schedule, inner optimizer, periods and method."""
+
+import functools
+from typing import NamedTuple
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+import optax
+
+from desloc_jax.errors import UserError
+from desloc_jax.optimizer.inner import make_inner
+from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
+from desloc_jax.optimizer.over_workers import AXIS_NAMES
+from desloc_jax.optimizer.periods import Periods
+from desloc_jax.optimizer.schedules import SCHEDULES
+
+
+class Optimizer(NamedTuple):
+  """A method with its parts."""
+
+  schedule: optax.Schedule  # Of the learning rate.
+  inner: optax.GradientTransformation
+  periods: Periods  # Numbers, also where they grow.
+  tx: optax.GradientTransformationExtraArgs  # Over `over_workers.AXIS_NAMES`.
+
+
+def make_optimizer(config: config_dict.ConfigDict, params_like: optax.Params) -> Optimizer:
+  """Returns the optimizer of a run for parameters of these shapes.
+
+  Raises:
+    UserError: an option or a period is set that the method or the inner optimizer does not have.
+  """
+  schedule, inner = schedule_and_inner(config)
+  periods = _resolve_periods(config, inner, params_like)
+  tx = make_method(
+    config.method,
+    inner,
+    _scheduled(periods, config),
+    AXIS_NAMES,
+    outer=optax.sgd(**config.outer.to_dict()),
+    timing=config.timing,
+    coin_key=jax.random.key(config.seed) if config.stochastic else None,
+    warmup_steps=config.sync_warmup_steps,
+  )
+  if config.worker_weights:
+    weights = jnp.asarray(config.worker_weights, jnp.float32)
+    tx = tx._replace(update=functools.partial(tx.update, weights=weights))
+  return Optimizer(schedule, inner, periods, tx)
+
+
+def schedule_and_inner(
+  config: config_dict.ConfigDict,
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+  """Returns the learning rate's schedule and the inner optimizer that follows it.
+
+  Raises:
+    UserError: an option is set that the optimizer does not take.
+  """
+  schedule = SCHEDULES[config.schedule.name](
+    config.inner.learning_rate,
+    config.steps,
+    config.schedule.warmup_steps,
+    config.schedule.decay_fraction,
+  )
+  options = config.inner.to_dict() | {'learning_rate': schedule}
+  options['name'] = METHODS[config.method].inner.get(config.inner.name, config.inner.name)
+  try:
+    return schedule, make_inner(**options)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+
+
+def _resolve_periods(config: config_dict.ConfigDict, inner, params_like) -> Periods:
+  requested = {name: value for name, value in config.periods.items() if value is not None}
+  try:
+    periods = resolve_periods(config.method, inner, params_like, requested)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+  for name, period in periods.items():
+    if period is not None and period > config.steps - (config.timing == 'pre'):
+      logging.warning(
+        'periods.%s is %d in a run of %d steps: %s will never be averaged.',
+        name,
+        period,
+        config.steps,
+        name,
+      )
+  return periods
+
+
+def _scheduled(periods: Periods, config: config_dict.ConfigDict) -> Periods:
+  """Returns `periods` growing linearly to `period_growth` times themselves over the run."""
+  growth, steps = config.period_growth, config.steps
+  if growth == 1:
+    return periods
+
+  def grow(period: int):
+    return lambda step: jnp.round(period * (1 + (growth - 1) * step / steps)).astype(jnp.int32)
+
+  return {name: period and grow(period) for name, period in periods.items()}
