@@ -13,43 +13,18 @@ from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
 from desloc_jax.optimizer.quasi_hyperbolic import scale_by_qh_adam, scale_by_qh_adopt
 from desloc_jax.optimizer.triggers import due_now
-from tests import reference, workers
+from tests import problems, reference, workers
 
 WORKERS, STEPS, RATE, RHO, PERIOD = 3, 100, 0.02, 1.0, 4
 NESTEROV = (0.7, 0.9)
 
 
 def quadratic(size=7):
-  """Another noisy quadratic on each worker: gradients for NumPy and for JAX, and a start."""
-  rng = np.random.default_rng(0)
-  curvature = rng.uniform(0.5, 2.0, (WORKERS, size))
-  minimum = rng.normal(size=(WORKERS, size))
-  noise = 0.3 * rng.normal(size=(STEPS, WORKERS, size))
-
-  def of_all(t, x):
-    return curvature * (x - minimum) + noise[t]
-
-  def of_worker(t, worker, x):
-    c, m, n = (jnp.asarray(a) for a in (curvature, minimum, noise))
-    return {'w': c[worker] * (x['w'] - m[worker]) + n[t, worker]}
-
-  return of_all, of_worker, rng.normal(size=size)
+  return problems.quadratic(WORKERS, STEPS, size)
 
 
 def rosenbrock():
-  """The paper's toy: (1 - a)^2 + 100 (b - a^2)^2 with gradient noise of 1.5."""
-  noise = 1.5 * np.random.default_rng(1).normal(size=(STEPS, WORKERS, 2))
-
-  def gradient(lib, a, b):
-    return lib.stack([-2 * (1 - a) - 400 * a * (b - a**2), 200 * (b - a**2)], axis=-1)
-
-  def of_all(t, x):
-    return gradient(np, x[:, 0], x[:, 1]) + noise[t]
-
-  def of_worker(t, worker, x):
-    return {'w': gradient(jnp, x['w'][0], x['w'][1]) + jnp.asarray(noise)[t, worker]}
-
-  return of_all, of_worker, np.array([-0.5, 0.8])
+  return problems.rosenbrock(WORKERS, STEPS)
 
 
 PROBLEMS = {'quadratic': quadratic, 'rosenbrock': rosenbrock}

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from desloc_jax import desloc
-from tests import reference, workers
+from tests import problems, reference, workers
 
-WORKERS, SIZE, STEPS, RATE, RHO = 3, 7, 60, 0.05, 1.0
+WORKERS, STEPS, RATE, RHO = 3, 60, 0.05, 1.0
 PERIODS = (4, 6, 10)
 INNERS = {
   'adam': (optax.adam(RATE), ('mu', 'nu'), functools.partial(reference.adam_step, eta=RATE)),
@@ -23,29 +23,12 @@ INNERS = {
 }
 
 
-def quadratic():
-  """Returns noisy gradients of another quadratic on each worker, for NumPy and for JAX."""
-  rng = np.random.default_rng(0)
-  curvature = rng.uniform(0.5, 2.0, (WORKERS, SIZE))
-  minimum = rng.normal(size=(WORKERS, SIZE))
-  noise = 0.3 * rng.normal(size=(STEPS, WORKERS, SIZE))
-
-  def of_all(t, x):
-    return curvature * (x - minimum) + noise[t]
-
-  def of_worker(t, worker, x):
-    c, m, n = (jnp.asarray(a) for a in (curvature, minimum, noise))
-    return {'w': c[worker] * (x['w'] - m[worker]) + n[t, worker]}
-
-  return of_all, of_worker, rng.normal(size=SIZE)
-
-
 @pytest.mark.parametrize('outer', [None, (0.7, 0.9)], ids=['averaging', 'nesterov'])
 @pytest.mark.parametrize('timing', ['post', 'pre'])
 @pytest.mark.parametrize('name', INNERS)
 def test_trajectory_equals_reference(name, timing, outer):
   inner, fields, local_step = INNERS[name]
-  of_all, of_worker, x0 = quadratic()
+  of_all, of_worker, x0 = problems.quadratic(WORKERS, STEPS)
   expected_local, expected_consensus = reference.desloc(
     of_all,
     np.tile(x0, (WORKERS, 1)),
@@ -72,7 +55,7 @@ def test_trajectory_equals_reference(name, timing, outer):
 
 def test_timings_differ_in_the_reference():
   """Guards the test above: a reference that ignored `timing` could not tell the two apart."""
-  of_all, _, x0 = quadratic()
+  of_all, _, x0 = problems.quadratic(WORKERS, STEPS)
   x0 = np.tile(x0, (WORKERS, 1))
   runs = [
     reference.desloc(of_all, x0, STEPS, PERIODS, INNERS['adam'][2], timing=timing, rho=RHO)[0]
