@@ -153,6 +153,13 @@ def test_a_missing_config_file_is_one_line(path):
   assert (path or '--config is missing') in result.stderr
 
 
+def test_a_config_may_have_an_argument():
+  result = command('--config=configs/gpt_16m.py:sotu', '--config.method=deslok')
+  assert result.returncode == 2 and "Did you mean 'desloc'" in result.stderr
+  result = command('--config=configs/gpt_16m.py:stou')
+  assert result.returncode == 2 and result.stderr.startswith("error: the config's argument 'stou'")
+
+
 def test_help_lists_every_option():
   result = command('--help')
   assert result.returncode == 0

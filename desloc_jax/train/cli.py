@@ -72,7 +72,8 @@ def _check_config_loaded() -> None:
   if not flags.FLAGS['config'].present:
     raise UserError('--config is missing, e.g. --config=configs/tiny.py. See --help.')
   config = flags.FLAGS['config'].value
-  path = config_flags.get_config_filename(flags.FLAGS['config'])
+  # What follows a colon is the argument of get_config.
+  path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
   if not os.path.isfile(path):
     near = difflib.get_close_matches(path, glob.glob('configs/*.py'), n=1, cutoff=0.3)
     hint = f' Did you mean {near[0]}?' if near else ''
