@@ -176,7 +176,7 @@ def test_table(corpus, tmp_path, capsys):
       '--validation_fraction=0',
     ]
   )
-  header, train, validation = capsys.readouterr().out.splitlines()
+  header, _, train, validation = capsys.readouterr().out.splitlines()
   assert header.split() == ['split', 'documents', 'tokens', 'bytes', 'bytes/token']
   assert train.split()[:2] == ['train', '300']
   assert validation.split() == ['validation', '0', '0', '0', '0.00']
