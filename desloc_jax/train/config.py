@@ -77,7 +77,11 @@ OPTIONS = {
   'mesh.fsdp': (0, 'devices that share one worker; 0: as many as there are'),
   'eval.every': (0, 'steps between evaluations; 0: at the start and the end only'),
   'eval.sequences': (256, 'held-out sequences evaluated; 0: all'),
-  'eval.local_mean': (True, 'evaluate the mean of the local models too, between syncs'),
+  'eval.local_mean': (
+    True,
+    'between syncs evaluate the mean of the local models too: an average that the bytes sent by '
+    'training do not count',
+  ),
   'checkpoint.every': (0, 'steps between checkpoints; 0: at the end only'),
   'checkpoint.keep': (2, 'newest checkpoints kept'),
 }

@@ -37,13 +37,18 @@ def check_workdir(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None
       raise UserError(f'{workdir / name} is not a folder; use another --workdir.')
   if not (workdir / CONFIG_FILE).exists():
     names = (METRICS_FILE, SUMMARY_FILE, PLOT_FILE, CHECKPOINTS, TENSORBOARD)
-    if foreign := [name for name in names if (workdir / name).exists()]:
+    # A run killed as it begins leaves an empty folder for its checkpoints.
+    if foreign := [name for name in names if _is_there(workdir / name)]:
       raise UserError(
         f'{workdir} holds {", ".join(foreign)} but no {CONFIG_FILE}: it is no folder of a run; use '
         'another --workdir.'
       )
   elif has_checkpoint(workdir):  # Without one, a run of any config may start over.
     check_same_config(config, workdir / CONFIG_FILE)
+
+
+def _is_there(path: pathlib.Path) -> bool:
+  return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
