@@ -39,6 +39,14 @@ def test_metrics_that_no_run_wrote_are_named(tmp_path, content):
     read_metrics(tmp_path)
 
 
+def test_a_run_killed_as_it_began_can_begin_again(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  check_workdir(small_config('sotu'), tmp_path)
+  (tmp_path / 'checkpoints' / '5').mkdir()
+  with pytest.raises(UserError, match='holds checkpoints but no config.json'):
+    check_workdir(small_config('sotu'), tmp_path)
+
+
 def test_a_last_line_cut_off_by_a_crash_is_left_out(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2, "lo')
   assert read_metrics(tmp_path) == [{'step': 1}]
