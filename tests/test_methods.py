@@ -280,6 +280,12 @@ def test_reset_and_period_exclude_each_other():
     desloc(optax.adam(1.0), {'params': 1, 'mu': 1, 'nu': 1}, reset=('mu',))
 
 
+def test_without_parameter_syncs_nothing_is_reset():
+  inner, _, _ = make('desloc', 'adam')
+  never = {'params': None, 'mu': None, 'nu': None}
+  assert_same(desloc(inner, never, reset=('mu', 'nu')), desloc(inner, never))
+
+
 def test_an_option_that_an_optimizer_does_not_take_is_refused():
   with pytest.raises(ValueError, match='inner.momentum is set, but adam takes b1'):
     make_inner('adam', 1.0, momentum=0.9)

@@ -184,7 +184,7 @@ def desloc(
     for name in averaged_fields:
       with jax.named_scope(SYNC_SCOPE + name):
         (drift[name],) = replace(name, due[name], average, drift[name])
-    for name in reset:
+    for name in reset if 'params' in due else ():
       replace(name, due['params'] & (state.step >= warmup_steps), zero_field)
     return state._replace(inner=jax.tree.unflatten(treedef, leaves), drift=drift)
 

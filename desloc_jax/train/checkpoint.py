@@ -53,7 +53,7 @@ class Checkpoints:
     except Exception as error:  # orbax raises of many kinds, each with pages of context.
       reason = str(error).strip().splitlines() or [type(error).__name__]
       raise UserError(
-        f'the checkpoint {self._manager.directory / str(step)} cannot be restored: {reason[0][:300]} '
+        f'the checkpoint {self._manager.directory / str(step)} cannot be restored: {reason[0][:300]}. '
         'Move it away to go on from the one before.'
       ) from error
     return jax.tree.unflatten(jax.tree.structure(state_like), leaves), restored[POSITION]
