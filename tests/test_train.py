@@ -97,6 +97,25 @@ def test_a_resumed_run_is_bit_identical(finished, text, tmp_path):
   assert same_bits(one, other) and position == other_position
 
 
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'sync_warmup_steps': 5, 'method': 'desloc_nesterov'},
+    {'stochastic': True},
+    {'period_growth': 3.0},
+  ],
+  ids=lambda options: next(iter(options)),
+)
+def test_when_to_average_survives_a_resume(options, text, tmp_path):
+  """Stopped within a warm-up, between coins, and while periods grow."""
+  options |= {'steps': 9, 'eval.sequences': 4}
+  whole = train(small_config(text, **options), tmp_path / 'whole')
+  train(small_config(text, **options, stop_at=4), tmp_path / 'resumed')
+  resumed = train(small_config(text, **options), tmp_path / 'resumed')
+  assert losses(tmp_path / 'resumed') == losses(tmp_path / 'whole')
+  assert resumed['syncs'] == whole['syncs'] and resumed['val_loss'] == whole['val_loss']
+
+
 def test_a_finished_run_is_summed_up_again(finished, tmp_path):
   """Also where the process died between its last checkpoint and its summary."""
   config, workdir, summary = finished
