@@ -5,6 +5,7 @@ the subpackages `model`, `data` and `train`, which nothing here imports.
 """
 
 from desloc_jax.optimizer.ddp import ddp
+from desloc_jax.optimizer.health import HealthCheck
 from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, over_workers
 from desloc_jax.optimizer.periods import half_life, periods_from_half_lives
@@ -13,6 +14,7 @@ from desloc_jax.optimizer.transform import desloc, DeslocState, synced, WORKER_A
 __all__ = [
   'AXIS_NAMES',
   'DeslocState',
+  'HealthCheck',
   'Ledger',
   'WORKER_AXES',
   'ddp',

@@ -1,7 +1,7 @@
 """The mean over workers: the only thing that DES-LOC sends."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,24 +28,28 @@ def worker_count(axis_name: AxisName) -> int:
     ) from error
 
 
+class Share(NamedTuple):
+  """How much this worker counts in a mean over workers: `weight / total`."""
+
+  weight: jax.Array  # float32 scalar, zero where this worker does not count.
+  total: jax.Array  # float32 scalar, the same on all workers; zero if none counts.
+
+
 def worker_share(
   axis_name: AxisName, weights: jax.Array | None, active: jax.Array | None
-) -> tuple[jax.Array | None, jax.Array | bool]:
-  """Returns this worker's share of a mean, and whether any worker has one.
+) -> Share | None:
+  """Returns this worker's share of a mean, None if all workers count the same.
 
   Args:
     axis_name: of the workers.
     weights: [workers], how much each counts, finite and >= 0; None: all the same.
     active: boolean [workers], which of them count at all; None: all.
 
-  Returns:
-    A float32 scalar, None if all workers count the same; and a boolean, False if no worker counts.
-
   Raises:
     ValueError: a shape is not [workers], or no worker counts and that is known while tracing.
   """
   if weights is None and active is None:
-    return None, True
+    return None
   count = worker_count(axis_name)
   for name, value in (('weights', weights), ('active', active)):
     if value is not None and jnp.shape(value) != (count,):
@@ -60,20 +64,22 @@ def worker_share(
   total = lib.sum(weights)
   if known and not total > 0:
     raise ValueError('no worker is active with a positive weight: there is nothing to average.')
-  weights, total = jnp.asarray(weights, jnp.float32), jnp.asarray(total, jnp.float32)
-  share = weights / jnp.where(total > 0, total, 1.0)
-  return share[jax.lax.axis_index(axis_name)], total > 0
+  weights = jnp.asarray(weights, jnp.float32)
+  return Share(weights[jax.lax.axis_index(axis_name)], jnp.asarray(total, jnp.float32))
 
 
-def worker_mean(tree: Tree, axis_name: AxisName, share: jax.Array | None = None) -> Tree:
+def worker_mean(tree: Tree, axis_name: AxisName, share: Share | None = None) -> Tree:
   """Returns the mean of each leaf over the workers, in its dtype and the same on each of them.
 
-  A worker with a `share` (see `worker_share`) of zero does not count, whatever its values are.
+  A worker with a `share` (see `worker_share`) of zero does not count, whatever its values are. If
+  none counts the mean is zero.
   """
   if share is None:
     return jax.lax.pmean(tree, axis_name)
-  parts = jax.tree.map(lambda x: jnp.where(share > 0, x * share.astype(x.dtype), 0), tree)
-  return jax.lax.psum(parts, axis_name)
+  weight, total = share
+  parts = jax.tree.map(lambda x: jnp.where(weight > 0, x * weight.astype(x.dtype), 0), tree)
+  total = jnp.where(total > 0, total, 1.0)
+  return jax.tree.map(lambda x: x / total.astype(x.dtype), jax.lax.psum(parts, axis_name))
 
 
 def match_varying(tree: Tree, like: Tree) -> Tree:

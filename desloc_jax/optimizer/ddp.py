@@ -38,7 +38,7 @@ def ddp(
 
   def update_fn(grads, state, params=None, *, weights=None, active=None, **extra_args):
     worker_count(axis_name)  # Raises outside the axis.
-    share, _ = worker_share(axis_name, weights, active)
+    share = worker_share(axis_name, weights, active)
     with jax.named_scope(SYNC_SCOPE + 'gradients'):
       grads = worker_mean(grads, axis_name, share)
     updates, inner_state = inner.update(grads, state.outer, params, **extra_args)

@@ -1,6 +1,6 @@
 """Names the floating arrays inside any optax state, so that each can have a period of its own."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,23 @@ def label_fields(inner_state: optax.OptState, params: optax.Params) -> list[str 
   return [
     _field_name(path, leaf, param_shapes) for path, leaf in jax.tree.leaves_with_path(inner_state)
   ]
+
+
+def select_fields(
+  inner_state: optax.OptState, params: optax.Params, names: Collection[str] | None = None
+) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], optax.OptState]]:
+  """Returns the leaves of the fields `names` (None: of all), and a function that puts others back."""
+  leaves, treedef = jax.tree.flatten(inner_state)
+  labels = label_fields(inner_state, params)
+  places = [
+    i for i, label in enumerate(labels) if label is not None and (names is None or label in names)
+  ]
+
+  def put_back(fields: Sequence[jax.Array]) -> optax.OptState:
+    replaced = dict(zip(places, fields, strict=True))
+    return jax.tree.unflatten(treedef, [replaced.get(i, leaf) for i, leaf in enumerate(leaves)])
+
+  return [leaves[i] for i in places], put_back
 
 
 def check_fields(labels: Collection[str | None], names: Collection[str]) -> None:

@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from desloc_jax.optimizer import periods as periods_lib, state_fields, triggers
+from desloc_jax.optimizer import (
+  health as health_lib,
+  periods as periods_lib,
+  state_fields,
+  triggers,
+)
 from desloc_jax.optimizer.averaging import (
   AxisName,
   match_varying,
@@ -21,12 +26,16 @@ from desloc_jax.optimizer.averaging import (
 TIMINGS = ('post', 'pre')
 # The name scope around each sync: the ledger, HLO metadata and profiles find syncs by it.
 SYNC_SCOPE = 'desloc_sync_'
+# What a health check sends, as quantities beside those that are averaged: the vote before each
+# sync, and the averages for workers that restart.
+HEALTH, RESTARTS = 'health', 'restarts'
 
 
 class DeslocState(NamedTuple):
   """State of `desloc` on one worker.
 
-  `params`, `inner` and `drift` differ between workers, the others never do: see `WORKER_AXES`.
+  `params`, `inner`, `drift` and `health` differ between workers, the others never do: see
+  `WORKER_AXES`.
   """
 
   step: jax.Array  # int32 scalar: updates done.
@@ -35,10 +44,13 @@ class DeslocState(NamedTuple):
   inner: optax.OptState  # The worker's own inner optimizer state, with its moments.
   outer: optax.OptState  # The outer optimizer's state, the same on every worker.
   drift: dict[str, jax.Array]  # float32 scalars: ||own - mean|| / ||mean|| at the last sync.
+  health: health_lib.Health | tuple[()] = ()  # Empty without a health check.
 
 
 # Where a DeslocState varies over workers, as a tree prefix for `jax.vmap`'s in_axes and out_axes.
-WORKER_AXES = DeslocState(step=None, counters=None, params=0, inner=0, outer=None, drift=0)
+WORKER_AXES = DeslocState(
+  step=None, counters=None, params=0, inner=0, outer=None, drift=0, health=0
+)
 
 
 def synced(before: DeslocState, after: DeslocState) -> dict[str, jax.Array]:
@@ -56,6 +68,7 @@ def desloc(
   reset: Collection[str] = (),
   coin_key: jax.Array | None = None,
   warmup_steps: int = 0,
+  health: health_lib.HealthCheck | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Trains locally and averages parameters and each optimizer state at its own period.
 
@@ -91,13 +104,18 @@ def desloc(
       form that the paper's theorems are about.
     warmup_steps: in the first so many updates everything, moments without a period too, is averaged
       at every step (K = 1), without `outer` and `reset`; the moments are handed over.
+    health: leaves workers that are not finite or have run away out of the averages (an exchange of
+      12 bytes before each sync), and at the next parameter sync restarts them, and those that were
+      not `active` since the last one, from the consensus and the averaged state fields. None: no
+      worker is looked at.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` whose `update` must run inside `axis_name`. Its state
     is a `DeslocState`. `update` takes `weights` [workers] (how much each worker counts in the
     averages) and `active` [workers] (which of them count at all); both are the same on all workers.
     A worker that does not count still receives the averages: that is how it rejoins. If none
-    counts, nothing is averaged until one does. Other extra arguments go to `inner`.
+    counts, nothing is averaged until one does. Other extra arguments go to `inner`; a loss given as
+    `value` counts for `health` too.
 
   Raises:
     ValueError: here, for a period that is not a whole number >= 1 or an unknown timing; from
@@ -131,10 +149,13 @@ def desloc(
     raise ValueError(f"timing is {timing!r}; expected 'post' or 'pre'.")
   if reset_and_averaged := sorted(name for name in reset if periods.get(name) is not None):
     raise ValueError(f'{", ".join(reset_and_averaged)} cannot be both averaged and reset.')
+  if health and periods['params'] is None:
+    raise ValueError('a health check needs a period for params: unhealthy workers restart there.')
   inner = optax.with_extra_args_support(inner)
   averaged = {
     name: period for name, period in periods.items() if period is not None or warmup_steps
   }
+  counted = [*averaged, *((HEALTH, RESTARTS) if health else ())]
   averaged_fields = [name for name in averaged if name != 'params']
 
   def init_fn(params: optax.Params) -> DeslocState:
@@ -143,12 +164,13 @@ def desloc(
     state_fields.check_fields(labels, {*periods, *reset})
     return DeslocState(
       step=jnp.zeros([], jnp.int32),
-      counters={name: jnp.zeros([], jnp.int32) for name in averaged},
+      counters={name: jnp.zeros([], jnp.int32) for name in counted},
       # A copy, so that the local and the consensus buffers can both be donated.
       params=jax.tree.map(jnp.copy, params),
       inner=inner_state,
       outer=outer.init(params) if outer else optax.EmptyState(),
       drift={name: jnp.zeros([], jnp.float32) for name in averaged},
+      health=health_lib.init_health() if health else (),
     )
 
   def local_step(grads, state: DeslocState, **extra_args) -> DeslocState:
@@ -159,41 +181,65 @@ def desloc(
       inner=inner_state,
     )
 
-  def sync(state: DeslocState, consensus: optax.Params, share, any_active):
+  def sync(state: DeslocState, consensus: optax.Params, share, value):
     due = triggers.due_now(averaged, state.counters, state.step, coin_key, warmup_steps)
-    due = {name: now & any_active for name, now in due.items()}
+    ballot = None
+    if health:
+      due[HEALTH] = functools.reduce(jnp.logical_or, due.values())
+      ballot, record = take_vote(state, due, consensus, share, value)
+      due[RESTARTS] = due['params'] & ballot.any_restarts
+      state, share = state._replace(health=record), ballot.share
+    if share is not None:
+      due = {name: now & (share.total > 0) for name, now in due.items()}
     state = sync_fields(state, due, consensus, share)
+    if health:
+      state = restart_fields(state, due[RESTARTS], consensus, ballot)
     updates, state = sync_params(state, due, consensus, share)
     counters = {name: jnp.where(due[name], 0, count) for name, count in state.counters.items()}
-    return updates, state._replace(counters=counters)
+    return updates, state._replace(counters=counters), ballot
 
-  def sync_fields(state: DeslocState, due: dict[str, jax.Array], params, share) -> DeslocState:
-    labels = state_fields.label_fields(state.inner, params)
-    leaves, treedef = jax.tree.flatten(state.inner)
-    drift = dict(state.drift)
+  def take_vote(state: DeslocState, due, consensus, share, value):
+    with jax.named_scope(SYNC_SCOPE + HEALTH):
+      ballot = jax.lax.cond(
+        due[HEALTH],
+        lambda *worker: health_lib.vote(health, *worker, value, share, axis_name),
+        lambda record, *_: health_lib.no_vote(record, axis_name),
+        *(state.health, consensus, state.params, state.inner),
+      )
+    active = True if share is None else share.weight > 0
+    return ballot, health_lib.record(health, state.health, ballot, due['params'], active)
 
-    def replace(name, condition, function, *operands):
-      places = [i for i, label in enumerate(labels) if label == name]
-      fields = [leaves[i] for i in places]
-      fields, *rest = jax.lax.cond(condition, function, keep, fields, *operands)
-      for i, leaf in zip(places, fields, strict=True):
-        leaves[i] = leaf
-      return rest
+  def restart_fields(state: DeslocState, due, consensus, ballot) -> DeslocState:
+    def take_over(fields):
+      means = worker_mean(fields, axis_name, ballot.share)
+      return jax.tree.map(functools.partial(jnp.where, ballot.restarts), means, fields)
 
-    average = functools.partial(average_field, share=share)
+    fields, put_back = state_fields.select_fields(state.inner, consensus)
+    with jax.named_scope(SYNC_SCOPE + RESTARTS):
+      fields = jax.lax.cond(due, take_over, lambda fields: fields, fields)
+    return state._replace(inner=put_back(fields))
+
+  def sync_fields(state: DeslocState, due, consensus, share) -> DeslocState:
+    inner_state, drift = state.inner, dict(state.drift)
     for name in averaged_fields:
+      fields, put_back = state_fields.select_fields(inner_state, consensus, {name})
       with jax.named_scope(SYNC_SCOPE + name):
-        (drift[name],) = replace(name, due[name], average, drift[name])
-    for name in reset if 'params' in due else ():
-      replace(name, due['params'] & (state.step >= warmup_steps), zero_field)
-    return state._replace(inner=jax.tree.unflatten(treedef, leaves), drift=drift)
+        fields, drift[name] = jax.lax.cond(
+          due[name], functools.partial(average_field, share=share), keep, fields, drift[name]
+        )
+      inner_state = put_back(fields)
+    if reset and 'params' in due:
+      fields, put_back = state_fields.select_fields(inner_state, consensus, reset)
+      zeroed = due['params'] & (state.step >= warmup_steps)
+      inner_state = put_back(jax.lax.cond(zeroed, zero_fields, lambda fields: fields, fields))
+    return state._replace(inner=inner_state, drift=drift)
 
   def average_field(local, drift, share):
     mean = worker_mean(local, axis_name, share)
     return match_varying(mean, local), match_varying(relative_distance(local, mean), drift)
 
-  def zero_field(local):
-    return (match_varying(optax.tree.zeros_like(local), local),)
+  def zero_fields(local):
+    return match_varying(optax.tree.zeros_like(local), local)
 
   def keep(*operands):
     return operands
@@ -253,13 +299,22 @@ def desloc(
         'desloc.update needs params, the consensus model: update(grads, state, params).'
       )
     worker_count(axis_name)  # Raises outside the axis.
-    share, any_active = worker_share(axis_name, weights, active)
+    share = worker_share(axis_name, weights, active)
+    value = extra_args.get('value')
     if timing == 'pre':
-      updates, state = sync(state, params, share, any_active)
-      state = local_step(grads, state, **extra_args)
+      updates, state, ballot = sync(state, params, share, value)
+      stepped = local_step(grads, state, **extra_args)
+      if ballot is not None:  # The gradient of a worker that restarts was taken elsewhere.
+        kept = optax.tree.where(
+          ballot.restarts & (state.counters['params'] == 0),
+          (state.params, state.inner),
+          (stepped.params, stepped.inner),
+        )
+        stepped = stepped._replace(params=kept[0], inner=kept[1])
+      state = stepped
     else:
       state = local_step(grads, state, **extra_args)
-      updates, state = sync(state, params, share, any_active)
+      updates, state, _ = sync(state, params, share, value)
     return updates, state._replace(step=state.step + 1)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
