@@ -19,7 +19,7 @@ from ml_collections import config_dict, config_flags
 
 from desloc_jax.tables import align
 from desloc_jax.train import cli
-from desloc_jax.train.config_checks import check_same_config
+from desloc_jax.train.config_checks import changed_options
 from desloc_jax.train.loop import train
 from desloc_jax.train.metrics import format_bytes
 from desloc_jax.train.workdir import CONFIG_FILE, SUMMARY_FILE
@@ -56,7 +56,7 @@ def run(config: config_dict.ConfigDict, variant: str, seed: int, runs: pathlib.P
   summary_path = workdir / SUMMARY_FILE
   summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
   if summary.get('steps') == config.steps:
-    check_same_config(config, workdir / CONFIG_FILE)
+    changed_options(config, json.loads((workdir / CONFIG_FILE).read_text()))
   else:
     print(f'--- {variant}, seed {seed}')
     summary = train(config, workdir)

@@ -13,6 +13,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.model import parameter_count
 from desloc_jax.train import config as config_lib, mesh as mesh_lib
 from desloc_jax.train.config_checks import check_config
+from desloc_jax.train.segment import BEGINNING, make_clock
 from tests.runs import small_config, write_text
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -70,9 +71,15 @@ BAD = {
   'workers': (0, 'workers is 0'),
   'batch_size': (-1, 'batch_size is -1'),
   'seed': (-1, 'seed is -1'),
-  'accumulation': (3, 'does not divide batch_size'),
+  'accumulation': (3, 'does not divide the 2 sequences'),
   'seq_len': (4096, 'longer than the model takes'),
-  'stop_at': (13, 'from 1 to steps'),
+  'stop_at': (13, r'from 1 to the last \(12\)'),
+  'global_batch_size': (6, '4 workers cannot share'),
+  'schedule.unit': ('token', "Did you mean 'tokens'"),
+  'restore.allow': ('periods,methods', "Did you mean 'method'"),
+  'failures.away': ('4:1-2', 'workers from 0 to 3'),
+  'failures.rate': (1.5, r'in \[0, 1\)'),
+  'health.decay': (1.0, r'in \[0, 1\)'),
   'method': ('deslok', "Did you mean 'desloc'"),
   'timing': ('mid', 'Valid: post, pre'),
   'inner.name': ('adan', "Did you mean 'adam'"),
@@ -92,8 +99,10 @@ BAD = {
 @pytest.mark.parametrize('name', BAD)
 def test_a_bad_value_is_named(name):
   value, message = BAD[name]
+  config = small_config('sotu', **{name: value})
   with pytest.raises(UserError, match=message):
-    check_config(small_config('sotu', **{name: value}))
+    check_config(config)
+    make_clock(config, BEGINNING)
 
 
 def test_devices_that_workers_cannot_share_are_refused():

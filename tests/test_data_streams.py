@@ -3,13 +3,21 @@
 import collections
 import dataclasses
 import itertools
+import json
 
 import grain
 from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
-from desloc_jax.data import PackedSequences, SourceSpec, TrainingStream, validation_batches
+from desloc_jax.data import (
+  mixture,
+  PackedSequences,
+  SourceSpec,
+  StreamStart,
+  TrainingStream,
+  validation_batches,
+)
 from desloc_jax.errors import UserError
 
 SEQ_LEN = 3
@@ -43,13 +51,26 @@ def make_stream(sources, **options):
   return TrainingStream(sources, **dict(workers=3, batch_size=4, seed=5) | options)
 
 
-def ids_of(stream, steps):
+def ids_of(stream, steps, first_step=0):
   """Returns [steps][workers][batch_size] sequence ids."""
-  return [stream.sequence_ids(step) for step in range(steps)]
+  return [stream.sequence_ids(first_step + step) for step in range(steps)]
 
 
 def flatten(ids):
   return [i for step in ids for row in step for i in row]
+
+
+def of_source(ids, name):
+  return [i for i in ids if i.source == name]
+
+
+def order_of(sources, name, count, seed=5):
+  """Returns the first ids of a source's endless order: those that grain shuffles to, no mixing."""
+  index = [spec.name for spec, _ in sources].index(name)
+  length = len(sources[index][1])
+  derived = int(np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1)[0])
+  order = mixture.SequenceIds(name, length).shuffle(seed=derived).repeat()
+  return [order[position] for position in range(count)]
 
 
 def test_packed_sequences_are_a_grain_source():
@@ -87,18 +108,119 @@ def test_local_workers_are_rows_of_all(sources):
 
 
 @pytest.mark.parametrize('sources', [ONE, TWO, OWN])
-def test_first_sequence_goes_on(sources):
-  whole = make_stream(sources)
-  rest = make_stream(sources, first_sequence=whole.position(5))
-  assert rest.position(2) == whole.position(7) == 7 * 3 * 4
-  np.testing.assert_array_equal(rest.batch(2), whole.batch(7))
-  assert rest.epochs(2) == whole.epochs(7)
+@pytest.mark.parametrize('first_step', [0, 40])
+def test_processes_together_read_the_whole(sources, first_step):
+  """Each process plans a stream of its own, after a restart as well."""
+  start = StreamStart(first_step, {'a': 7 * first_step})
+  whole = make_stream(sources, start=start)
+  processes = [make_stream(sources, start=start, local_workers=w) for w in ((0, 2), (1,))]
+  for step in (first_step, first_step + 23):
+    rows = [rows for process in processes for rows in process.batch(step)]
+    np.testing.assert_array_equal(rows, whole.batch(step)[[0, 2, 1]])
+    assert all(process.consumed(step) == whole.consumed(step) for process in processes)
 
 
-def test_other_worker_count_goes_on_in_the_same_order():
-  whole = flatten(ids_of(make_stream(TWO), 10))
-  rest = make_stream(TWO, workers=2, batch_size=3, first_sequence=12)
-  assert flatten(ids_of(rest, 18)) == whole[12:]
+def test_one_source_is_cut_in_blocks():
+  """Worker m's i-th sequence of step t is at (t * workers + m) * batch_size + i of the order."""
+  assert flatten(ids_of(make_stream(ONE), 10)) == order_of(ONE, 'a', 120)
+  start = StreamStart(100, {'a': 13})
+  rest = make_stream(ONE, workers=2, batch_size=5, start=start)
+  assert flatten(ids_of(rest, 10, 100)) == order_of(ONE, 'a', 113)[13:]
+
+
+@pytest.mark.parametrize('sources', [ONE, TWO, OWN])
+def test_resume_equals_uninterrupted(sources):
+  """A stream that keeps its start goes on as if it had never stopped."""
+  start = StreamStart(30, {spec.name: 17 for spec, _ in sources})
+  whole = list(itertools.islice(make_stream(sources, start=start).iterator(30), 20))
+  again = make_stream(sources, start=start)
+  np.testing.assert_array_equal(list(itertools.islice(again.iterator(41), 9)), whole[11:])
+  np.testing.assert_array_equal(again.batch(49), whole[19])
+
+
+@pytest.mark.parametrize('sources', [ONE, TWO, OWN])
+def test_start_survives_json(sources):
+  start = StreamStart(7, make_stream(sources).consumed(7))
+  again = StreamStart(**json.loads(json.dumps(dataclasses.asdict(start))))
+  assert again == start and list(again.consumed) == [spec.name for spec, _ in sources]
+  assert sum(again.consumed.values()) == 7 * 3 * 4
+  stream = make_stream(sources, start=again)
+  assert stream.consumed(7) == start.consumed
+  np.testing.assert_array_equal(stream.batch(8), make_stream(sources, start=start).batch(8))
+  assert StreamStart(**json.loads('{}')) == StreamStart()
+
+
+@st.composite
+def mixtures(draw, names, workers, own):
+  """Returns the weights of each source, as options of its spec; of the first, all are positive."""
+  positive = st.sampled_from([0.1, 1 / 3, 1.0, 2.0, 7.5])
+  options = []
+  for name in names:
+    weight = positive if name == names[0] else st.just(0.0) | positive
+    if own:
+      weights = st.lists(weight, min_size=workers, max_size=workers)
+      options.append(dict(worker_weights=tuple(draw(weights))))
+    else:
+      options.append(dict(weight=draw(weight)))
+  return options
+
+
+@pytest.mark.parametrize('names, own', [('a', False), ('abc', False), ('ab', True), ('abc', True)])
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_any_restarts_read_the_orders_through(names, own, data):
+  """Segments of any workers, batches and mixtures read each order once, without a gap."""
+  sizes = [data.draw(st.integers(1, 40)) for _ in names]
+  segments = data.draw(
+    st.lists(
+      st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 6)), min_size=1, max_size=3
+    )
+  )
+  start, ids = StreamStart(), []
+  for workers, batch_size, steps in segments:
+    options = data.draw(mixtures(names, workers, own))
+    sources = [
+      make_source(name, size, **option)
+      for name, size, option in zip(names, sizes, options, strict=True)
+    ]
+    stream = make_stream(sources, workers=workers, batch_size=batch_size, start=start)
+    part = ids_of(stream, steps, start.step)
+    assert [np.shape(rows)[:2] for rows in part] == [(workers, batch_size)] * steps
+    ids += flatten(part)
+    start = StreamStart(start.step + steps, stream.consumed(start.step + steps))
+  for name, size in zip(names, sizes, strict=True):
+    read = of_source(ids, name)
+    assert read == order_of(sources, name, start.consumed.get(name, 0))
+    epochs = collections.Counter(i.epoch for i in read)
+    assert len(set(read)) == len(read)
+    assert all(count == size for epoch, count in epochs.items() if epoch < max(epochs))
+
+
+@given(
+  weights=st.lists(st.integers(0, 700), min_size=1, max_size=5).filter(any),
+  index=st.integers(0, 5000),
+)
+@settings(max_examples=60, deadline=None)
+def test_draws_before_counts_the_mix_of_grain(weights, index):
+  weights = mixture.integer_weights(np.array(weights, np.float64))
+  ids = mixture.mix([mixture.SequenceIds(str(i), 10**6) for i in range(len(weights))], weights)
+  count = collections.Counter(ids[i].source for i in range(index))
+  expected = [count[str(i)] for i in range(len(weights))]
+  assert mixture.draws_before(np.array(index), weights).tolist() == expected
+  # The pattern repeats after the sum of the weights, however far away.
+  far = index + weights.sum() * 10**9
+  draws = mixture.draws_before(far, weights) - weights * 10**9
+  assert draws.tolist() == expected
+
+
+def test_far_steps_are_random_access():
+  stream = make_stream(OWN)
+  step = 10**12
+  assert sum(stream.consumed(step).values()) == step * 3 * 4
+  assert stream.consumed(step + 1) == {
+    name: count + len(of_source(flatten(ids_of(stream, 1, step)), name))
+    for name, count in stream.consumed(step).items()
+  }
 
 
 @given(
@@ -135,10 +257,19 @@ def test_order_depends_on_epoch_seed_and_source():
 
 def test_mixture_has_the_proportions():
   stream = make_stream(TWO)
-  count = collections.Counter(i.source for i in flatten(ids_of(stream, 50)))
-  assert count == {'a': 450, 'b': 150}
-  epochs = stream.epochs(50)
-  assert epochs['a'] == pytest.approx(450 / 48) and epochs['b'] == pytest.approx(150 / 31)
+  ids = ids_of(stream, 50)
+  count = collections.Counter(i.source for i in flatten(ids))
+  assert count == stream.consumed(50) == {'a': 450, 'b': 150}
+  assert stream.epochs(50) == {'a': 450 / 48, 'b': 150 / 31}
+  for worker in range(3):
+    count = collections.Counter(i.source for step in ids for i in step[worker])
+    assert count == {'a': 150, 'b': 50}
+
+
+def test_every_global_batch_is_mixed():
+  """Although each of the workers draws a single sequence a step, 3 of 4 from `a`."""
+  for step in ids_of(make_stream(TWO, workers=4, batch_size=1), 20):
+    assert collections.Counter(i.source for (i,) in step) == {'a': 3, 'b': 1}
 
 
 def test_workers_of_their_own_mixture():
@@ -146,14 +277,25 @@ def test_workers_of_their_own_mixture():
   seen = [[i for step in ids_of(stream, 60) for i in step[worker]] for worker in range(3)]
   counts = [collections.Counter(i.source for i in ids) for ids in seen]
   assert counts == [{'a': 120, 'c': 120}, {'b': 120, 'c': 120}, {'a': 120, 'b': 60, 'c': 60}]
-  # No two workers ever share a sequence, and together they read all of them.
-  sets = [{(i.source, i.sequence) for i in ids} for ids in seen]
-  assert sum(map(len, sets)) == len(set.union(*sets)) == 160 + 121 + 61
-  for ids in seen:
-    assert len(set(ids)) == len(ids)
-  total = sum(counts, collections.Counter())
-  for spec, packed in OWN:
-    assert stream.epochs(60)[spec.name] == pytest.approx(total[spec.name] / len(packed))
+  # No two workers share a sequence of an epoch.
+  assert len(set(itertools.chain(*seen))) == 3 * 240
+  assert stream.consumed(60) == sum(counts, collections.Counter())
+  assert stream.epochs(60) == {'a': 240 / 160, 'b': 180 / 121, 'c': 300 / 61}
+
+
+def test_shares_hold_over_a_long_window():
+  weights = (0.7, 0.1, 0.1, 0.05, 0.05)
+  sources = [make_source(f's{i}', 50, weight=weight) for i, weight in enumerate(weights)]
+  ids = ids_of(make_stream(sources, workers=2, batch_size=25), 40)
+  for worker in range(2):
+    count = collections.Counter(i.source for step in ids for i in step[worker])
+    for i, weight in enumerate(weights):
+      assert abs(count[f's{i}'] - 1000 * weight) <= 1
+
+
+def test_fewer_sequences_than_workers_wrap_around():
+  sources = [make_source('a', 2, worker_weights=(1.0, 1.0, 1.0))]
+  assert flatten(ids_of(make_stream(sources), 3)) == order_of(sources, 'a', 36)
 
 
 def test_source_of_weight_zero_is_never_read():
@@ -188,8 +330,28 @@ def test_bad_arguments():
     make_stream([])
   with pytest.raises(UserError, match="'a' is used twice"):
     make_stream([*ONE, *ONE])
-  with pytest.raises(UserError, match="'a' has 2 sequences, .* 3 workers"):
-    make_stream([make_source('a', 2, worker_weights=(1.0, 1.0, 1.0))])
+  with pytest.raises(UserError, match='weight .* is 1e-09 of the sum .* at least 1e-07'):
+    make_stream([*ONE, make_source('b', 31, weight=1e-9)])
+
+
+@pytest.mark.parametrize(
+  'start, message',
+  [
+    (StreamStart(-1), 'start.step is -1, expected at least 0'),
+    (StreamStart(0, {'a': -2}), r"start.consumed\['a'\] is -2, expected at least 0"),
+    (StreamStart(0, {'bb': 2}), "start.consumed: source 'bb' is unknown.* 'b'. Valid: a, b"),
+  ],
+)
+def test_bad_start(start, message):
+  with pytest.raises(UserError, match=message):
+    make_stream(TWO, start=start)
+
+
+@pytest.mark.parametrize('method', ['batch', 'iterator', 'sequence_ids', 'consumed', 'epochs'])
+def test_no_step_before_the_start(method):
+  stream = make_stream(TWO, start=StreamStart(5))
+  with pytest.raises(UserError, match='step is 4, expected at least 5'):
+    getattr(stream, method)(4)
 
 
 def read_validation(sources, limit=None):

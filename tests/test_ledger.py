@@ -1,6 +1,7 @@
 """The ledger: bytes from jaxprs, and refusal of what crosses outside a conditional."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +40,13 @@ def test_the_ledger_of_a_whole_training_step(tmp_path):
   config = small_config(write_text(tmp_path / 'text'), **{'periods.params': 256, 'steps': 4000})
   job = make_job(config)
   size = 4 * job.parameters
-  assert job.ledger.bytes_per_sync == dict.fromkeys(PAPER, size)
-  assert job.ledger.periods == PAPER
-  assert job.ddp_ledger.bytes_per_step / job.ledger.bytes_per_step == pytest.approx(512 / 3)
-  assert job.local_adam_ledger.bytes_per_step / job.ledger.bytes_per_step == pytest.approx(2.0)
+  health = {'health': 12, 'restarts': 2 * size}
+  assert job.ledger.bytes_per_sync == dict.fromkeys(PAPER, size) | health
+  assert job.ledger.periods == PAPER | {'health': 256, 'restarts': math.inf}
+  tolerance = 2 * 12 / size
+  sent = job.ledger.bytes_per_step
+  assert job.ddp_ledger.bytes_per_step / sent == pytest.approx(512 / 3, rel=tolerance)
+  assert job.local_adam_ledger.bytes_per_step / sent == pytest.approx(2.0, rel=tolerance)
 
 
 def test_bytes_over_a_run():

@@ -13,7 +13,7 @@ import pytest
 from desloc_jax.errors import UserError
 from desloc_jax.train.metrics import MetricsWriter, read_metrics
 from desloc_jax.train.workdir import check_workdir
-from tests.runs import losses, small_config, write_text
+from tests.runs import losses, write_text
 
 ROOT = pathlib.Path(__file__).parent.parent
 ONE_DEVICE = {**os.environ, 'XLA_FLAGS': ''}
@@ -23,7 +23,7 @@ def test_files_that_are_not_of_a_run_are_not_touched(tmp_path):
   notes = tmp_path / 'metrics.jsonl'
   notes.write_text('my precious notes\nline 2\n')
   with pytest.raises(UserError, match='holds metrics.jsonl but no config.json'):
-    check_workdir(small_config('sotu'), tmp_path)
+    check_workdir(tmp_path)
   (tmp_path / 'config.json').write_text('{}')
   with pytest.raises(UserError, match='metrics.jsonl, line 1, is not of a run'):
     MetricsWriter(tmp_path, 0)
@@ -41,10 +41,10 @@ def test_metrics_that_no_run_wrote_are_named(tmp_path, content):
 
 def test_a_run_killed_as_it_began_can_begin_again(tmp_path):
   (tmp_path / 'checkpoints').mkdir()
-  check_workdir(small_config('sotu'), tmp_path)
+  check_workdir(tmp_path)
   (tmp_path / 'checkpoints' / '5').mkdir()
   with pytest.raises(UserError, match='holds checkpoints but no config.json'):
-    check_workdir(small_config('sotu'), tmp_path)
+    check_workdir(tmp_path)
 
 
 def test_a_last_line_cut_off_by_a_crash_is_left_out(tmp_path):
@@ -55,17 +55,16 @@ def test_a_last_line_cut_off_by_a_crash_is_left_out(tmp_path):
 def test_a_workdir_that_cannot_be_one_is_refused(tmp_path):
   file = tmp_path / 'file'
   file.write_text('')
-  config = small_config('sotu')
   for path in (file, file / 'below'):
     with pytest.raises(UserError, match='not a folder that can be written to'):
-      check_workdir(config, path)
+      check_workdir(path)
   (tmp_path / 'run').mkdir()
   (tmp_path / 'run' / 'checkpoints').write_text('')
   with pytest.raises(UserError, match='checkpoints is not a folder'):
-    check_workdir(config, tmp_path / 'run')
+    check_workdir(tmp_path / 'run')
   (tmp_path / 'run' / 'config.json').mkdir()
   with pytest.raises(UserError, match='config.json is not a file'):
-    check_workdir(config, tmp_path / 'run')
+    check_workdir(tmp_path / 'run')
 
 
 def start(text, workdir, **options):

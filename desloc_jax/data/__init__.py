@@ -22,7 +22,7 @@ from desloc_jax.data.sequences import PackedSequences
 from desloc_jax.data.shards import verify_shards
 from desloc_jax.data.sources import fingerprint, open_source, SourceSpec
 from desloc_jax.data.splits import is_held_out
-from desloc_jax.data.streams import TrainingStream
+from desloc_jax.data.streams import StreamStart, TrainingStream
 from desloc_jax.data.tokenizers import load_tokenizer, Tokenizer
 from desloc_jax.data.validation import validation_batches
 
@@ -33,6 +33,7 @@ __all__ = [
   'SequenceId',
   'Shard',
   'SourceSpec',
+  'StreamStart',
   'Tokenizer',
   'TrainingStream',
   'fingerprint',

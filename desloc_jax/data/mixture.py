@@ -13,6 +13,9 @@ from desloc_jax.errors import UserError
 
 Sources = Sequence[tuple[SourceSpec, PackedSequences]]
 
+# Then the square of the sum of the integer weights fits into int64, as `draws_before` needs.
+_SMALLEST_SHARE = 1e-7
+
 
 class SequenceId(NamedTuple):
   """One reading of one sequence: in which epoch of which source, and its index there."""
@@ -48,12 +51,42 @@ def mix(datasets: Sequence[grain.MapDataset], weights: Sequence[int]) -> grain.M
   return grain.MapDataset.mix(*zip(*used, strict=True))
 
 
+def draws_before(index: np.ndarray, weights: np.ndarray) -> np.ndarray:
+  """Returns how many of the first `index` elements of a `mix` are of each source.
+
+  Args:
+    index: at least 0, int64 [...].
+    weights: of the sources, `integer_weights` [sources, ...]; the rest must broadcast with index.
+
+  Returns:
+    int64 [sources, ...].
+  """
+  period = weights.sum(axis=0)
+  periods, left = np.divmod(index, period)
+  counts, remaining = [], period
+  # As grain does in `mix`: each source takes its share of what the sources before it have left.
+  for weight in weights:
+    rest = left * (remaining - weight) // np.maximum(remaining, 1)
+    counts.append(periods * weight + left - rest)
+    left, remaining = rest, remaining - weight
+  return np.stack(counts)
+
+
 def integer_weights(weights: np.ndarray) -> np.ndarray:
-  """Returns weights [...] scaled along axis 0 to integers, the smallest positive one to 100.
+  """Returns weights [sources, ...] as integers int64, the smallest positive one of a mixture 100.
 
   grain rounds just so inside `MapDataset.mix`; rounding before it makes the shares known.
+
+  Raises:
+    UserError: a positive share of a mixture is below a ten-millionth.
   """
   smallest = np.min(weights, axis=0, where=weights > 0, initial=np.inf)
+  share = np.min(smallest / weights.sum(axis=0))
+  if share < _SMALLEST_SHARE:
+    raise UserError(
+      f'The smallest weight of a source is {share:.3g} of the sum of all, expected 0 or at least '
+      f'{_SMALLEST_SHARE:g} of it.'
+    )
   return np.rint(weights / smallest * 100).astype(np.int64)
 
 

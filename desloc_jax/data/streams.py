@@ -1,19 +1,22 @@
 """The stream of training batches: which worker reads which sequence at which step.
 
-Everything is a pure function of (seed, step, worker), built as one lazy `grain.MapDataset` from
-step to batch. First come the sequences' ids, shuffled, repeated, mixed and dealt to the workers;
-the tokens are read last, and of this process' workers only. So any step can be read at random, no
-state needs to be saved but the number of sequences consumed, and the number of processes, devices
-or threads changes nothing.
+Each source has one endless order of its sequences: every epoch a permutation of all of them, each
+epoch another one. Each worker has a mixture that says of which source its n-th draw is. The draws
+of all workers, ordered by (step, worker, place in the batch), take a source's order one after
+another. So within an epoch of a source no sequence comes twice and none is left out, whatever the
+mixtures are, and the whole state of a stream is how many sequences of each source are consumed. It
+knows nothing of workers: a `StreamStart` lets any other number of them go on.
 
-Workers that read alike share one global order of sequences, dealt in blocks: at step t worker m
-reads the positions first_sequence + (t * workers + m) * batch_size + i. Within an epoch of a source
-no sequence comes twice. Where a source has `worker_weights`, each worker has a mixture and an order
-of its own, and the sequences of each source are dealt once and for all, round robin, among the
-workers that use it.
+How many draws of a source come before a step is known in closed form (`mixture.draws_before`), so
+everything is a pure function of (start, seed, step, worker): any step can be read at random, and
+the number of processes, devices or threads changes nothing. One lazy `grain.MapDataset` goes from
+step to ids to tokens; the ids of all workers are dealt in every process, the tokens are read of its
+own workers only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import sys
 
 import grain
 import numpy as np
@@ -21,7 +24,20 @@ import numpy as np
 from desloc_jax.data import mixture
 from desloc_jax.data.checks import check_at_least
 from desloc_jax.data.mixture import SequenceId, SequenceIds, Sources
-from desloc_jax.errors import UserError
+from desloc_jax.errors import unknown_choice, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamStart:
+  """Where a stream begins; `dataclasses.asdict` makes it JSON, `StreamStart(**json)` reads it.
+
+  Attributes:
+    step: its first step.
+    consumed: source name -> sequences that were consumed before that step; 0 for a missing source.
+  """
+
+  step: int = 0
+  consumed: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 class TrainingStream:
@@ -35,7 +51,7 @@ class TrainingStream:
     batch_size: int,
     seed: int,
     local_workers: Sequence[int] | None = None,
-    first_sequence: int = 0,
+    start: StreamStart = StreamStart(),
   ):
     """Plans the stream; nothing is read yet.
 
@@ -46,33 +62,44 @@ class TrainingStream:
       batch_size: sequences that a worker reads in a step.
       seed: at least 0, of the order.
       local_workers: the workers whose batches are read here; all of them by default.
-      first_sequence: sequences that all workers together consumed before step 0. Together with the
-        seed it is the stream's whole state: a stream for another number of workers that starts at
-        `position(t)` goes on in the global order. Where workers differ, each starts at its
-        first_sequence // workers.
+      start: the first step, and what was consumed before it. With the same seed and the same
+        sources in the same order, a stream that starts at StreamStart(t, earlier.consumed(t)) goes
+        on where `earlier` stopped, with any workers, batch_size and weights. Mixtures begin anew
+        there, so a stream that shall be the very same keeps the start it had.
 
     Raises:
-      UserError: an argument is out of range, the sources' weights are of no use (see
-        `mixture.check_sources`), or a source has fewer sequences than workers of its own.
+      UserError: an argument is out of range, `start` names an unknown source, or the sources'
+        weights are of no use (see `mixture.check_sources` and `mixture.integer_weights`).
     """
     check_at_least(1, workers=workers, batch_size=batch_size)
-    check_at_least(0, seed=seed, first_sequence=first_sequence)
-    self._local_workers = tuple(range(workers) if local_workers is None else local_workers)
+    check_at_least(0, seed=seed)
+    self._local_workers = list(range(workers) if local_workers is None else local_workers)
     if not self._local_workers or not set(self._local_workers) <= set(range(workers)):
       raise UserError(f'local_workers is {local_workers}, expected some of 0..{workers - 1}.')
     self._weights = mixture.integer_weights(mixture.check_sources(sources, workers))
-    self._sources = sources
+    self._lengths = {spec.name: len(packed) for spec, packed in sources}
+    _check_start(start, self._lengths)
     self._packed = {spec.name: packed for spec, packed in sources}
-    self._workers = workers
     self._batch_size = batch_size
-    self._seed = seed
-    self._first_sequence = first_sequence
-    differ = any(spec.worker_weights for spec, _ in sources)
-    self._ids = self._deal_own_orders() if differ else self._deal_shared_order()
+    self._first_step = start.step
+    self._consumed = np.array([start.consumed.get(name, 0) for name in self._lengths], np.int64)
+    # Workers of one mixture draw neighbouring parts of its pattern, so that all together draw it
+    # evenly; in step with one another, batches of few sequences would all be of the same source.
+    self._first_draws = np.arange(workers) * batch_size
+    self._orders = [
+      SequenceIds(name, length).shuffle(seed=_derive_seed(seed, source)).repeat()
+      for source, (name, length) in enumerate(self._lengths.items())
+    ]
+    self._ids = grain.MapDataset.range(sys.maxsize).map(self._deal)
     self._batches = self._ids.map(self._read)
 
   def batch(self, step: int) -> np.ndarray:
-    """Returns the batch of `step`, int32 [local workers, batch_size, seq_len + 1]."""
+    """Returns the batch of `step`, int32 [local workers, batch_size, seq_len + 1].
+
+    Raises:
+      UserError: `step` is before the start.
+    """
+    check_at_least(self._first_step, step=step)
     return self._batches[step]
 
   def iterator(self, start_step: int, prefetch: int = 2, threads: int = 1) -> Iterator[np.ndarray]:
@@ -82,8 +109,12 @@ class TrainingStream:
       start_step: of the first batch.
       prefetch: batches loaded ahead in the background; 0 loads each one when it is asked for.
       threads: that load them. The order does not depend on it.
+
+    Raises:
+      UserError: start_step is before the start, or another argument is out of range.
     """
-    check_at_least(0, start_step=start_step, prefetch=prefetch)
+    check_at_least(self._first_step, start_step=start_step)
+    check_at_least(0, prefetch=prefetch)
     check_at_least(1, threads=threads)
     options = grain.ReadOptions(
       num_threads=threads, prefetch_buffer_size=max(prefetch, threads) if prefetch else 0
@@ -91,62 +122,69 @@ class TrainingStream:
     return iter(self._batches[start_step:].to_iter_dataset(options))
 
   def sequence_ids(self, step: int) -> list[list[SequenceId]]:
-    """Returns what `batch(step)` reads: for each local worker [batch_size] sequence ids."""
-    return list(self._ids[step])
+    """Returns what `batch(step)` reads: for each local worker [batch_size] sequence ids.
 
-  def position(self, step: int) -> int:
-    """Returns the number of sequences that all workers together consumed before `step`."""
-    return self._first_sequence + step * self._workers * self._batch_size
+    Raises:
+      UserError: `step` is before the start.
+    """
+    check_at_least(self._first_step, step=step)
+    return self._ids[step]
+
+  def consumed(self, step: int) -> dict[str, int]:
+    """Returns source name -> sequences that all workers together consumed before `step`.
+
+    Raises:
+      UserError: `step` is before the start.
+    """
+    check_at_least(self._first_step, step=step)
+    return dict(zip(self._lengths, self._count_consumed(step).tolist(), strict=True))
 
   def epochs(self, step: int) -> dict[str, float]:
-    """Returns source name -> epochs consumed before `step`, exact to a sequence or two a worker."""
-    shares = self._weights / self._weights.sum(axis=0)
-    drawn = shares.sum(axis=1) * self.position(step) / self._workers
-    return {
-      spec.name: float(count / len(packed))
-      for (spec, packed), count in zip(self._sources, drawn, strict=True)
-    }
+    """Returns source name -> epochs consumed before `step`: `consumed` by the source's length.
 
-  def _deal_shared_order(self) -> grain.MapDataset:
-    """Returns step -> ids [local workers][batch_size], cut from one order for all workers."""
-    size = self._batch_size
-    orders = [
-      SequenceIds(spec.name, len(packed)).shuffle(seed=self._derive_seed(source)).repeat()
-      for source, (spec, packed) in enumerate(self._sources)
-    ]
-    order = mixture.mix(orders, self._weights[:, 0])[self._first_sequence :]
-    blocks = order.batch(self._workers * size, drop_remainder=True, batch_fn=list)
-    return blocks.map(lambda ids: [ids[m * size : (m + 1) * size] for m in self._local_workers])
+    Raises:
+      UserError: `step` is before the start.
+    """
+    return {name: count / self._lengths[name] for name, count in self.consumed(step).items()}
 
-  def _deal_own_orders(self) -> grain.MapDataset:
-    """Returns step -> ids [local workers][batch_size], each worker's from its own order."""
-    start = self._first_sequence // self._workers
-    return grain.experimental.ZipMapDataset(
-      [
-        self._own_order(worker)[start:].batch(self._batch_size, drop_remainder=True, batch_fn=list)
-        for worker in self._local_workers
-      ]
+  def _count_consumed(self, step: int) -> np.ndarray:
+    """Returns `consumed` as int64 [sources]."""
+    first, here = (
+      mixture.draws_before(draws, self._weights)
+      for draws in (self._first_draws, self._step_draws(step))
     )
+    return self._consumed + (here - first).sum(axis=1)
 
-  def _own_order(self, worker: int) -> grain.MapDataset:
-    """Returns the endless ids of one worker: its part of each source that it uses, mixed."""
-    orders, weights = [], []
-    for source in np.flatnonzero(self._weights[:, worker]):
-      spec, packed = self._sources[source]
-      users = np.flatnonzero(self._weights[source])
-      if len(packed) < len(users):
-        raise UserError(
-          f'Source {spec.name!r} has {len(packed)} sequences, expected at least one for each of '
-          f'the {len(users)} workers that use it.'
-        )
-      part = SequenceIds(spec.name, len(packed))[list(users).index(worker) :: len(users)]
-      orders.append(part.shuffle(seed=self._derive_seed(source, worker)).repeat())
-      weights.append(self._weights[source, worker])
-    return mixture.mix(orders, weights)
+  def _step_draws(self, step: int) -> np.ndarray:
+    """Returns the place of each worker's first draw of `step` in its mixture, [workers]."""
+    return self._first_draws + (step - self._first_step) * self._batch_size
 
-  def _derive_seed(self, *path: int) -> int:
-    """Returns a 32-bit seed for a part of the stream, independent of the other parts' seeds."""
-    return int(np.random.SeedSequence(self._seed, spawn_key=path).generate_state(1)[0])
+  def _deal(self, step: int) -> list[list[SequenceId]]:
+    """Returns `sequence_ids`."""
+    draws = self._step_draws(step)[:, None] + np.arange(self._batch_size + 1)
+    # Is the draw of the source? 0 or 1, [sources, workers, batch_size], one 1 for each draw.
+    chosen = np.diff(mixture.draws_before(draws, self._weights[:, :, None]))
+    count = np.cumsum(chosen.reshape(len(chosen), -1), axis=1).reshape(chosen.shape)
+    before = self._count_consumed(step)[:, None, None] + count - chosen
+    source = chosen.argmax(axis=0)
+    position = np.take_along_axis(before, source[None], axis=0)[0]
+    return [
+      [self._orders[s][p] for s, p in zip(source[w].tolist(), position[w].tolist(), strict=True)]
+      for w in self._local_workers
+    ]
 
   def _read(self, ids: Sequence[Sequence[SequenceId]]) -> np.ndarray:
     return np.stack([[self._packed[i.source][i.sequence] for i in row] for row in ids])
+
+
+def _check_start(start: StreamStart, names: Mapping[str, int]) -> None:
+  check_at_least(0, **{'start.step': start.step})
+  for name, count in start.consumed.items():
+    if name not in names:
+      raise unknown_choice('start.consumed: source', name, names)
+    check_at_least(0, **{f'start.consumed[{name!r}]': count})
+
+
+def _derive_seed(seed: int, source: int) -> int:
+  """Returns the 32-bit seed of a source's order, independent of the other sources' seeds."""
+  return int(np.random.SeedSequence(seed, spawn_key=(source,)).generate_state(1)[0])

@@ -44,6 +44,8 @@ def exit_with_one_line(main: Callable) -> Callable:
       main(argv)
     except UserError as error:
       fail(error)
+    except OSError as error:  # A disk that is full, a folder that is gone.
+      fail(f'{error.filename or "a file"} cannot be used: {error.strerror or error}')
     except TrainingDiverged as error:
       fail(error, DIVERGED)
     except Interrupted as stop:

@@ -14,10 +14,22 @@ from desloc_jax.optimizer.inner import INNER_OPTIMIZERS
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.schedules import SCHEDULES
 
+# What `restore.allow` can name: the options, by prefix, that may then differ at a restart.
+ALLOWABLE = {
+  'periods': ('periods.', 'stochastic', 'period_growth', 'sync_warmup_steps', 'timing'),
+  'method': ('method', 'outer.', 'periods.', 'health.check'),
+  'inner': ('inner.', 'periods.'),
+  'schedule': ('schedule.', 'steps'),
+  'batch': ('batch_size', 'global_batch_size', 'accumulation'),
+  'health': ('health.',),
+  'failures': ('failures.',),
+}
+
 # name: (default, meaning). A type as default: unset, to be given a value of that type.
 OPTIONS = {
   'workers': (4, 'replicas that train locally (W)'),
   'batch_size': (8, 'sequences a worker and step'),
+  'global_batch_size': (0, 'sequences of all workers and step, in place of batch_size; 0: unset'),
   'accumulation': (1, 'micro-batches that a batch is split into, one after another'),
   'seq_len': (128, 'tokens a sequence'),
   'steps': (100, "steps of the whole run: the schedule's horizon"),
@@ -52,6 +64,7 @@ OPTIONS = {
   'inner.clip_value': (0.0, 'bound of each coordinate of the gradient; 0: off'),
   'schedule.name': ('wsd', f'one of {", ".join(SCHEDULES)}'),
   'schedule.warmup_steps': (0, 'of linear warm-up'),
+  'schedule.unit': ('steps', "'steps', or 'tokens': as long as steps are at the run's first batch"),
   'schedule.decay_fraction': (0.1, 'of the run, at its end, in which wsd decays by 1 - sqrt'),
   'outer.learning_rate': (0.7, 'of the outer SGD (methods diloco, desloc_nesterov)'),
   'outer.momentum': (0.9, 'of the outer SGD'),
@@ -84,6 +97,14 @@ OPTIONS = {
   ),
   'checkpoint.every': (0, 'steps between checkpoints; 0: at the end only'),
   'checkpoint.keep': (2, 'newest checkpoints kept'),
+  'restore.allow': ('', f"what may differ from the checkpoint's run, of {', '.join(ALLOWABLE)}"),
+  'health.check': (True, 'leave workers that are not finite or run away out of the averages'),
+  'health.threshold': (10.0, 'z-score of the log distance from the consensus; 0: finiteness only'),
+  'health.decay': (0.98, "weight of the past in a worker's mean and deviation of that distance"),
+  'health.warmup_syncs': (10, 'parameter syncs of a worker before its z-score counts'),
+  'failures.away': ('', "workers that are away in some steps, e.g. '3:100-199, 0-1:500-'"),
+  'failures.rate': (0.0, 'probability that a worker goes away in a step'),
+  'failures.steps': (100, 'steps that it then stays away, on average'),
 }
 
 
@@ -132,6 +153,13 @@ def model_config(config: config_dict.ConfigDict, vocab_size: int) -> GPTConfig:
     return GPTConfig(**options)
   except UserError as error:
     raise UserError(f'model.{error}') from error
+
+
+def worker_batch_size(config: config_dict.ConfigDict) -> int:
+  """Returns the sequences that each worker takes in a step."""
+  if config.global_batch_size:
+    return config.global_batch_size // config.workers
+  return config.batch_size
 
 
 def option(config: config_dict.ConfigDict, name: str):

@@ -1,8 +1,7 @@
 """Refuses configurations that cannot work, or cannot go on a run, before anything is compiled."""
 
-import json
+from collections.abc import Mapping
 import math
-import pathlib
 
 from ml_collections import config_dict
 
@@ -11,13 +10,25 @@ from desloc_jax.optimizer.inner import INNER_OPTIMIZERS, REFUSED
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.transform import TIMINGS
-from desloc_jax.train.config import flatten, option, OPTIONS
+from desloc_jax.train.config import ALLOWABLE, flatten, option, OPTIONS, worker_batch_size
+from desloc_jax.train.failures import parse_away
 
+SCHEDULE_UNITS = ('steps', 'tokens')
 _LIMIT = 2**31  # Of the integers that steps and sizes are counted in on devices.
 
 # What may differ between the runs that share a workdir: nothing here changes what is computed (a
 # mesh and a loss chunk change the order of sums, and so the last bits).
-RESUMABLE = ('stop_at', 'log_every', 'mesh.', 'eval.', 'checkpoint.', 'model.loss_chunk')
+RESUMABLE = (
+  'stop_at',
+  'log_every',
+  'mesh.',
+  'eval.',
+  'checkpoint.',
+  'restore.',
+  'model.loss_chunk',
+)
+# What may differ where the number of workers does, which always may.
+FOLLOW_WORKERS = ('workers', 'worker_weights', 'accumulation', 'failures.away')
 
 
 def check_config(config: config_dict.ConfigDict) -> None:
@@ -40,10 +51,15 @@ def check_config(config: config_dict.ConfigDict) -> None:
     'log_every',
     'checkpoint.keep',
     'period_growth',
+    'failures.steps',
   ):
     _at_least(config, name, 1)
+  if config.stop_at is not None:
+    _at_least(config, 'stop_at', 1)
   for name in (
     'seed',
+    'global_batch_size',
+    'health.warmup_syncs',
     'mesh.fsdp',
     'eval.every',
     'eval.sequences',
@@ -62,6 +78,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
     'inner.clip_value',
     'inner.weight_decay',
     'outer.learning_rate',
+    'health.threshold',
   ):
     if option(config, name) is not None:
       _at_least(config, name, 0, math.inf)
@@ -75,6 +92,8 @@ def check_config(config: config_dict.ConfigDict) -> None:
     'inner.momentum',
     'outer.momentum',
     'data.validation_fraction',
+    'health.decay',
+    'failures.rate',
   ):
     if (value := option(config, name)) is not None and not 0 <= value < 1:
       raise UserError(f'{name} is {value!r}; expected a number in [0, 1).')
@@ -89,9 +108,14 @@ def check_config(config: config_dict.ConfigDict) -> None:
     ('inner.name', INNER_OPTIMIZERS),
     ('schedule.name', SCHEDULES),
     ('timing', TIMINGS),
+    ('schedule.unit', SCHEDULE_UNITS),
   ):
     if option(config, name) not in choices:
       raise unknown_choice(name, option(config, name), choices)
+  for name in allowed_names(config):
+    if name not in ALLOWABLE:
+      raise unknown_choice('restore.allow', name, ALLOWABLE)
+  parse_away(config.failures.away, config.workers)
   weights = config.worker_weights
   if weights and not (
     len(weights) == config.workers and all(map(_is_weight, weights)) and any(weights)
@@ -100,19 +124,21 @@ def check_config(config: config_dict.ConfigDict) -> None:
       f'worker_weights is {tuple(weights)}; expected {config.workers} numbers >= 0, one for each '
       'worker, not all of them 0.'
     )
-  if config.stop_at is not None and not 1 <= config.stop_at <= config.steps:
-    raise UserError(
-      f'stop_at is {config.stop_at}; expected a step from 1 to steps ({config.steps}).'
-    )
   if config.schedule.warmup_steps >= config.steps:
     raise UserError(
       f'schedule.warmup_steps is {config.schedule.warmup_steps}, not less than steps '
       f'({config.steps}).'
     )
-  if config.batch_size % config.accumulation:
+  if config.global_batch_size % config.workers:
     raise UserError(
-      f'accumulation is {config.accumulation}, which does not divide batch_size '
-      f'({config.batch_size}). Valid: {_divisors(config.batch_size)}.'
+      f'global_batch_size is {config.global_batch_size}, which {config.workers} workers cannot '
+      'share evenly.'
+    )
+  batch_size = worker_batch_size(config)
+  if batch_size % config.accumulation:
+    raise UserError(
+      f'accumulation is {config.accumulation}, which does not divide the {batch_size} sequences of '
+      f'a worker. Valid: {_divisors(batch_size)}.'
     )
   if config.seq_len > config.model.seq_len:
     raise UserError(
@@ -121,28 +147,45 @@ def check_config(config: config_dict.ConfigDict) -> None:
     )
 
 
-def check_same_config(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
-  """Checks that the run recorded at `path` was made with `config`, as far as the trajectory goes.
+def changed_options(config: config_dict.ConfigDict, before: Mapping[str, object]) -> dict[str, str]:
+  """Returns the options that differ from those of a checkpoint's run, with both values.
+
+  Options that do not change what is computed are left out.
+
+  Args:
+    config: of this run.
+    before: options by dotted name.
 
   Raises:
-    UserError: names the options that differ, with both values, or says that the file is damaged.
+    UserError: one differs that neither `restore.allow` nor a change of `workers` permits.
   """
-  try:
-    before = json.loads(path.read_text())
-    items = before.items()
-  except (ValueError, AttributeError) as error:
-    raise UserError(f'{path} is not a readable config ({error}); use another --workdir.') from error
   now = flatten(config)
-  differing = [
-    f'{name} (was {before.get(name)!r}, is {now.get(name)!r})'
-    for name in dict.fromkeys([*now, *(key for key, _ in items)])
+  changed = {
+    name: f'{name} (was {before.get(name)!r}, is {now.get(name)!r})'
+    for name in dict.fromkeys([*now, *before])
     if before.get(name) != now.get(name) and not name.startswith(RESUMABLE)
+  }
+  permitted = [prefix for name in allowed_names(config) for prefix in ALLOWABLE[name]]
+  follows_workers = lambda name: name in FOLLOW_WORKERS or name.endswith('.worker_weights')
+  refused = [
+    name
+    for name in changed
+    if not name.startswith(tuple(permitted))
+    and not ('workers' in changed and follows_workers(name))
   ]
-  if differing:
+  if refused:
+    groups = [g for g, options in ALLOWABLE.items() if any(n.startswith(options) for n in refused)]
+    hint = f', or permit it by restore.allow={",".join(groups)}' if groups else ''
     raise UserError(
-      f'{path.parent} holds a run of another config: {", ".join(differing)}. '
-      'Use another --workdir, or the config that it was made with.'
+      f'the workdir holds a run of another config: {", ".join(changed[name] for name in refused)}. '
+      f'Use another --workdir, or the config that it was made with{hint}.'
     )
+  return changed
+
+
+def allowed_names(config: config_dict.ConfigDict) -> list[str]:
+  """Returns the parts of `restore.allow`."""
+  return [name for name in map(str.strip, config.restore.allow.split(',')) if name]
 
 
 def _at_least(config: config_dict.ConfigDict, name: str, least: int, limit: float = _LIMIT) -> None:

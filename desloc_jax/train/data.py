@@ -7,6 +7,7 @@ import functools
 from ml_collections import config_dict
 
 from desloc_jax import data as data_lib
+from desloc_jax.train.config import worker_batch_size
 
 Sources = list[tuple[data_lib.SourceSpec, data_lib.PackedSequences]]
 
@@ -41,8 +42,8 @@ class Data:
     return sum(s.tokens for s in sources) / sum(s.text_bytes for s in sources)
 
 
-def load_data(config: config_dict.ConfigDict) -> Data:
-  """Opens all sources of a configuration.
+def load_data(config: config_dict.ConfigDict, start: data_lib.StreamStart) -> Data:
+  """Opens all sources of a configuration; the training stream begins at `start`.
 
   Raises:
     UserError: a source or the tokenizer cannot be used, or has no data for a split.
@@ -67,12 +68,16 @@ def load_data(config: config_dict.ConfigDict) -> Data:
     train=train,
     validation=validation,
     stream=data_lib.TrainingStream(
-      train, workers=config.workers, batch_size=config.batch_size, seed=config.seed
+      train,
+      workers=config.workers,
+      batch_size=worker_batch_size(config),
+      seed=config.seed,
+      start=start,
     ),
     validation_batches=data_lib.validation_batches(
       validation,
       config.workers,
-      config.batch_size // config.accumulation,
+      worker_batch_size(config) // config.accumulation,
       config.eval.sequences or None,
     ),
   )

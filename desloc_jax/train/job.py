@@ -1,8 +1,9 @@
 """From a configuration to all that a run needs: data, model, transform, mesh, compiled step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import math
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from ml_collections import config_dict
+import numpy as np
 
 from desloc_jax import model as model_lib
 from desloc_jax.errors import UserError
@@ -19,11 +21,13 @@ from desloc_jax.optimizer.hlo import read_collectives
 from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.periods import Periods
-from desloc_jax.optimizer.transform import desloc
+from desloc_jax.optimizer.transform import desloc, HEALTH, RESTARTS
 from desloc_jax.train import config as config_lib, mesh as mesh_lib
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.data import Data, load_data
+from desloc_jax.train.failures import active_workers
 from desloc_jax.train.optimizer import make_optimizer
+from desloc_jax.train.segment import BEGINNING, Clock, make_clock, Segment
 from desloc_jax.train.step import (
   finite_workers,
   init_state,
@@ -44,10 +48,12 @@ class Job:
   mesh: Mesh
   periods: Periods
   parameters: int
-  make_state: Callable[[], TrainState]  # Compiled: the state before the first step.
+  new_state: Callable[[], TrainState]  # To be jitted: the state before the first step.
   state_like: TrainState  # Shapes, dtypes and shardings.
+  clock: Clock
+  active: Callable[[int], np.ndarray] | None  # Step -> boolean [workers]; None: always all.
   tokens_like: jax.ShapeDtypeStruct  # int32 [workers, micro-batches, sequences, seq_len + 1].
-  train_step: Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, Any]]]  # Compiled.
+  train_step: Callable[..., tuple[TrainState, dict[str, Any]]]  # Compiled; see `make_train_step`.
   eval_step: Callable[..., jax.Array]
   finite: Callable[[TrainState], jax.Array]  # Boolean [workers].
   ledger: Ledger
@@ -55,31 +61,49 @@ class Job:
   local_adam_ledger: Ledger
   compile_s: float
 
-  @property
-  def tokens_per_step(self) -> int:
-    config = self.config
-    return config.workers * config.batch_size * config.seq_len
+  def make_state(self) -> TrainState:
+    """Returns the state before the first step, on the devices."""
+    return jax.jit(
+      self.new_state, out_shardings=jax.tree.map(lambda x: x.sharding, self.state_like)
+    )()
+
+  def bytes_after(self, syncs: Mapping[str, int]) -> int:
+    """Returns the payload bytes of each worker, in this segment and before, after these syncs."""
+    before = self.clock.segment.syncs
+    here = {name: count - before.get(name, 0) for name, count in syncs.items()}
+    return self.clock.segment.bytes_per_worker + self.ledger.bytes_after(here)
 
 
-def make_job(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Job:
+def make_job(
+  config: config_dict.ConfigDict,
+  devices: Sequence[jax.Device] | None = None,
+  segment: Segment = BEGINNING,
+) -> Job:
   """Checks a configuration, loads its data and compiles its training step for `devices` (all).
+
+  Args:
+    config: of the run.
+    devices: default all of them.
+    segment: where this part of the run begins.
 
   Raises:
     UserError: the configuration cannot work; raised before anything is compiled.
   """
   check_config(config)
+  clock = make_clock(config, segment)
+  active = active_workers(config)
   mesh = mesh_lib.make_mesh(config.workers, config.mesh.fsdp, devices)
-  micro_batch = config.batch_size // config.accumulation
+  micro_batch = config_lib.worker_batch_size(config) // config.accumulation
   if micro_batch % mesh.shape[mesh_lib.FSDP]:
     raise UserError(
       f'batch_size / accumulation is {micro_batch}, which mesh.fsdp={mesh.shape[mesh_lib.FSDP]} '
       'devices of a worker cannot share evenly.'
     )
-  data = load_data(config)
+  data = load_data(config, segment.stream_start)
   model = config_lib.model_config(config, data.tokenizer.vocab_size)
   init_params = functools.partial(model_lib.init_params, model)
   params_like = jax.eval_shape(init_params, jax.random.key(0))
-  schedule, inner, periods, tx = make_optimizer(config, params_like)
+  schedule, inner, periods, tx = make_optimizer(config, params_like, clock)
 
   new_state = functools.partial(
     init_state, init_params, tx, config.workers, jax.random.key(config.seed)
@@ -96,11 +120,18 @@ def make_job(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | Non
   )
   loss = functools.partial(model_lib.next_token_loss, config=model)
   step = make_train_step(loss, tx, schedule, mesh)
-  ledger = read_ledger(jax.make_jaxpr(step)(state_like, tokens_like), periods, config.workers)
+  active_like = None
+  if active:
+    active_like = jax.ShapeDtypeStruct((config.workers,), bool, sharding=NamedSharding(mesh, P()))
+  ledger = read_ledger(
+    jax.make_jaxpr(step)(state_like, tokens_like, active_like),
+    periods | {HEALTH: _period_of_any(periods), RESTARTS: None},
+    config.workers,
+  )
 
   start = time.perf_counter()
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
-  compiled = jitted.lower(state_like, tokens_like).compile()
+  compiled = jitted.lower(state_like, tokens_like, active_like).compile()
   compile_s = time.perf_counter() - start
   _check_compiled(config, mesh, compiled)
 
@@ -112,8 +143,10 @@ def make_job(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | Non
     mesh=mesh,
     periods=periods,
     parameters=sum(x.size for x in jax.tree.leaves(params_like)),
-    make_state=jax.jit(new_state, out_shardings=state_shardings),
+    new_state=new_state,
     state_like=state_like,
+    clock=clock,
+    active=active,
     tokens_like=tokens_like,
     train_step=compiled,
     finite=jax.jit(finite_workers),
@@ -125,6 +158,16 @@ def make_job(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | Non
     ),
     compile_s=compile_s,
   )
+
+
+def _period_of_any(periods: Periods) -> float | None:
+  """Returns the mean number of steps between those in which anything is averaged."""
+  numbers = [period for period in periods.values() if period is not None]
+  if not numbers:
+    return None
+  # Over a common multiple, or long enough.
+  steps = np.arange(1, min(math.lcm(*numbers), 2**20) + 1)
+  return len(steps) / np.any([steps % period == 0 for period in numbers], axis=0).sum()
 
 
 def _check_compiled(

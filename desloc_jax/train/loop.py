@@ -1,10 +1,7 @@
-"""The training loop: dispatch steps, log, evaluate, checkpoint, resume.
+"""The training loop: dispatch steps, log, evaluate, checkpoint.
 
-Resume order:
-  1. config.json in the workdir must describe the same run.
-  2. Model, data and step are built from the config alone.
-  3. The newest checkpoint's state replaces the fresh one, and its step positions the data stream.
-  4. Lines of metrics.jsonl from after that step are dropped: they will be written again.
+`restore.py` says how a run begins or goes on. Lines of metrics.jsonl from after the step that it goes
+on from are dropped: they will be written again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,17 +9,21 @@ import pathlib
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec as P
 from ml_collections import config_dict
+import numpy as np
 
 from desloc_jax.errors import UserError
 from desloc_jax.train import report
 from desloc_jax.train.checkpoint import Checkpoints
+from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.evaluate import Evaluator
 from desloc_jax.train.interruption import Interrupted, StopRequest
-from desloc_jax.train.job import Job, make_job
+from desloc_jax.train.job import Job
 from desloc_jax.train.metrics import read_metrics
 from desloc_jax.train.plot import plot_training
 from desloc_jax.train.recorder import check_finite_state, Recorder
+from desloc_jax.train.restore import begin_or_go_on, position_after
 from desloc_jax.train.step import TrainState
 from desloc_jax.train.workdir import check_workdir, CHECKPOINTS, write_config
 
@@ -41,23 +42,24 @@ def train(
     The summary.
 
   Raises:
-    UserError: the configuration, the data or the workdir cannot be used.
+    UserError: the configuration, the data or the workdir cannot be used, or cannot be written any
+      more.
     TrainingDiverged: names the metric, the worker and the step; checkpoints stay as they are.
     Interrupted: after Ctrl-C or SIGTERM, when the step in progress was finished and saved.
   """
-  check_workdir(config, workdir)
-  job = make_job(config, devices)
+  check_config(config)
+  check_workdir(workdir)
   checkpoints = Checkpoints(workdir / CHECKPOINTS, config.checkpoint.keep)
   try:
-    state, start = _restore_or_init(job, checkpoints)
-    stop = config.stop_at or config.steps
+    job, state, start, changes = begin_or_go_on(config, devices, checkpoints)
+    stop = config.stop_at or job.clock.last_step
     if start > stop:
       raise UserError(
         f'{workdir} is at step {start} already and this run would end at step {stop}; '
         'raise stop_at up to steps, or use another --workdir.'
       )
     write_config(config, workdir)
-    state = _run_steps(job, workdir, checkpoints, state, start, stop)
+    state = _run_steps(job, workdir, checkpoints, state, start, stop, changes)
   finally:
     checkpoints.close()
   syncs = {name: int(count) for name, count in jax.device_get(state.syncs).items()}
@@ -69,20 +71,6 @@ def train(
   return summary
 
 
-def _restore_or_init(job: Job, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-  step = checkpoints.latest_step()
-  if step is None:
-    return job.make_state(), 0
-  state, position = checkpoints.restore(step, job.state_like)
-  if position.get('data') != job.data.fingerprint:
-    raise UserError(
-      'the data or the tokenizer has changed since the checkpoint was written; use another '
-      '--workdir, or the data that the run began with.'
-    )
-  print(f'Going on after step {step}.')
-  return state, step
-
-
 def _run_steps(
   job: Job,
   workdir: pathlib.Path,
@@ -90,22 +78,25 @@ def _run_steps(
   state: TrainState,
   start: int,
   stop: int,
+  changes: str,
 ) -> TrainState:
   """Returns the state after step `stop`, of which there is then a checkpoint."""
   if start == stop:
     return state
   config = job.config
   evaluator = Evaluator(job)
-  recorder = Recorder(job, workdir, start, stop, jax.device_get(state.syncs))
+  recorder = Recorder(job, workdir, start, stop, state)
   try:
     if start == 0:
       recorder.write(
         {'step': 0, 'tokens': 0, 'bytes_per_worker': 0, 'synced': [], **evaluator(state)}
       )
+    if changes:
+      recorder.write({'step': start, 'restored': changes})
     recorder.restart_clock()
     with StopRequest() as request:
-      for step, tokens in zip(range(start + 1, stop + 1), _batches(job, start), strict=False):
-        state, metrics = job.train_step(state, tokens)
+      for step, inputs in zip(range(start + 1, stop + 1), _inputs(job, start), strict=False):
+        state, metrics = job.train_step(state, *inputs)
         if recorder.due:  # The step before: fetched now that the device has its next work.
           recorder.write(recorder.fetch())
         recorder.add(step, metrics)
@@ -118,8 +109,9 @@ def _run_steps(
             line |= evaluator(state)
           recorder.write(line)
           if saves:
-            check_finite_state(step, job.finite(state))
-            checkpoints.save(step, state, _position(job, step))
+            finite = np.asarray(job.finite(state))
+            check_finite_state(step, finite, can_be_left_out=bool(state.optimizer.health))
+            checkpoints.save(step, state, position_after(job, step, recorder.syncs, finite))
           recorder.restart_clock()
         if interrupted and step < stop:
           raise Interrupted(step, request.signal_number)
@@ -128,21 +120,19 @@ def _run_steps(
   return state
 
 
-def _batches(job: Job, start: int) -> Iterator[jax.Array]:
-  """Yields the tokens of each step from `start` on, already on the devices."""
+def _inputs(job: Job, start: int) -> Iterator[tuple[jax.Array, jax.Array | None]]:
+  """Yields tokens and active workers of each step after `start`, already on the devices."""
   on_device = (
-    jax.device_put(tokens.reshape(job.tokens_like.shape), job.tokens_like.sharding)
-    for tokens in job.data.stream.iterator(start)
+    (
+      jax.device_put(tokens.reshape(job.tokens_like.shape), job.tokens_like.sharding),
+      job.active and jax.device_put(job.active(step), NamedSharding(job.mesh, P())),
+    )
+    for step, tokens in enumerate(job.data.stream.iterator(start), start + 1)
   )
   ahead = next(on_device)  # One step ahead of the loop, so that a copy overlaps with a step.
-  for tokens in on_device:
+  for inputs in on_device:
     yield ahead
-    ahead = tokens
-
-
-def _position(job: Job, step: int) -> dict[str, Any]:
-  """Returns where the data stream is after `step`: sequences that all workers have consumed."""
-  return {'step': step, 'sequences': job.data.stream.position(step), 'data': job.data.fingerprint}
+    ahead = inputs
 
 
 def _due(step: int, every: int) -> bool:

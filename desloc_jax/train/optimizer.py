@@ -1,6 +1,7 @@
 """From a configuration to its optimizer: schedule, inner optimizer, periods and method."""
 
 import functools
+import math
 from typing import NamedTuple
 
 from absl import logging
@@ -10,11 +11,13 @@ from ml_collections import config_dict
 import optax
 
 from desloc_jax.errors import UserError
+from desloc_jax.optimizer.health import HealthCheck
 from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.schedules import SCHEDULES
+from desloc_jax.train.segment import Clock
 
 
 class Optimizer(NamedTuple):
@@ -26,14 +29,16 @@ class Optimizer(NamedTuple):
   tx: optax.GradientTransformationExtraArgs  # Over `over_workers.AXIS_NAMES`.
 
 
-def make_optimizer(config: config_dict.ConfigDict, params_like: optax.Params) -> Optimizer:
+def make_optimizer(
+  config: config_dict.ConfigDict, params_like: optax.Params, clock: Clock
+) -> Optimizer:
   """Returns the optimizer of a run for parameters of these shapes.
 
   Raises:
     UserError: an option or a period is set that the method or the inner optimizer does not have.
   """
-  schedule, inner = schedule_and_inner(config)
-  periods = _resolve_periods(config, inner, params_like)
+  schedule, inner = schedule_and_inner(config, clock)
+  periods = _resolve_periods(config, inner, params_like, clock)
   tx = make_method(
     config.method,
     inner,
@@ -43,6 +48,7 @@ def make_optimizer(config: config_dict.ConfigDict, params_like: optax.Params) ->
     timing=config.timing,
     coin_key=jax.random.key(config.seed) if config.stochastic else None,
     warmup_steps=config.sync_warmup_steps,
+    health=_health_check(config, periods),
   )
   if config.worker_weights:
     weights = jnp.asarray(config.worker_weights, jnp.float32)
@@ -51,7 +57,7 @@ def make_optimizer(config: config_dict.ConfigDict, params_like: optax.Params) ->
 
 
 def schedule_and_inner(
-  config: config_dict.ConfigDict,
+  config: config_dict.ConfigDict, clock: Clock
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
   """Returns the learning rate's schedule and the inner optimizer that follows it.
 
@@ -64,6 +70,7 @@ def schedule_and_inner(
     config.schedule.warmup_steps,
     config.schedule.decay_fraction,
   )
+  schedule = clock.follow(schedule)
   options = config.inner.to_dict() | {'learning_rate': schedule}
   options['name'] = METHODS[config.method].inner.get(config.inner.name, config.inner.name)
   try:
@@ -72,19 +79,28 @@ def schedule_and_inner(
     raise UserError(str(error)) from error
 
 
-def _resolve_periods(config: config_dict.ConfigDict, inner, params_like) -> Periods:
+def _health_check(config: config_dict.ConfigDict, periods: Periods) -> HealthCheck | None:
+  # One worker alone cannot be left out: that it is finite is checked where the loss is logged.
+  if not config.health.check or config.workers == 1 or periods['params'] is None:
+    return None
+  options = config.health.to_dict()
+  del options['check']
+  return HealthCheck(**options | {'threshold': config.health.threshold or math.inf})
+
+
+def _resolve_periods(config: config_dict.ConfigDict, inner, params_like, clock: Clock) -> Periods:
   requested = {name: value for name, value in config.periods.items() if value is not None}
   try:
     periods = resolve_periods(config.method, inner, params_like, requested)
   except ValueError as error:
     raise UserError(str(error)) from error
   for name, period in periods.items():
-    if period is not None and period > config.steps - (config.timing == 'pre'):
+    if period is not None and period > clock.last_step - (config.timing == 'pre'):
       logging.warning(
         'periods.%s is %d in a run of %d steps: %s will never be averaged.',
         name,
         period,
-        config.steps,
+        clock.last_step,
         name,
       )
   return periods

@@ -1,16 +1,19 @@
 """Turns the metrics of steps, fetched in bunches, into lines for the logs and the progress bar."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
 import pathlib
+import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
+from desloc_jax.optimizer.transform import HEALTH
 from desloc_jax.train.job import Job
 from desloc_jax.train.metrics import format_bytes, MetricsWriter, progress_bar
+from desloc_jax.train.step import TrainState
 
 _ADVICE = (
   'Checkpoints stay as they are; a lower inner.learning_rate or inner.clip_norm, in another '
@@ -19,21 +22,21 @@ _ADVICE = (
 
 
 class TrainingDiverged(RuntimeError):
-  """A worker's loss or gradient is not finite any more."""
+  """What is not finite any more cannot be left out: the only worker, a shared model, or all."""
 
 
 class Recorder:
   """Keeps the metrics of steps on the device until a line is due, so that the loop never waits."""
 
-  def __init__(
-    self, job: Job, workdir: pathlib.Path, start: int, stop: int, syncs: Mapping[str, int]
-  ):
-    """Starts after step `start` with `syncs` averages of each quantity done."""
+  def __init__(self, job: Job, workdir: pathlib.Path, start: int, stop: int, state: TrainState):
+    """Starts after step `start`, with `state`."""
     self._job = job
     self._writer = MetricsWriter(workdir, start)
     self._bar = progress_bar(start, stop)
     self._pending: list[tuple[int, Mapping[str, Any]]] = []
     self._interval_start = time.perf_counter()
+    syncs, health = jax.device_get((state.syncs, state.optimizer.health))
+    self._restarts = np.array(health.restarts if health else np.zeros(job.config.workers, int))
     self.syncs = {name: int(count) for name, count in syncs.items()}
 
   def add(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -50,31 +53,55 @@ class Recorder:
     """Returns the line of the newest step, after waiting for the metrics of all pending ones.
 
     Raises:
-      TrainingDiverged: a loss or gradient norm of one of them is not finite.
+      TrainingDiverged: in one of them a loss or gradient norm is not finite, and it is not one
+        of workers that can be left out while others stay.
     """
     fetched = jax.device_get([metrics for _, metrics in self._pending])
     speed = self._speed(time.perf_counter())
     for (step, _), metrics in zip(self._pending, fetched, strict=True):
-      check_finite(step, metrics)
+      check_finite(step, metrics, self._active(step))
+      self._tell_of_restarts(step, metrics)
     step, metrics = self._pending[-1][0], fetched[-1]
     self._pending = []
     syncs = {name: int(count) for name, count in metrics['syncs'].items()}
-    synced = [name for name, count in syncs.items() if count > self.syncs[name]]
+    synced = [n for n, count in syncs.items() if count > self.syncs[n] and n != HEALTH]
     self.syncs = syncs
+    active = self._active(step)
     drift = {
-      name: float(np.mean(metrics['drift'][name])) for name in synced if name in metrics['drift']
+      name: finite_mean(metrics['drift'][name], active)
+      for name in synced
+      if np.isfinite(metrics['drift'].get(name, math.nan)).any()
     }
-    return {
+    line = {
       'step': step,
-      'tokens': step * self._job.tokens_per_step,
-      'loss': float(np.mean(metrics['loss'])),
+      'tokens': self._job.clock.tokens(step),
+      'loss': finite_mean(metrics['loss'], active),
       'lr': float(metrics['learning_rate']),
-      'grad_norm': float(np.mean(metrics['grad_norm'])),
+      'grad_norm': finite_mean(metrics['grad_norm'], active),
       'tokens_per_s': speed,
-      'bytes_per_worker': self._job.ledger.bytes_after(syncs),
+      'bytes_per_worker': self._job.bytes_after(syncs),
       'synced': synced,
       'drift': drift,
     }
+    if self._job.active:
+      line['away'] = np.flatnonzero(~active).tolist()
+    if self._restarts.any():
+      line['restarts'] = self._restarts.tolist()
+    return line
+
+  def _active(self, step: int) -> np.ndarray:
+    active = self._job.active
+    return active(step) if active else np.ones(self._job.config.workers, bool)
+
+  def _tell_of_restarts(self, step: int, metrics: Mapping[str, Any]) -> None:
+    restarts = metrics['health'].get('restarts', self._restarts)
+    for worker in np.flatnonzero(restarts > self._restarts):
+      self._bar.write(
+        f'Step {step}: worker {worker} was not finite or had run away. It was left out of the '
+        f'average and restarted from the consensus, restart {restarts[worker]} of this worker.',
+        file=sys.stderr,
+      )
+    self._restarts = np.array(restarts, int)
 
   def write(self, line: Mapping[str, Any]) -> None:
     """Writes a line to the logs and shows it beside the progress bar."""
@@ -91,7 +118,7 @@ class Recorder:
     self._writer.close()
 
   def _speed(self, now: float) -> float:
-    speed = len(self._pending) * self._job.tokens_per_step / (now - self._interval_start)
+    speed = len(self._pending) * self._job.clock.tokens_per_step / (now - self._interval_start)
     self._interval_start = now
     return speed
 
@@ -102,7 +129,7 @@ class Recorder:
     upcoming = [
       f'{name} in {int(period - (line["step"] - late) % period)}'
       for name, period in ledger.periods.items()
-      if periodic and 1 < period < math.inf
+      if periodic and 1 < period < math.inf and name != HEALTH
     ]
     return ', '.join(
       [
@@ -114,32 +141,51 @@ class Recorder:
     )
 
 
-def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
+def check_finite(step: int, metrics: Mapping[str, Any], active: np.ndarray) -> None:
   """Checks the losses and gradient norms, float32 [workers], of a step.
+
+  With a health check in the optimizer it is enough that one worker is well.
 
   Raises:
     TrainingDiverged: names the metric, the worker and the step.
   """
+  healthy = metrics['health'].get('healthy', active)
+  problem = 'all have run away from the consensus'
   for name in ('loss', 'grad_norm'):
-    bad = np.flatnonzero(~np.isfinite(metrics[name]))
-    if bad.size:
-      raise TrainingDiverged(
-        f'{name} of worker {_listing(bad)} is {metrics[name][bad[0]]} at step {step}. {_ADVICE}'
-      )
+    finite = np.isfinite(metrics[name])
+    if not finite.all():
+      bad = np.flatnonzero(~finite)
+      problem = f'{name} of worker {_listing(bad)} is {metrics[name][bad[0]]}'
+      healthy = healthy & finite
+      if not metrics['health']:
+        raise TrainingDiverged(f'{problem} at step {step}. {_ADVICE}')
+  if active.any() and not (healthy & active).any():
+    raise TrainingDiverged(f'no healthy worker is left: {problem} at step {step}. {_ADVICE}')
 
 
-def check_finite_state(step: int, finite: jax.Array) -> None:
-  """Checks a state before it is saved; `finite` is boolean [workers], from `step.finite_workers`.
+def check_finite_state(step: int, finite: np.ndarray, can_be_left_out: bool) -> None:
+  """Checks a state before it is saved.
+
+  Args:
+    step: after which it is.
+    finite: boolean [workers], from `step.finite_workers`.
+    can_be_left_out: whether it is enough that one worker is well.
 
   Raises:
     TrainingDiverged: names the worker and the step.
   """
-  bad = np.flatnonzero(~np.asarray(finite))
-  if bad.size:
+  bad = np.flatnonzero(~finite)
+  if bad.size and not (can_be_left_out and finite.any()):
     raise TrainingDiverged(
       f'parameters or moments of worker {_listing(bad)} are not finite after step {step}. {_ADVICE}'
     )
 
 
-def _listing(workers: np.ndarray) -> str:
+def finite_mean(values: np.ndarray, active: np.ndarray) -> float:
+  """Returns the mean over the workers that are there and well, of all if there are none."""
+  well = active & np.isfinite(values)
+  return float(np.mean(values[well] if well.any() else values[np.isfinite(values)]))
+
+
+def _listing(workers: Sequence[int]) -> str:
   return ', '.join(map(str, workers))

@@ -15,6 +15,7 @@ import optax
 
 from desloc_jax.errors import UserError
 from desloc_jax.optimizer.methods import METHODS
+from desloc_jax.optimizer.transform import HEALTH, RESTARTS
 from desloc_jax.tables import align
 from desloc_jax.train.job import Job
 from desloc_jax.train.metrics import format_bytes
@@ -36,7 +37,7 @@ def summarise(
   if 'val_loss' not in line or 'loss' not in line:
     raise UserError('metrics.jsonl lacks the last step of the run: it has been changed.')
   steps = line['step']
-  sent = job.ledger.bytes_after(syncs)
+  sent = job.bytes_after(syncs)
   ddp_bytes = job.ddp_ledger.bytes_after(job.ddp_ledger.syncs_in(steps))
   local_adam_bytes = job.local_adam_ledger.bytes_after(job.local_adam_ledger.syncs_in(steps))
   return {
@@ -124,6 +125,10 @@ def network_table(job: Job, summary: Mapping[str, Any]) -> str:
 
 def _period_text(job: Job, name: str) -> str:
   period, config = job.ledger.periods[name], job.config
+  if name == RESTARTS:
+    return 'if needed'
+  if name == HEALTH:
+    return 'any sync'
   if period == math.inf:
     return 'warm-up'
   if config.stochastic:

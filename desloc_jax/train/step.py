@@ -31,7 +31,9 @@ class TrainState(NamedTuple):
 
 STATE_AXES = TrainState(step=None, params=None, optimizer=WORKER_AXES, syncs=None)
 # Metrics of a step: float32 [workers] of each worker, and scalars.
-METRIC_AXES = {'loss': 0, 'grad_norm': 0, 'drift': 0, 'learning_rate': None, 'syncs': None}
+METRIC_AXES = {
+  'loss': 0, 'grad_norm': 0, 'drift': 0, 'health': 0, 'learning_rate': None, 'syncs': None
+}  # fmt: skip
 
 
 def init_state(
@@ -52,8 +54,8 @@ def make_train_step(
   tx: optax.GradientTransformationExtraArgs,
   schedule: optax.Schedule,
   mesh: Mesh,
-) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, Any]]]:
-  """Returns `step(state, tokens) -> (state, metrics)`, to be jitted with `state` donated.
+) -> Callable[[TrainState, jax.Array, jax.Array | None], tuple[TrainState, dict[str, Any]]]:
+  """Returns `step(state, tokens, active) -> (state, metrics)`, to be jitted with `state` donated.
 
   Args:
     loss: mean loss in nats per token of one worker's parameters on [batch, seq_len + 1] tokens.
@@ -61,12 +63,15 @@ def make_train_step(
     schedule: of the learning rate, for the metrics.
     mesh: from `mesh.make_mesh`.
 
-  `tokens` are int32 [workers, micro-batches, sequences, seq_len + 1].
+  `tokens` are int32 [workers, micro-batches, sequences, seq_len + 1]; `active` is boolean [workers],
+  or None: all are there.
   """
 
-  def worker_step(state: TrainState, tokens: jax.Array):
+  def worker_step(state: TrainState, tokens: jax.Array, active: jax.Array | None):
     mean_loss, grads = accumulate(loss, local_params(state.optimizer, state.params), tokens)
-    updates, optimizer = tx.update(grads, state.optimizer, state.params)
+    updates, optimizer = tx.update(
+      grads, state.optimizer, state.params, value=mean_loss, active=active
+    )
     was_synced = synced(state.optimizer, optimizer)
     state = TrainState(
       step=state.step + 1,
@@ -78,15 +83,15 @@ def make_train_step(
       'loss': mean_loss,
       'grad_norm': optax.tree.norm(grads),
       'drift': optimizer.drift,
+      'health': optimizer.health._asdict() if optimizer.health else {},
       'learning_rate': schedule(state.step - 1),
       'syncs': state.syncs,
     }
     return state, metrics
 
-  def step(state: TrainState, tokens: jax.Array):
-    return over_workers(worker_step, mesh, (STATE_AXES, 0), (STATE_AXES, METRIC_AXES))(
-      state, tokens
-    )
+  def step(state: TrainState, tokens: jax.Array, active: jax.Array | None = None):
+    run = over_workers(worker_step, mesh, (STATE_AXES, 0, None), (STATE_AXES, METRIC_AXES))
+    return run(state, tokens, active)
 
   return step
 

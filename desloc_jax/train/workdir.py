@@ -9,7 +9,6 @@ from ml_collections import config_dict
 from desloc_jax.data.files import atomic_write
 from desloc_jax.errors import UserError
 from desloc_jax.train.config import flatten
-from desloc_jax.train.config_checks import check_same_config
 
 CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
@@ -19,12 +18,11 @@ CHECKPOINTS = 'checkpoints'
 TENSORBOARD = 'tensorboard'
 
 
-def check_workdir(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
-  """Checks that a run of `config` may begin or go on in `workdir`, and touches nothing.
+def check_workdir(workdir: pathlib.Path) -> None:
+  """Checks that a run may begin or go on in `workdir`, and touches nothing.
 
   Raises:
-    UserError: the folder cannot be written, holds files that are not a run's, or holds a run with
-      checkpoints of another config (the keys that differ are named).
+    UserError: the folder cannot be written, or holds files that are not a run's.
   """
   existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
   if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -43,18 +41,10 @@ def check_workdir(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None
         f'{workdir} holds {", ".join(foreign)} but no {CONFIG_FILE}: it is no folder of a run; use '
         'another --workdir.'
       )
-  elif has_checkpoint(workdir):  # Without one, a run of any config may start over.
-    check_same_config(config, workdir / CONFIG_FILE)
 
 
 def _is_there(path: pathlib.Path) -> bool:
   return path.exists() and not (path.is_dir() and not any(path.iterdir()))
-
-
-def has_checkpoint(workdir: pathlib.Path) -> bool:
-  """Returns whether there is a complete checkpoint: orbax renames its folder to its step last."""
-  folder = workdir / CHECKPOINTS
-  return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

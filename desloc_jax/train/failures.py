@@ -1,0 +1,92 @@
+"""Workers that leave and return within one run: by a plan, or at random at a rate.
+
+A worker that is away counts in no average. When it is there again it takes over the consensus and
+the averaged moments at the next parameter sync, and counts from then on. The sequences dealt to it
+meanwhile are lost to the run, as those in the memory of a machine that fails are.
+"""
+
+from collections.abc import Callable
+import re
+
+from ml_collections import config_dict
+import numpy as np
+
+from desloc_jax.errors import UserError
+
+_FORM = "expected WORKER:FIRST-LAST steps, as in '3:100-199, 0-1:500-'"
+_RANGE = re.compile(r'(\d+)(?:-(\d+))?:(\d+)-(\d*)')
+_RANDOM_STREAM = 1  # Apart from the seeds of parameters, data and coins.
+
+
+def parse_away(text: str, workers: int) -> list[tuple[int, int, int, float]]:
+  """Returns (first worker, last worker, first step, last step) for each part of the text.
+
+  Raises:
+    UserError: a part has another form, names a worker that there is not, or ends before it begins.
+  """
+  plan = []
+  for part in filter(None, map(str.strip, text.split(','))):
+    match = _RANGE.fullmatch(part)
+    if match is None:
+      raise UserError(f'failures.away has {part!r}; {_FORM}.')
+    first, last = int(match[1]), int(match[2] or match[1])
+    start, stop = int(match[3]), float(match[4] or 'inf')
+    if not first <= last < workers:
+      raise UserError(f'failures.away has {part!r}; expected workers from 0 to {workers - 1}.')
+    if not 1 <= start <= stop:
+      raise UserError(
+        f'failures.away has {part!r}; expected steps from 1 on, the last not before the first.'
+      )
+    plan.append((first, last, start, stop))
+  return plan
+
+
+def active_workers(config: config_dict.ConfigDict) -> Callable[[int], np.ndarray] | None:
+  """Returns a function from a step, counted from 1, to boolean [workers]: who is there?
+
+  None if nobody is ever away. It depends on the configuration only, so that a run that resumes
+  sees the same failures.
+
+  Raises:
+    UserError: see `parse_away`, or the plan leaves no worker in some step.
+  """
+  plan = parse_away(config.failures.away, config.workers)
+  if not plan and not config.failures.rate:
+    return None
+  planned = lambda step: _planned(plan, config.workers, step)
+  for step in (start for _, _, start, _ in plan):
+    if not planned(step).any():
+      raise UserError(
+        f'failures.away is {config.failures.away!r}: no worker is left in step {step}.'
+      )
+  if not config.failures.rate:
+    return planned
+  random = _RandomFailures(config.workers, config.failures.rate, config.failures.steps, config.seed)
+  return lambda step: planned(step) & random(step)
+
+
+def _planned(plan, workers: int, step: int) -> np.ndarray:
+  active = np.ones(workers, bool)
+  for first, last, start, stop in plan:
+    if start <= step <= stop:
+      active[first : last + 1] = False
+  return active
+
+
+class _RandomFailures:
+  """Each worker by itself leaves with probability `rate` and returns with 1 / `away_steps` a step."""
+
+  def __init__(self, workers: int, rate: float, away_steps: int, seed: int):
+    self._chances = np.array([rate, 1 / away_steps])  # While there, while away.
+    self._generators = [
+      np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_RANDOM_STREAM, worker)))
+      for worker in range(workers)
+    ]
+    self._away = [np.zeros(workers, int)]  # By step, as far as it was asked for.
+
+  def __call__(self, step: int) -> np.ndarray:
+    while len(self._away) <= step:
+      drawn = np.array([generator.random() for generator in self._generators])
+      changes = drawn < self._chances[self._away[-1]]
+      self._away.append(self._away[-1] ^ changes)
+    return self._away[step] == 0

@@ -1,0 +1,120 @@
+"""How a run begins, or goes on from a checkpoint: the same run, or with other workers or options.
+
+1. The newest checkpoint whose files are whole is taken; a damaged one is named and set aside.
+2. What differs between its configuration and this one must be permitted (`config_checks.py`).
+3. Nothing differs: the state is restored bit for bit and the run's segment goes on. Otherwise a
+   new segment begins, and each array of the new state is made from the checkpoint's arrays.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from absl import logging
+import jax
+from ml_collections import config_dict
+import numpy as np
+
+from desloc_jax.errors import UserError
+from desloc_jax.optimizer.methods import METHODS
+from desloc_jax.train.checkpoint import CheckpointDamaged, Checkpoints
+from desloc_jax.train.config import flatten
+from desloc_jax.train.config_checks import changed_options
+from desloc_jax.train.job import Job, make_job
+from desloc_jax.train.segment import Segment
+from desloc_jax.train.step import TrainState
+from desloc_jax.train.transfer import Before, transfer
+
+
+def begin_or_go_on(
+  config: config_dict.ConfigDict,
+  devices: Sequence[jax.Device] | None,
+  checkpoints: Checkpoints,
+) -> tuple[Job, TrainState, int, str]:
+  """Returns the job, its state, the step that it is at, and what was changed, in one line.
+
+  Raises:
+    UserError: the configuration cannot work or does not fit the run, or there are checkpoints and
+      all of them are damaged.
+  """
+  damaged = []
+  for step in checkpoints.steps():
+    try:
+      checkpoints.verify(step)
+      result = _go_on(config, devices, checkpoints, step)
+    except CheckpointDamaged as error:
+      logging.warning('%s Going back to the checkpoint before.', error)
+      damaged.append(step)
+      continue
+    for each in damaged:
+      checkpoints.set_aside(each)
+    return result
+  if damaged:
+    raise UserError(
+      f'all checkpoints in {checkpoints.folder} are damaged (steps {", ".join(map(str, damaged))}); '
+      'they were left as they are. Bring back their files, or begin anew in another --workdir.'
+    )
+  job = make_job(config, devices)
+  return job, job.make_state(), 0, ''
+
+
+def _go_on(
+  config: config_dict.ConfigDict,
+  devices: Sequence[jax.Device] | None,
+  checkpoints: Checkpoints,
+  step: int,
+) -> tuple[Job, TrainState, int, str]:
+  position = checkpoints.position(step)
+  changed = changed_options(config, position['config'])
+  job = make_job(config, devices, Segment(**position['next' if changed else 'segment']))
+  if position['data'] != job.data.fingerprint:
+    raise UserError(
+      'the data or the tokenizer has changed since the checkpoint was written; use another '
+      '--workdir, or the data that the run began with.'
+    )
+  if not changed:
+    print(f'Going on after step {step}.')
+    return job, checkpoints.restore(step, job.state_like), step, ''
+  before = Before(
+    leaves=checkpoints.leaves(step),
+    workers=position['config']['workers'],
+    shared_moments=METHODS[position['config']['method']].gradients,
+    finite=position['finite'],
+    step=step,
+  )
+  with checkpoints.reader(step) as reader:
+    state, summary = transfer(job, before, reader)
+  line = f'{", ".join(changed.values())}; {summary}'
+  print(f'Going on after step {step} with changes: {line}.')
+  return job, state, step, line
+
+
+def position_after(
+  job: Job, step: int, syncs: Mapping[str, int], finite: np.ndarray
+) -> dict[str, Any]:
+  """Returns what a checkpoint after `step` holds beside the state, as JSON types.
+
+  Args:
+    job: that is running.
+    step: of the checkpoint.
+    syncs: averages of each quantity so far.
+    finite: boolean [workers], which workers' arrays are finite.
+  """
+  clock, segment = job.clock, job.clock.segment
+  following = Segment(
+    step=step,
+    consumed=job.data.stream.consumed(step),
+    tokens=clock.tokens(step),
+    progress=float(clock.progress(step)),
+    schedule_tokens=segment.schedule_tokens or clock.tokens_per_step,
+    bytes_per_worker=job.bytes_after(syncs),
+    syncs=dict(syncs),
+  )
+  return {
+    'step': step,
+    'data': job.data.fingerprint,
+    'config': flatten(job.config),
+    'finite': finite.tolist(),
+    'segment': dataclasses.asdict(segment),
+    'next': dataclasses.asdict(following),
+  }

@@ -1,0 +1,165 @@
+"""Makes the state of a new segment from the arrays of a checkpoint of another number of workers,
+or of another method or inner optimizer.
+
+The consensus, the outer optimizer and the counters carry over as they are. Each worker's parameters
+and moments become the mean over the old workers, as new workers begin in the paper, unless the number
+of workers is the same. What has no mean, or was not there, begins anew.
+"""
+
+from collections.abc import Mapping, Sequence
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from desloc_jax.optimizer.over_workers import WORKERS
+from desloc_jax.train.job import Job
+from desloc_jax.train.leaves import LeafReader, named_leaves, PER_WORKER
+from desloc_jax.train.step import TrainState
+
+# Measurements of single workers: they have no meaning for others.
+MEASUREMENTS = ('optimizer.drift.', 'optimizer.health.')
+
+
+class Before(NamedTuple):
+  """What a checkpoint holds."""
+
+  leaves: Mapping[str, jax.ShapeDtypeStruct]  # By name.
+  workers: int
+  shared_moments: bool  # Of a method whose moments have no axis of workers.
+  finite: Sequence[bool]  # [workers]: those that are not are left out of means.
+  step: int
+
+
+class Leaf(NamedTuple):
+  """One array of the new state."""
+
+  name: str
+  like: jax.ShapeDtypeStruct
+  per_worker: bool  # [workers, ...].
+
+
+def transfer(job: Job, before: Before, reader: LeafReader) -> tuple[TrainState, str]:
+  """Returns the state of `job`, and in a few words what was made from what.
+
+  Only the parts that a device needs are read for it, one old worker at a time: neither a host nor a
+  device ever holds an array of all old workers.
+  """
+  shared_moments = not jax.tree.leaves(job.state_like.optimizer.params)
+  leaves = [
+    Leaf(name, like, _is_per_worker(name, shared_moments))
+    for name, like in named_leaves(job.state_like).items()
+  ]
+  arrays = {leaf.name: _carry_over(leaf, leaves, before, reader) for leaf in leaves}
+  fresh = [leaf.name for leaf in leaves if arrays[leaf.name] is None]
+  arrays |= _begin_anew(job, fresh)
+  state = jax.tree.unflatten(
+    jax.tree.structure(job.state_like), [arrays[leaf.name] for leaf in leaves]
+  )
+  return state, _summary(before, job.config.workers, fresh, [leaf.name for leaf in leaves])
+
+
+def _is_per_worker(name: str, shared_moments: bool) -> bool:
+  return name.startswith(PER_WORKER) and not (
+    shared_moments and name.startswith('optimizer.inner.')
+  )
+
+
+def _carry_over(leaf: Leaf, leaves: Sequence[Leaf], before: Before, reader: LeafReader):
+  """Returns the array of a leaf from the checkpoint, None if it is to begin anew."""
+  source = _source(leaf.name, leaves, before)
+  if source is None:
+    return _step_count(leaf, leaves, before)
+  old_workers = before.workers if _is_per_worker(source, before.shared_moments) else None
+  new_workers = leaf.like.shape[0] if leaf.per_worker else None
+  old_shape = before.leaves[source].shape[old_workers is not None :]
+  if old_shape != leaf.like.shape[leaf.per_worker :]:
+    return None
+  if old_workers == new_workers:
+    return reader.read(source, leaf.like)
+  if leaf.name.startswith(MEASUREMENTS):
+    return None
+  one = _one_worker(leaf)
+  if old_workers is None:
+    return _spread(reader.read(source, one), leaf)
+  if jnp.issubdtype(leaf.like.dtype, jnp.inexact):
+    rows = [row for row, finite in enumerate(before.finite) if finite]
+    return _spread(reader.read_mean(source, rows, one), leaf)
+  value = reader.read_if_same(source, range(old_workers), one)
+  return None if value is None else _spread(value, leaf)
+
+
+def _source(name: str, leaves: Sequence[Leaf], before: Before) -> str | None:
+  """Returns the checkpoint's name of a leaf: the same, or the same but for places in a chain."""
+  if name in before.leaves:
+    return name
+  if name.startswith('optimizer.params.'):  # After a method without local parameters.
+    return name.removeprefix('optimizer.')
+  if name.startswith('optimizer.inner.'):
+    matches = [other for other in before.leaves if _plain(other) == _plain(name)]
+    rivals = [leaf for leaf in leaves if _plain(leaf.name) == _plain(name)]
+    if len(matches) == len(rivals) == 1:
+      return matches[0]
+  return None
+
+
+def _plain(name: str) -> str:
+  return re.sub(r'\.\d+(?=\.|$)', '', name)
+
+
+def _step_count(leaf: Leaf, leaves: Sequence[Leaf], before: Before) -> jax.Array | None:
+  """Returns the steps done, for a step count that does not belong to moments that begin anew."""
+  group, _, field = leaf.name.rpartition('.')
+  beside = [n for n, *_ in leaves if n.startswith(f'{group}.') and n != leaf.name]
+  if field != 'count' or any(_source(name, leaves, before) is None for name in beside):
+    return None
+  return jax.device_put(jnp.full(leaf.like.shape, before.step, leaf.like.dtype), leaf.like.sharding)
+
+
+def _one_worker(leaf: Leaf) -> jax.ShapeDtypeStruct:
+  """Returns the shape and sharding of a leaf without the axis of workers."""
+  if not leaf.per_worker:
+    return leaf.like
+  sharding = leaf.like.sharding
+  spec = P(*(axis for axis in sharding.spec if axis != WORKERS))
+  return jax.ShapeDtypeStruct(
+    leaf.like.shape[1:], leaf.like.dtype, sharding=NamedSharding(sharding.mesh, spec)
+  )
+
+
+def _spread(value: jax.Array, leaf: Leaf) -> jax.Array:
+  if not leaf.per_worker:
+    return value
+  repeat = jax.jit(lambda x: jnp.broadcast_to(x, leaf.like.shape), out_shardings=leaf.like.sharding)
+  return repeat(value)
+
+
+def _begin_anew(job: Job, names: Sequence[str]) -> dict[str, jax.Array]:
+  """Returns these leaves of the state before the first step."""
+  shardings = {name: like.sharding for name, like in named_leaves(job.state_like).items()}
+
+  def chosen():
+    leaves = named_leaves(job.new_state())
+    return {name: leaves[name] for name in names}
+
+  return jax.jit(chosen, out_shardings={name: shardings[name] for name in names})()
+
+
+def _summary(before: Before, workers: int, fresh: Sequence[str], names: Sequence[str]) -> str:
+  parts = []
+  if before.workers != workers:
+    well = sum(before.finite)
+    parts.append(f"parameters and moments of {workers} workers are the mean of {well} workers'")
+  if fresh:
+    parts.append(f'reset: {", ".join(sorted({_group(name) for name in fresh}))}')
+  if gone := sorted({_group(name) for name in before.leaves} - {_group(name) for name in names}):
+    parts.append(f'left out: {", ".join(gone)}')
+  return '; '.join(parts) or 'everything else is as it was'
+
+
+def _group(name: str) -> str:
+  """Returns what a leaf is part of, without its place in the model: 'inner.nu', 'drift'."""
+  parts = _plain(name).removeprefix('optimizer.').split('.')
+  return parts[0] if parts[0] in ('params', 'drift', 'health') else '.'.join(parts[:2])
