@@ -1,6 +1,25 @@
-"""Tests run on 8 virtual CPU devices."""
+"""Tests run on 8 virtual CPU devices, and compile what several of them run only once."""
 
 import os
+import pathlib
+import shutil
+import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+# Processes of one test run, those that tests start too, share what they compile.
+_RUN = os.environ.get('PYTEST_XDIST_TESTRUNUID', str(os.getpid()))
+_CACHE = pathlib.Path(tempfile.gettempdir()) / f'desloc_jax-tests-{_RUN}'
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(_CACHE)
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+
+def pytest_sessionfinish(session):
+  if not hasattr(session.config, 'workerinput'):  # The process that started the others.
+    for folder in {_CACHE, _CACHE.with_name(f'desloc_jax-tests-{_run_of(session)}')}:
+      shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run_of(session):
+  manager = session.config.pluginmanager.getplugin('dsession')
+  return getattr(manager, 'nodemanager', None) and manager.nodemanager.testrunuid

@@ -170,6 +170,18 @@ def test_the_number_of_devices_does_not_change_the_run(text, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / str(count)), reference, rtol=1e-4)
 
 
+@pytest.mark.parametrize('workers', [1, 4])
+def test_workers_that_share_several_devices_train_as_on_one(workers, text, tmp_path):
+  """A mesh of one row: mesh.fsdp is all of the devices."""
+  runs = {}
+  for count in (1, 2):
+    config = small_config(text, workers=workers, steps=4, **{'mesh.fsdp': count})
+    runs[count] = train(config, tmp_path / str(count), jax.devices()[:count])
+  np.testing.assert_allclose(losses(tmp_path / '2'), losses(tmp_path / '1'), rtol=1e-4)
+  assert runs[1]['bytes_per_worker'] == runs[2]['bytes_per_worker']
+  assert (runs[1]['bytes_per_worker'] > 0) == (workers > 1)
+
+
 def test_the_token_stream_does_not_depend_on_devices(text):
   config = small_config(text)
   batches = []

@@ -24,6 +24,8 @@ def over_workers(function: Callable, mesh: Mesh, in_axes, out_axes) -> Callable:
     out_axes: likewise, of the results.
   """
   replicas = jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=REPLICAS)
+  if is_local(mesh):
+    return _with_axis_of_one(replicas)
   # The types of varying axes have no rule for a mean over a manual and a vmapped axis at once.
   return jax.shard_map(
     replicas,
@@ -33,6 +35,25 @@ def over_workers(function: Callable, mesh: Mesh, in_axes, out_axes) -> Callable:
     axis_names={WORKERS},
     check_vma=False,
   )
+
+
+def is_local(mesh: Mesh) -> bool:
+  """Whether nothing can cross workers on `mesh`: all of them share the same several devices.
+
+  XLA's partitioner then refuses an average over the manual axis of one (JAX 0.10 to 0.12), and there
+  is no need of a manual axis.
+  """
+  return mesh.shape[WORKERS] == 1 and mesh.size > 1
+
+
+def _with_axis_of_one(function: Callable) -> Callable:
+  """Binds the axis of the workers to one element."""
+  mapped = jax.vmap(function, in_axes=None, out_axes=0, axis_size=1, axis_name=WORKERS)
+
+  def call(*args):
+    return jax.tree.map(lambda x: x[0], mapped(*args))
+
+  return call
 
 
 def worker_specs(axes):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import functools
 import logging as std_logging
 import pathlib
 from typing import Any
@@ -30,15 +31,19 @@ class Checkpoints:
   """
 
   def __init__(self, folder: pathlib.Path, keep: int):
-    """Opens `folder`, which is made if it does not exist, to keep the newest `keep` checkpoints."""
+    """Takes `folder`, which is made when it is first saved to, to keep the newest `keep`."""
     self.folder = folder.absolute()
+    self._keep = keep
     self._saving: int | None = None
     std_logging.getLogger('absl').addFilter(_not_by_orbax)
+
+  @functools.cached_property
+  def _manager(self) -> ocp.CheckpointManager:
     with _one_line('cannot be opened', self.folder):
-      self._manager = ocp.CheckpointManager(
+      return ocp.CheckpointManager(
         self.folder,
         options=ocp.CheckpointManagerOptions(
-          max_to_keep=keep,
+          max_to_keep=self._keep,
           create=True,
           cleanup_tmp_directories=True,
           async_options=ocp.AsyncOptions(
@@ -55,7 +60,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """Returns the steps of the complete checkpoints, the newest first."""
-    return sorted(self._manager.all_steps(), reverse=True)
+    return sorted(self._manager.all_steps(), reverse=True) if self.folder.exists() else []
 
   def save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
     """Starts to save; returns as soon as `state` may be donated. `position` is of JSON types.
@@ -140,8 +145,9 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits until everything is on disk."""
-    with _one_line('cannot be saved', self.folder):
-      self._manager.close()
+    if '_manager' in vars(self):
+      with _one_line('cannot be saved', self.folder):
+        self._manager.close()
 
   def _sign(self) -> None:
     """Signs what is saved, before orbax renames it to a complete checkpoint (despite the name of

@@ -20,6 +20,7 @@ from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.hlo import read_collectives
 from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.optimizer.methods import METHODS
+from desloc_jax.optimizer.over_workers import AXIS_NAMES, is_local
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.transform import desloc, HEALTH, RESTARTS
 from desloc_jax.train import config as config_lib, mesh as mesh_lib
@@ -123,11 +124,12 @@ def make_job(
   active_like = None
   if active:
     active_like = jax.ShapeDtypeStruct((config.workers,), bool, sharding=NamedSharding(mesh, P()))
-  ledger = read_ledger(
-    jax.make_jaxpr(step)(state_like, tokens_like, active_like),
-    periods | {HEALTH: _period_of_any(periods), RESTARTS: None},
-    config.workers,
-  )
+  named = periods | {HEALTH: _period_of_any(periods), RESTARTS: None}
+  if is_local(mesh):  # What separate workers would send.
+    ledger = transform_ledger(tx, params_like, named, config.workers, AXIS_NAMES)
+  else:
+    jaxpr = jax.make_jaxpr(step)(state_like, tokens_like, active_like)
+    ledger = read_ledger(jaxpr, named, config.workers)
 
   start = time.perf_counter()
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
