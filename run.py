@@ -16,14 +16,29 @@ from desloc_jax.train import cli
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go; default runs/NAME_OF_CONFIG.')
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, if the run is of several processes.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many they are.', lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this is, from 0.', lower_bound=0
+)
 _MODE = flags.DEFINE_enum('mode', 'train', ['train'], 'What to do.')
 
 
 def main(argv):
   del argv
   logging.set_verbosity(logging.WARNING)
-  from desloc_jax.train.loop import train  # Here, so that --help and typing errors answer at once.
+  # Here, so that --help and typing errors answer at once.
+  from desloc_jax.errors import UserError
+  from desloc_jax.train import processes
+  from desloc_jax.train.loop import train
 
+  membership = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if any(value is not None for value in membership):
+    if None in membership:
+      raise UserError('--coordinator, --num_processes and --process_id belong together.')
+    processes.join(*membership)
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
   train(_CONFIG.value, pathlib.Path(_WORKDIR.value or f'runs/{name}'))
 

@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from desloc_jax.errors import UserError
-from desloc_jax.train import checksums
+from desloc_jax.train import checksums, processes
 from desloc_jax.train.leaves import LeafReader, named_leaves, PER_WORKER
 from desloc_jax.train.step import TrainState
 
@@ -140,7 +140,9 @@ class Checkpoints:
       self.folder / f'damaged-{step}{suffix}' for suffix in ('', *map('-{}'.format, range(1, 1000)))
     )
     with _one_line('cannot be set aside', folder):
-      folder.rename(next(name for name in names if not name.exists()))
+      if processes.writes():
+        folder.rename(next(name for name in names if not name.exists()))
+      processes.anywhere(False)  # The others wait for it.
       self._manager.reload()
 
   def close(self) -> None:
@@ -176,6 +178,8 @@ def _damage_of(folder: pathlib.Path) -> Iterator[None]:
   except UserError:
     raise
   except Exception as error:  # orbax raises of many kinds, each with pages of context.
+    if processes.is_lost_peer(error):
+      raise
     raise CheckpointDamaged(f'The checkpoint {folder} cannot be read: {_reason(error)}.') from error
 
 
@@ -184,6 +188,8 @@ def _one_line(what: str, folder: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:
+    if processes.is_lost_peer(error):
+      raise
     raise UserError(
       f'the checkpoint in {folder} {what}: {_reason(error)}. What was complete before is kept.'
     ) from error

@@ -6,6 +6,7 @@ import functools
 import glob
 import os
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -37,22 +38,29 @@ def exit_with_one_line(main: Callable) -> Callable:
 
   @functools.wraps(main)
   def wrapped(argv):
+    from desloc_jax.train import processes  # Imports JAX.
     from desloc_jax.train.interruption import Interrupted
-    from desloc_jax.train.recorder import TrainingDiverged  # Imports JAX.
+    from desloc_jax.train.recorder import TrainingDiverged
 
     try:
       main(argv)
     except UserError as error:
       fail(error)
-    except OSError as error:  # A disk that is full, a folder that is gone.
-      fail(f'{error.filename or "a file"} cannot be used: {error.strerror or error}')
     except TrainingDiverged as error:
       fail(error, DIVERGED)
     except Interrupted as stop:
-      print(stop, file=sys.stderr)
-      sys.exit(stop.exit_code)
+      end(stop.exit_code, str(stop))
     except KeyboardInterrupt:
       fail('interrupted before the first step', 130)
+    except OSError as error:  # A disk that is full, a folder that is gone.
+      fail(f'{error.filename or "a file"} cannot be used: {error.strerror or error}')
+    except Exception as error:
+      if processes.is_lost_peer(error):
+        end(processes.PEER_LOST, 'error: lost contact with another process, which died or hangs.')
+      if processes.several():
+        traceback.print_exc()
+        end(1, 'error: see above.')
+      raise
 
   return wrapped
 
@@ -65,7 +73,17 @@ def fail(error: Exception | str, code: int = USAGE_ERROR) -> None:
   if any(line.startswith('Traceback') for line in lines):
     lines = lines[-1:]  # An error in the config file itself: ml_collections quotes its traceback.
   text = ' '.join(' '.join(lines).split()).removeprefix('desloc_jax.errors.UserError: ')
-  print(f'error: {text}', file=sys.stderr)
+  end(code, f'error: {text}')
+
+
+def end(code: int, text: str) -> None:
+  """Prints a last line and ends the process, or this one of several."""
+  if 'jax' in sys.modules:
+    from desloc_jax.train import processes
+
+    if processes.several():
+      processes.leave(code, text)
+  print(text, file=sys.stderr)
   sys.exit(code)
 
 

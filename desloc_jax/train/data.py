@@ -1,6 +1,6 @@
 """The data of a run: sources of both splits, the training stream and the validation batches."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 
@@ -42,8 +42,15 @@ class Data:
     return sum(s.tokens for s in sources) / sum(s.text_bytes for s in sources)
 
 
-def load_data(config: config_dict.ConfigDict, start: data_lib.StreamStart) -> Data:
-  """Opens all sources of a configuration; the training stream begins at `start`.
+def load_data(
+  config: config_dict.ConfigDict, start: data_lib.StreamStart, local_workers: Sequence[int]
+) -> Data:
+  """Opens all sources of a configuration.
+
+  Args:
+    config: of the run.
+    start: where the training stream begins.
+    local_workers: the workers whose batches this process reads.
 
   Raises:
     UserError: a source or the tokenizer cannot be used, or has no data for a split.
@@ -72,6 +79,7 @@ def load_data(config: config_dict.ConfigDict, start: data_lib.StreamStart) -> Da
       workers=config.workers,
       batch_size=worker_batch_size(config),
       seed=config.seed,
+      local_workers=local_workers,
       start=start,
     ),
     validation_batches=data_lib.validation_batches(

@@ -3,7 +3,7 @@
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from desloc_jax.train import mesh as mesh_lib
+from desloc_jax.train import mesh as mesh_lib, processes
 from desloc_jax.train.job import Job
 from desloc_jax.train.step import local_mean, TrainState
 
@@ -14,8 +14,11 @@ class Evaluator:
   def __init__(self, job: Job):
     sharding = NamedSharding(job.mesh, P(mesh_lib.WORKERS, mesh_lib.FSDP))
     self._job = job
-    self._batches = [jax.device_put(batch, sharding) for batch in job.data.validation_batches]
-    self._sequences = sum(float(mask.sum()) for _, mask in self._batches)
+    self._sequences = sum(float(mask.sum()) for _, mask in job.data.validation_batches)
+    self._batches = [
+      tuple(processes.place(array, sharding) for array in batch)
+      for batch in job.data.validation_batches
+    ]
     params = jax.tree.map(lambda x: x.sharding, job.state_like.params)
     self._local_mean = jax.jit(local_mean, out_shardings=params)
 

@@ -53,6 +53,7 @@ class Job:
   state_like: TrainState  # Shapes, dtypes and shardings.
   clock: Clock
   active: Callable[[int], np.ndarray] | None  # Step -> boolean [workers]; None: always all.
+  local_workers: Sequence[int]  # Those with devices of this process, in a row.
   tokens_like: jax.ShapeDtypeStruct  # int32 [workers, micro-batches, sequences, seq_len + 1].
   train_step: Callable[..., tuple[TrainState, dict[str, Any]]]  # Compiled; see `make_train_step`.
   eval_step: Callable[..., jax.Array]
@@ -100,7 +101,8 @@ def make_job(
       f'batch_size / accumulation is {micro_batch}, which mesh.fsdp={mesh.shape[mesh_lib.FSDP]} '
       'devices of a worker cannot share evenly.'
     )
-  data = load_data(config, segment.stream_start)
+  local_workers = mesh_lib.local_workers(mesh, config.workers)
+  data = load_data(config, segment.stream_start, local_workers)
   model = config_lib.model_config(config, data.tokenizer.vocab_size)
   init_params = functools.partial(model_lib.init_params, model)
   params_like = jax.eval_shape(init_params, jax.random.key(0))
@@ -149,6 +151,7 @@ def make_job(
     state_like=state_like,
     clock=clock,
     active=active,
+    local_workers=local_workers,
     tokens_like=tokens_like,
     train_step=compiled,
     finite=jax.jit(finite_workers),

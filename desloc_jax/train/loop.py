@@ -6,6 +6,7 @@ on from are dropped: they will be written again.
 
 from collections.abc import Iterator, Sequence
 import pathlib
+import signal
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from ml_collections import config_dict
 import numpy as np
 
 from desloc_jax.errors import UserError
-from desloc_jax.train import report
+from desloc_jax.train import processes, report
 from desloc_jax.train.checkpoint import Checkpoints
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.evaluate import Evaluator
@@ -39,7 +40,7 @@ def train(
   that is at its end already is summed up again.
 
   Returns:
-    The summary.
+    The summary; empty on all processes but the first.
 
   Raises:
     UserError: the configuration, the data or the workdir cannot be used, or cannot be written any
@@ -58,11 +59,14 @@ def train(
         f'{workdir} is at step {start} already and this run would end at step {stop}; '
         'raise stop_at up to steps, or use another --workdir.'
       )
-    write_config(config, workdir)
+    if processes.writes():
+      write_config(config, workdir)
     state = _run_steps(job, workdir, checkpoints, state, start, stop, changes)
   finally:
     checkpoints.close()
-  syncs = {name: int(count) for name, count in jax.device_get(state.syncs).items()}
+  syncs = {name: int(count) for name, count in processes.fetch(state.syncs).items()}
+  if not processes.writes():
+    return {}
   summary = report.summarise(job, read_metrics(workdir), syncs)
   report.write_summary(summary, workdir)
   plot_training(workdir, title=f'{config.method}, {config.workers} workers: {workdir.name}')
@@ -100,7 +104,10 @@ def _run_steps(
         if recorder.due:  # The step before: fetched now that the device has its next work.
           recorder.write(recorder.fetch())
         recorder.add(step, metrics)
+        # Of several processes, all must stop after the same step.
         interrupted = request.signal_number is not None
+        if processes.several():
+          interrupted = recorder.due and processes.anywhere(interrupted)
         saves = interrupted or step == stop or _due(step, config.checkpoint.every)
         evaluates = step == stop or _due(step, config.eval.every)
         if saves or evaluates:
@@ -109,12 +116,12 @@ def _run_steps(
             line |= evaluator(state)
           recorder.write(line)
           if saves:
-            finite = np.asarray(job.finite(state))
+            finite = processes.fetch(job.finite(state))
             check_finite_state(step, finite, can_be_left_out=bool(state.optimizer.health))
             checkpoints.save(step, state, position_after(job, step, recorder.syncs, finite))
           recorder.restart_clock()
         if interrupted and step < stop:
-          raise Interrupted(step, request.signal_number)
+          raise Interrupted(step, request.signal_number or signal.SIGTERM)
   finally:
     recorder.close()
   return state
@@ -122,10 +129,11 @@ def _run_steps(
 
 def _inputs(job: Job, start: int) -> Iterator[tuple[jax.Array, jax.Array | None]]:
   """Yields tokens and active workers of each step after `start`, already on the devices."""
+  everywhere = NamedSharding(job.mesh, P())
   on_device = (
     (
-      jax.device_put(tokens.reshape(job.tokens_like.shape), job.tokens_like.sharding),
-      job.active and jax.device_put(job.active(step), NamedSharding(job.mesh, P())),
+      _place_tokens(job, tokens),
+      job.active and processes.place(job.active(step), everywhere),
     )
     for step, tokens in enumerate(job.data.stream.iterator(start), start + 1)
   )
@@ -133,6 +141,18 @@ def _inputs(job: Job, start: int) -> Iterator[tuple[jax.Array, jax.Array | None]
   for inputs in on_device:
     yield ahead
     ahead = inputs
+
+
+def _place_tokens(job: Job, tokens: np.ndarray) -> jax.Array:
+  """Returns the global array of a step, of the tokens [local workers, ...] of this process."""
+  like, first = job.tokens_like, job.local_workers[0]
+  tokens = tokens.reshape(len(tokens), *like.shape[1:])
+
+  def part(index):
+    start, stop, _ = index[0].indices(like.shape[0])
+    return tokens[(slice(start - first, stop - first), *index[1:])]
+
+  return jax.make_array_from_callback(like.shape, like.sharding, part)
 
 
 def _due(step: int, every: int) -> bool:

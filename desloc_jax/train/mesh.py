@@ -48,6 +48,23 @@ def make_mesh(workers: int, fsdp: int, devices: Sequence[jax.Device] | None = No
   )
 
 
+def local_workers(mesh: Mesh, workers: int) -> range:
+  """Returns the workers that have devices of this process.
+
+  Raises:
+    UserError: it has none.
+  """
+  rows = [
+    row
+    for row, devices in enumerate(mesh.devices)
+    if any(device.process_index == jax.process_index() for device in devices)
+  ]
+  if not rows:
+    raise UserError(f'process {jax.process_index()} has no device of this run.')
+  a_row = workers // len(mesh.devices)
+  return range(rows[0] * a_row, (rows[-1] + 1) * a_row)
+
+
 def shardings(mesh: Mesh, tree, worker_axes):
   """Returns a NamedSharding for every leaf of `tree`.
 

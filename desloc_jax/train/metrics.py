@@ -69,10 +69,16 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
   return lines
 
 
-def progress_bar(start: int, stop: int) -> tqdm.tqdm:
+def progress_bar(start: int, stop: int, shown: bool = True) -> tqdm.tqdm:
   """Returns a bar over steps; `tqdm` redraws it at most every half second."""
   return tqdm.tqdm(
-    total=stop, initial=start, unit='step', mininterval=0.5, dynamic_ncols=True, smoothing=0.1
+    total=stop,
+    initial=start,
+    disable=not shown,
+    unit='step',
+    mininterval=0.5,
+    dynamic_ncols=True,
+    smoothing=0.1,
   )
 
 

@@ -7,10 +7,10 @@ import sys
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 from desloc_jax.optimizer.transform import HEALTH
+from desloc_jax.train import processes
 from desloc_jax.train.job import Job
 from desloc_jax.train.metrics import format_bytes, MetricsWriter, progress_bar
 from desloc_jax.train.step import TrainState
@@ -31,11 +31,11 @@ class Recorder:
   def __init__(self, job: Job, workdir: pathlib.Path, start: int, stop: int, state: TrainState):
     """Starts after step `start`, with `state`."""
     self._job = job
-    self._writer = MetricsWriter(workdir, start)
-    self._bar = progress_bar(start, stop)
+    self._writer = MetricsWriter(workdir, start) if processes.writes() else None
+    self._bar = progress_bar(start, stop, shown=processes.writes())
     self._pending: list[tuple[int, Mapping[str, Any]]] = []
     self._interval_start = time.perf_counter()
-    syncs, health = jax.device_get((state.syncs, state.optimizer.health))
+    syncs, health = processes.fetch((state.syncs, state.optimizer.health))
     self._restarts = np.array(health.restarts if health else np.zeros(job.config.workers, int))
     self.syncs = {name: int(count) for name, count in syncs.items()}
 
@@ -56,7 +56,7 @@ class Recorder:
       TrainingDiverged: in one of them a loss or gradient norm is not finite, and it is not one
         of workers that can be left out while others stay.
     """
-    fetched = jax.device_get([metrics for _, metrics in self._pending])
+    fetched = processes.fetch([metrics for _, metrics in self._pending])
     speed = self._speed(time.perf_counter())
     for (step, _), metrics in zip(self._pending, fetched, strict=True):
       check_finite(step, metrics, self._active(step))
@@ -96,15 +96,18 @@ class Recorder:
   def _tell_of_restarts(self, step: int, metrics: Mapping[str, Any]) -> None:
     restarts = metrics['health'].get('restarts', self._restarts)
     for worker in np.flatnonzero(restarts > self._restarts):
-      self._bar.write(
-        f'Step {step}: worker {worker} was not finite or had run away. It was left out of the '
-        f'average and restarted from the consensus, restart {restarts[worker]} of this worker.',
-        file=sys.stderr,
-      )
+      if processes.writes():
+        self._bar.write(
+          f'Step {step}: worker {worker} was not finite or had run away. It was left out of the '
+          f'average and restarted from the consensus, restart {restarts[worker]} of this worker.',
+          file=sys.stderr,
+        )
     self._restarts = np.array(restarts, int)
 
   def write(self, line: Mapping[str, Any]) -> None:
     """Writes a line to the logs and shows it beside the progress bar."""
+    if self._writer is None:
+      return
     self._writer.write(line)
     if 'loss' in line:
       self._bar.set_postfix_str(self._status(line), refresh=False)
@@ -115,7 +118,8 @@ class Recorder:
 
   def close(self) -> None:
     self._bar.close()
-    self._writer.close()
+    if self._writer is not None:
+      self._writer.close()
 
   def _speed(self, now: float) -> float:
     speed = len(self._pending) * self._job.clock.tokens_per_step / (now - self._interval_start)
