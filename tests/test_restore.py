@@ -1,21 +1,28 @@
 """Restarts with other workers, devices or options, and from damaged checkpoints."""
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 from absl import logging
 import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from desloc_jax.errors import UserError
 from desloc_jax.train import checksums, loop
-from desloc_jax.train.checkpoint import CheckpointDamaged, Checkpoints
+from desloc_jax.train.checkpoint import CheckpointDamaged, Checkpoints, chunks
 from desloc_jax.train.leaves import LeafReader, named_leaves
 from desloc_jax.train.metrics import read_metrics
 from desloc_jax.train.restore import begin_or_go_on
 from tests.runs import losses, same_bits, small_config, write_text
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def train(config, workdir):
@@ -280,3 +287,49 @@ def test_without_a_good_checkpoint_nothing_is_touched(text, workdir):
   with pytest.raises(UserError, match=r'all checkpoints in .* are damaged \(steps 7\).*begin anew'):
     train(small_config(text), workdir)
   assert sorted((p.relative_to(workdir), p.stat().st_mtime) for p in workdir.rglob('*')) == listing
+
+
+MEMORY_TEST = """
+import resource, sys
+import jax, numpy as np
+from jax.sharding import SingleDeviceSharding
+from desloc_jax.train.leaves import LeafReader
+import pathlib
+
+folder, workers = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+like = jax.ShapeDtypeStruct((1024, 1024), np.float32, sharding=SingleDeviceSharding(jax.devices()[0]))
+reader = LeafReader(folder)
+jax.block_until_ready(jax.device_put(np.zeros((1024, 1024), np.float32)))
+used = int([l for l in open('/proc/self/status') if l.startswith('VmData')][0].split()[1]) * 1024
+limit = used + int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+try:
+  np.ones((workers, 1024, 1024), np.float32)
+  print('the limit does not bind')
+except MemoryError:
+  pass
+for leaf in range(4):
+  mean = reader.read_mean(f'optimizer.params.{leaf}', range(workers), like)
+  assert float(mean[0, 0]) == (workers - 1) / 2 + leaf, mean[0, 0]
+print('done')
+"""
+
+
+def test_a_restore_never_holds_the_copies_of_all_workers(tmp_path):
+  """64 workers of 16 MiB took 1 GiB; 4 means are made within 200 MiB, in a process of its own."""
+  workers = 64
+  rows = jnp.arange(workers, dtype=jnp.float32)[:, None, None]
+  folder = tmp_path / 'checkpoints'
+  arrays = {
+    f'optimizer.params.{leaf}': jnp.broadcast_to(rows + leaf, (workers, 1024, 1024))
+    for leaf in range(4)
+  }
+  save_args = {name: chunks(name, array) for name, array in arrays.items()}
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(folder.absolute(), arrays, save_args=save_args)
+  del arrays
+  result = subprocess.run(
+    [sys.executable, '-c', MEMORY_TEST, folder, str(workers), str(200 * 2**20)],
+    capture_output=True, text=True, env={**os.environ, 'XLA_FLAGS': ''}, cwd=ROOT,
+  )  # fmt: skip
+  assert result.returncode == 0 and result.stdout == 'done\n', result.stdout + result.stderr

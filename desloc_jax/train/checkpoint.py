@@ -68,7 +68,7 @@ class Checkpoints:
     A failure may show only at the next call, or in `close`.
     """
     leaves = named_leaves(state)
-    save_args = {name: _chunks(name, leaf) for name, leaf in leaves.items()}
+    save_args = {name: chunks(name, leaf) for name, leaf in leaves.items()}
     items = {
       STATE: ocp.args.StandardSave(leaves, save_args=save_args),
       POSITION: ocp.args.JsonSave(position),
@@ -159,7 +159,7 @@ class Checkpoints:
     checksums.sign(folder, (STATE, POSITION))
 
 
-def _chunks(name: str, leaf: jax.Array) -> ocp.SaveArgs:
+def chunks(name: str, leaf: jax.Array) -> ocp.SaveArgs:
   """Returns how a leaf is cut on disk: never two workers in a chunk, as chunks are read whole."""
   if not name.startswith(PER_WORKER) or leaf.ndim < 2:  # Shared moments are cut likewise: no harm.
     return ocp.SaveArgs()

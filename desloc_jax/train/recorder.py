@@ -154,17 +154,18 @@ def check_finite(step: int, metrics: Mapping[str, Any], active: np.ndarray) -> N
     TrainingDiverged: names the metric, the worker and the step.
   """
   healthy = metrics['health'].get('healthy', active)
-  problem = 'all have run away from the consensus'
+  problems = []
   for name in ('loss', 'grad_norm'):
     finite = np.isfinite(metrics[name])
     if not finite.all():
       bad = np.flatnonzero(~finite)
-      problem = f'{name} of worker {_listing(bad)} is {metrics[name][bad[0]]}'
-      healthy = healthy & finite
-      if not metrics['health']:
-        raise TrainingDiverged(f'{problem} at step {step}. {_ADVICE}')
+      problems.append(f'{name} of worker {_listing(bad)} is {metrics[name][bad[0]]} at step {step}')
+    healthy = healthy & finite
+  if problems and not metrics['health']:
+    raise TrainingDiverged(f'{problems[0]}. {_ADVICE}')
   if active.any() and not (healthy & active).any():
-    raise TrainingDiverged(f'no healthy worker is left: {problem} at step {step}. {_ADVICE}')
+    problem = [*problems, f'all have run away from the consensus at step {step}'][0]
+    raise TrainingDiverged(f'no healthy worker is left: {problem}. {_ADVICE}')
 
 
 def check_finite_state(step: int, finite: np.ndarray, can_be_left_out: bool) -> None:

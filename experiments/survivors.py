@@ -1,0 +1,172 @@
+"""One run, several processes: some are killed, the survivors go on, others join later.
+
+  python -m experiments.survivors
+
+Plays the part of Slurm or Kubernetes on this machine: starts a process for each worker, kills one at
+random, waits until the others have noticed (exit code 4), and starts the same command again with
+what is left. Later it asks all to stop (SIGTERM) and starts again with new workers among them. The
+global batch stays the same throughout. A run of one process that nothing happens to is trained for
+comparison.
+
+Writes experiments/results/survivors.csv and survivors.png.
+"""
+
+import csv
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from absl import app, flags
+from matplotlib.figure import Figure
+
+from desloc_jax.tables import align
+from desloc_jax.train.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).parent.parent
+# Workers of each phase, and how it ends.
+PHASES = ((4, 'killed'), (3, 'killed'), (2, 'joined'), (4, 'finished'))
+OPTIONS = {
+  'global_batch_size': 24, 'seq_len': 64, 'log_every': 5, 'checkpoint.every': 20,
+  'checkpoint.keep': 3, 'model.layers': 2, 'model.width': 64, 'model.heads': 2,
+  'periods.params': 8, 'eval.sequences': 64, 'eval.every': 0, 'schedule.warmup_steps': 10,
+}  # fmt: skip
+COLUMNS = ('phase', 'workers', 'from step', 'to step', 'ended', 'seconds to notice', 'exit codes')
+
+_STEPS = flags.DEFINE_integer('steps', 400, 'Steps of the whole run.', lower_bound=40)
+_SEED = flags.DEFINE_integer('seed', 0, 'Of who is killed.')
+_RUNS = flags.DEFINE_string('runs', 'runs/survivors', 'Folder of the two runs; must be new.')
+_RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Folder of the table and plot.')
+
+
+def start(workers: int, workdir: pathlib.Path, options: dict, processes: int) -> list:
+  """Starts the processes of one run of so many workers; returns them."""
+  address = f'127.0.0.1:{free_port()}'
+  config = [f'--config.{name}={value}' for name, value in {**options, 'workers': workers}.items()]
+  command = [sys.executable, 'run.py', '--config=configs/tiny.py', f'--workdir={workdir}', *config]
+  environment = os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+  started = []
+  for index in range(processes):
+    member = [f'--coordinator={address}', f'--num_processes={processes}', f'--process_id={index}']
+    started.append(
+      subprocess.Popen(
+        command + (member if processes > 1 else []),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )  # fmt: skip
+    )
+  return started
+
+
+def free_port() -> int:
+  """Returns a port that nobody listens at."""
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
+
+
+def last_step(workdir: pathlib.Path) -> int:
+  """Returns the newest step in the metrics of a run, 0 before there is one."""
+  lines = read_metrics(workdir) if (workdir / 'metrics.jsonl').exists() else []
+  return lines[-1]['step'] if lines else 0
+
+
+def wait_for_step(workdir: pathlib.Path, step: int, processes: list, timeout: float = 300) -> None:
+  """Waits until a run has logged `step`.
+
+  Raises:
+    RuntimeError: a process ended before, or it took too long.
+  """
+  deadline = time.monotonic() + timeout
+  while last_step(workdir) < step:
+    if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
+      texts = [
+        text for process in processes for text in (process.kill(), *process.communicate()) if text
+      ]
+      raise RuntimeError(f'step {step} was not reached: {texts}')
+    time.sleep(0.1)
+
+
+def end_by(
+  event: str, processes: list, chance: random.Random
+) -> tuple[float, list[int], list[str]]:
+  """Ends a phase; returns the seconds until all had ended, their exit codes and last lines."""
+  if event == 'killed':
+    chance.choice(processes).kill()
+  elif event == 'joined':
+    processes[chance.randrange(len(processes))].send_signal(signal.SIGTERM)
+  began = time.monotonic()
+  # Read all of them at once: a full pipe would hold up a process.
+  for process in processes:
+    process.wait(timeout=600)
+  seconds = time.monotonic() - began
+  errors = [process.communicate()[1].strip().splitlines() for process in processes]
+  return (
+    seconds,
+    [process.returncode for process in processes],
+    [e[-1] if e else '' for e in errors],
+  )
+
+
+def main(argv):
+  del argv
+  runs, results = pathlib.Path(_RUNS.value), pathlib.Path(_RESULTS.value)
+  chance, options = random.Random(_SEED.value), OPTIONS | {'steps': _STEPS.value}
+  if (runs / 'survivors').exists():
+    sys.exit(f'error: {runs} holds a run already; use another --runs.')
+  rows, begin = [COLUMNS], 0
+  for phase, (workers, event) in enumerate(PHASES, 1):
+    workdir = runs / 'survivors'
+    print(f'phase {phase}: {workers} processes from step {begin}, until {event}')
+    processes = start(workers, workdir, options, workers)
+    if event != 'finished':
+      wait_for_step(workdir, _STEPS.value * phase // len(PHASES), processes)
+    seconds, codes, _ = end_by(event, processes, chance)
+    noticed = f'{seconds:.1f}' if event == 'killed' else '-'
+    rows.append(
+      (phase, workers, begin, last_step(workdir), event, noticed, ' '.join(map(str, codes)))
+    )
+    begin = last_step(workdir)
+  print('the same in one process, with nothing happening to it')
+  end_by('finished', start(PHASES[0][0], runs / 'undisturbed', options, 1), chance)
+  results.mkdir(parents=True, exist_ok=True)
+  with (results / 'survivors.csv').open('w', newline='') as file:
+    csv.writer(file).writerows(rows)
+  plot(runs, rows[1:], results / 'survivors.png')
+  print(align([tuple(map(str, row)) for row in rows]))
+  for name in ('undisturbed', 'survivors'):
+    print(f'{name}: validation loss {read_metrics(runs / name)[-1]["val_loss"]:.4f}')
+
+
+def plot(runs: pathlib.Path, rows: list[tuple], path: pathlib.Path) -> None:
+  """Draws the loss over all phases beside that of the undisturbed run."""
+  figure = Figure(figsize=(9, 5), layout='constrained')
+  axes = figure.subplots()
+  for name, style in (('undisturbed', 'k:'), ('survivors', '-')):
+    lines = [line for line in read_metrics(runs / name) if 'loss' in line]
+    axes.plot([line['step'] for line in lines], [line['loss'] for line in lines], style, label=name)
+  for _, workers, begin, end, event, *_ in rows:
+    axes.axvline(end, color='gray', linewidth=0.8)
+    axes.text((begin + end) / 2, 0.97, f'{workers} workers', ha='center', va='top',
+              transform=axes.get_xaxis_transform())  # fmt: skip
+    if event != 'finished':
+      axes.text(end, 0.9, f' {event}', va='top', transform=axes.get_xaxis_transform())
+  axes.set(
+    xlabel='step',
+    ylabel='training loss (nats per token)',
+    title='A run whose processes are killed and joined, global batch unchanged',
+  )
+  axes.grid(alpha=0.3)
+  axes.legend(loc='center right')
+  figure.savefig(path, dpi=120)
+
+
+if __name__ == '__main__':
+  app.run(main)

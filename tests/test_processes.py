@@ -1,0 +1,99 @@
+"""Runs of several processes on this machine: the same numbers, and what happens when one is lost."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from desloc_jax.errors import UserError
+from desloc_jax.train import processes as processes_lib
+from desloc_jax.train.metrics import read_metrics
+from experiments import survivors
+from tests.runs import losses, write_text
+
+OPTIONS = {
+  'batch_size': 2, 'seq_len': 32, 'steps': 4000, 'model.layers': 1, 'model.width': 32,
+  'model.heads': 2, 'periods.params': 3, 'log_every': 5, 'eval.sequences': 8, 'eval.every': 0,
+  'data.validation_fraction': 0.2, 'schedule.warmup_steps': 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def options(tmp_path_factory):
+  text = write_text(tmp_path_factory.mktemp('data') / 'text')
+  return OPTIONS | {'data.sources.text.path': text}
+
+
+def finish(processes, timeout=150):
+  """Returns exit codes and what went to stderr, after all have ended."""
+  errors = [process.communicate(timeout=timeout)[1] for process in processes]
+  return [process.returncode for process in processes], errors
+
+
+@pytest.mark.slow
+def test_several_processes_compute_what_one_does(options, tmp_path):
+  """Also where they go on from a checkpoint of one process."""
+  short = options | {'steps': 20, 'failures.away': '1:4-8'}
+  one, several = tmp_path / 'one', tmp_path / 'several'
+  codes, errors = finish(survivors.start(4, one, short, 1))
+  assert codes == [0], errors
+  for stop, count in ((10, 1), (20, 2)):
+    codes, errors = finish(survivors.start(4, several, short | {'stop_at': stop}, count))
+    assert codes == [0] * count, errors
+  np.testing.assert_allclose(losses(several), losses(one), rtol=1e-5)
+  assert [line['step'] for line in read_metrics(several)] == [0, 5, 10, 15, 20]
+  ends = [read_metrics(workdir)[-1] for workdir in (one, several)]
+  assert ends[0]['val_loss'] == pytest.approx(ends[1]['val_loss'], rel=1e-5)
+  assert ends[0]['bytes_per_worker'] == ends[1]['bytes_per_worker'] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 2])
+def test_a_process_that_is_killed_is_noticed_by_all_others(victim, options, tmp_path):
+  """Also where it is the coordinator."""
+  started = survivors.start(3, tmp_path / 'run', options, 3)
+  survivors.wait_for_step(tmp_path / 'run', 10, started)
+  started[victim].kill()
+  killed = time.monotonic()
+  codes, errors = finish(started)
+  assert time.monotonic() - killed < 30
+  assert codes == [-9 if i == victim else processes_lib.PEER_LOST for i in range(3)], errors
+  for text in (text for i, text in enumerate(errors) if i != victim):
+    assert 'process' in text.strip().splitlines()[-1] and 'died or hangs' in text, text
+    assert 'Traceback' not in text
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_the_same_step(options, tmp_path):
+  started = survivors.start(2, tmp_path / 'run', options, 2)
+  survivors.wait_for_step(tmp_path / 'run', 10, started)
+  started[1].send_signal(signal.SIGTERM)
+  codes, errors = finish(started)
+  assert codes == [0, 0], errors
+  lines = [text.strip().splitlines()[-1] for text in errors]
+  last = read_metrics(tmp_path / 'run')[-1]['step']
+  assert [f'after step {last}, saved' in line for line in lines] == [True, True], lines
+  assert (tmp_path / 'run' / 'checkpoints' / str(last)).is_dir()
+
+
+@pytest.mark.parametrize(
+  ('membership', 'message'),
+  [
+    (('localhost', 2, 0), "--coordinator is 'localhost'; expected HOST:PORT"),
+    (('localhost:x', 2, 0), 'expected HOST:PORT'),
+    (('localhost:1234', 2, 2), 'expected 0 to 1 with --num_processes=2'),
+  ],
+)
+def test_numbers_that_cannot_be_right_are_refused(membership, message):
+  with pytest.raises(UserError, match=message):
+    processes_lib.join(*membership)
+
+
+def test_what_a_lost_process_causes_is_told_from_other_errors(monkeypatch):
+  monkeypatch.setattr(processes_lib, 'several', lambda: True)
+  lost = ValueError('UNKNOWN: Gloo all-reduce failed: Connection closed by peer')
+  wrapped = RuntimeError('orbax failed')
+  wrapped.__cause__ = lost
+  assert processes_lib.is_lost_peer(lost) and processes_lib.is_lost_peer(wrapped)
+  assert not processes_lib.is_lost_peer(ValueError('RESOURCE_EXHAUSTED: no space'))
