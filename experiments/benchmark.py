@@ -37,11 +37,12 @@ class Program:
 
   compiled: jax.stages.Compiled
   state: object
+  others: tuple = ()  # Arguments after the tokens.
 
   def seconds(self, tokens: jax.Array) -> float:
     """Steps once and returns the seconds until the new state is there."""
     start = time.perf_counter()
-    self.state, _ = self.compiled(self.state, tokens)
+    self.state, _ = self.compiled(self.state, tokens, *self.others)
     jax.block_until_ready(self.state)
     return time.perf_counter() - start
 
@@ -55,7 +56,7 @@ class Program:
 def plain_program(job: Job) -> Program:
   """Returns the inner optimizer alone on each worker, inside the same shard_map."""
   config = job.config
-  _, inner = schedule_and_inner(config)
+  _, inner = schedule_and_inner(config, job.clock)
   loss = functools.partial(model_lib.next_token_loss, config=job.model)
 
   def of_worker(state, tokens):
@@ -84,7 +85,7 @@ def method_program(config: config_dict.ConfigDict, **options) -> tuple[Job, Prog
   config = copy.deepcopy(config)  # ConfigDict(config) would share the groups of options.
   config.update_from_flattened_dict({'accumulation': 1, **options})
   job = make_job(config)
-  return job, Program(job.train_step, job.make_state())
+  return job, Program(job.train_step, job.make_state(), others=(None,))  # All workers are there.
 
 
 def measure(programs: dict[str, Program], tokens: jax.Array, rounds: int) -> dict[str, list[float]]:
@@ -135,7 +136,7 @@ def table(job: Job, programs: dict[str, Program], seconds: dict[str, list[float]
     rows.append(
       (
         name,
-        f'{job.tokens_per_step / statistics.median(seconds[name]):,.0f}',
+        f'{job.clock.tokens_per_step / statistics.median(seconds[name]):,.0f}',
         f'{ratio(seconds, name, "plain"):.3f}',
         format_bytes(memory),
         f'{(memory - base) / consensus:+.2f}',

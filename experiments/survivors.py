@@ -11,6 +11,8 @@ comparison.
 Writes experiments/results/survivors.csv and survivors.png.
 """
 
+import argparse
+from collections.abc import Sequence
 import csv
 import os
 import pathlib
@@ -21,7 +23,6 @@ import subprocess
 import sys
 import time
 
-from absl import app, flags
 from matplotlib.figure import Figure
 
 from desloc_jax.tables import align
@@ -36,11 +37,6 @@ OPTIONS = {
   'periods.params': 8, 'eval.sequences': 64, 'eval.every': 0, 'schedule.warmup_steps': 10,
 }  # fmt: skip
 COLUMNS = ('phase', 'workers', 'from step', 'to step', 'ended', 'seconds to notice', 'exit codes')
-
-_STEPS = flags.DEFINE_integer('steps', 400, 'Steps of the whole run.', lower_bound=40)
-_SEED = flags.DEFINE_integer('seed', 0, 'Of who is killed.')
-_RUNS = flags.DEFINE_string('runs', 'runs/survivors', 'Folder of the two runs; must be new.')
-_RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Folder of the table and plot.')
 
 
 def start(workers: int, workdir: pathlib.Path, options: dict, processes: int) -> list:
@@ -115,19 +111,37 @@ def end_by(
   )
 
 
-def main(argv):
-  del argv
-  runs, results = pathlib.Path(_RUNS.value), pathlib.Path(_RESULTS.value)
-  chance, options = random.Random(_SEED.value), OPTIONS | {'steps': _STEPS.value}
-  if (runs / 'survivors').exists():
-    sys.exit(f'error: {runs} holds a run already; use another --runs.')
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+  """Returns the options of the command line."""
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.survivors',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--steps', type=int, default=200, help='of the whole run, at least 40 (default: %(default)s)')
+  add('--seed', type=int, default=0, help='of who is killed (default: %(default)s)')
+  add('--runs', default='runs/survivors', help='new folder of the two runs (default: %(default)s)')
+  add('--results', default='experiments/results', help='folder of table and plot')
+  options = parser.parse_args(argv)
+  if options.steps < 40:
+    parser.error(f'--steps is {options.steps}; expected at least 40.')
+  if pathlib.Path(options.runs, 'survivors').exists():
+    parser.error(f'{options.runs} holds a run already; use another --runs.')
+  return options
+
+
+def main():
+  arguments = parse()
+  runs, results = pathlib.Path(arguments.runs), pathlib.Path(arguments.results)
+  chance, options = random.Random(arguments.seed), OPTIONS | {'steps': arguments.steps}
   rows, begin = [COLUMNS], 0
   for phase, (workers, event) in enumerate(PHASES, 1):
     workdir = runs / 'survivors'
     print(f'phase {phase}: {workers} processes from step {begin}, until {event}')
     processes = start(workers, workdir, options, workers)
     if event != 'finished':
-      wait_for_step(workdir, _STEPS.value * phase // len(PHASES), processes)
+      wait_for_step(workdir, arguments.steps * phase // len(PHASES), processes)
     seconds, codes, _ = end_by(event, processes, chance)
     noticed = f'{seconds:.1f}' if event == 'killed' else '-'
     rows.append(
@@ -169,4 +183,4 @@ def plot(runs: pathlib.Path, rows: list[tuple], path: pathlib.Path) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -1,6 +1,10 @@
 """The experiments' own code, on runs of seconds."""
 
 import csv
+import os
+import pathlib
+import subprocess
+import sys
 
 from absl import flags
 import pytest
@@ -8,6 +12,8 @@ import pytest
 from desloc_jax.train.config import flatten
 from experiments import methods
 from tests.runs import small_config, write_text
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.slow
@@ -32,3 +38,16 @@ def test_methods_differ_in_nothing_but_their_own_options(tmp_path, capsys, monke
   methods.main([])  # Nothing is trained again.
   assert len(trained) == 3
   assert (tmp_path / 'results' / 'methods.png').exists()
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_all_programs():
+  small = ('model.layers=1', 'model.width=32', 'model.heads=2', 'seq_len=32', 'batch_size=2')
+  result = subprocess.run(
+    [sys.executable, '-m', 'experiments.benchmark', '--config=configs/tiny.py', '--rounds=3']
+    + [f'--config.{option}' for option in small],
+    capture_output=True, text=True, cwd=ROOT, env={**os.environ, 'XLA_FLAGS': ''},
+  )  # fmt: skip
+  assert result.returncode == 0, result.stderr
+  names = [line.split('  ')[0] for line in result.stdout.splitlines()[2:6]]
+  assert names == ['plain', 'desloc, local step', 'desloc, all three sync', 'ddp']
