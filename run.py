@@ -14,7 +14,10 @@ from ml_collections import config_flags
 
 from desloc_jax.train import cli
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
+try:
+  _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
+except Exception as error:  # Files that --flagfile names are read here already.
+  cli.fail(error)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go; default runs/NAME_OF_CONFIG.')
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', None, 'HOST:PORT of process 0, if the run is of several processes.'

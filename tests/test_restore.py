@@ -77,7 +77,7 @@ def test_another_number_of_workers_begins_with_the_mean_of_the_old(text, workdir
   config = small_config(text, workers=workers)
   job, state, step, changes = go_on(config, workdir, jax.devices()[:devices])
   assert step == 7 and f'workers (was 4, is {workers})' in changes
-  assert "the mean of 4 workers'" in changes and 'drift' in changes and 'reset' in changes
+  assert "the mean of 4 old workers'" in changes and 'drift' in changes and 'reset' in changes
   for name, leaf in state.items():
     value = np.asarray(leaf)
     if name.startswith(('params.', 'optimizer.outer.')):
@@ -167,7 +167,7 @@ def test_a_worker_that_is_not_finite_is_left_out_of_the_mean(text, workdir, tmp_
   checkpoints.save(8, state, position)
   checkpoints.close()
   _, after, _, changes = go_on(small_config(text, workers=2), workdir)
-  assert "the mean of 3 workers'" in changes
+  assert "the mean of 3 old workers'" in changes
   name = 'optimizer.params.embedding'
   np.testing.assert_allclose(
     np.asarray(after[name])[0], before[name][[0, 2, 3]].mean(axis=0), rtol=1e-5, atol=1e-8

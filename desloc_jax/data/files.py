@@ -15,7 +15,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
   """
   path = os.fspath(path)
   partial = path + '.partial'
-  with open(partial, 'wb') as file:
+  with contextlib.suppress(FileNotFoundError):
+    os.unlink(partial)  # It may be a link to a file elsewhere, which is not to be written.
+  with open(partial, 'xb') as file:
     yield file
     file.flush()
     os.fsync(file.fileno())

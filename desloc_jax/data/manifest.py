@@ -99,11 +99,11 @@ def read_manifest(folder: str, name: str = MANIFEST) -> Manifest:
   try:
     with open(path, 'rb') as file:
       content = json.load(file)
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise UserError(f'{path} is no readable manifest: {error}') from error
   found = (content.get('format'), content.get('version')) if isinstance(content, dict) else content
   if found != (_FORMAT, _VERSION):
-    raise UserError(f'{path} is of format {found!r}, expected {(_FORMAT, _VERSION)!r}.')
+    raise UserError(f'{path} is of format {found!r:.60}, expected {(_FORMAT, _VERSION)!r}.')
   if not isinstance(content.get('shards'), list):
     raise UserError(f'{path}: shards is {content.get("shards")!r:.60}, expected a list.')
   content['tokenizer'] = _parse(TokenizerRecord, content.get('tokenizer'), f'{path}: tokenizer')
@@ -124,8 +124,10 @@ def _parse(cls: type, content: Any, place: str) -> Any:
   for field in dataclasses.fields(cls):
     value = values[field.name] = content.get(field.name)
     expected = getattr(field.type, '__origin__', field.type)  # dict for dict[str, Any].
-    if not isinstance(value, int | float if expected is float else expected):
-      raise UserError(f'{place}: {field.name} is {value!r}, expected {expected.__name__}.')
+    if isinstance(value, bool) or not isinstance(
+      value, int | float if expected is float else expected
+    ):
+      raise UserError(f'{place}: {field.name} is {value!r:.60}, expected {expected.__name__}.')
   return cls(**values)
 
 
@@ -134,6 +136,11 @@ def _check_shard(shard: Shard, vocab_size: int, place: str) -> None:
     raise unknown_choice(f'{place}: split', shard.split, splits.SPLITS)
   if not re.fullmatch(r'\w[\w.-]*\.npy', shard.file):
     raise UserError(f'{place}: shard file {shard.file!r} is not a plain .npy name in the folder.')
+  if min(shard.tokens, shard.documents, shard.text_bytes) < 1:
+    raise UserError(
+      f'{place}: shard {shard.file} has {shard.tokens} tokens, {shard.documents} documents and '
+      f'{shard.text_bytes} text_bytes, expected at least 1 of each.'
+    )
   if not 0 <= shard.max_token < vocab_size:
     raise UserError(
       f'{place}: shard {shard.file} has token id {shard.max_token}, expected ids below the '

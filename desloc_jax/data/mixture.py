@@ -1,7 +1,6 @@
 """Mixing the sequences of several sources by weight."""
 
 from collections.abc import Sequence
-import math
 from typing import NamedTuple
 
 import grain
@@ -15,6 +14,7 @@ Sources = Sequence[tuple[SourceSpec, PackedSequences]]
 
 # Then the square of the sum of the integer weights fits into int64, as `draws_before` needs.
 _SMALLEST_SHARE = 1e-7
+_LARGEST_WEIGHT = 1e30  # Far from where products and sums of weights overflow.
 
 
 class SequenceId(NamedTuple):
@@ -110,7 +110,7 @@ def check_sources(sources: Sources, workers: int) -> np.ndarray:
   for worker in np.flatnonzero(weights.sum(axis=0) == 0):
     raise UserError(
       f'Worker {worker} has weight 0 for every source ({", ".join(names)}), expected a positive '
-      'one.'
+      'weight and worker_weights of one.'
     )
   return weights
 
@@ -119,10 +119,10 @@ def _worker_weights(spec: SourceSpec, workers: int) -> list[float]:
   """Returns the source's weight for each worker, checked."""
   for field, values in (('weight', (spec.weight,)), ('worker_weights', spec.worker_weights)):
     for value in values:
-      if not (math.isfinite(value) and value >= 0):
+      if not 0 <= value <= _LARGEST_WEIGHT:
         raise UserError(
-          f'Source {spec.name!r}: {field} has the value {value!r}, expected a finite number of '
-          'at least 0.'
+          f'Source {spec.name!r}: {field} has the value {value!r}, expected a number from 0 to '
+          f'{_LARGEST_WEIGHT:g}.'
         )
   if spec.worker_weights and len(spec.worker_weights) != workers:
     raise UserError(

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import itertools
 import os
-import sys
 
 import tqdm
 
-from desloc_jax.data import documents, manifest as manifests, parallel, shards, splits
+from desloc_jax.data import commands, documents, manifest as manifests, parallel, shards, splits
 from desloc_jax.data.checks import check_at_least
 from desloc_jax.data.encoding import EncodedDocument
 from desloc_jax.data.manifest import MANIFEST, Manifest
@@ -178,11 +177,7 @@ def _table(manifest: Manifest) -> str:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog='python -m desloc_jax.data.prepare',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = commands.make_parser('desloc_jax.data.prepare', __doc__)
   add = parser.add_argument
   add(
     '--input',
@@ -220,12 +215,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Runs the command line; a UserError ends in one line and exit code 2."""
-  try:
+  """Runs the command line; a mistake ends in one line and exit code 2."""
+  with commands.one_line_errors():
     print(_table(prepare(**vars(_parse(argv)))))
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == '__main__':

@@ -12,7 +12,6 @@ import os
 from typing import Any
 import zlib
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from desloc_jax.errors import unknown_choice, UserError
@@ -20,7 +19,13 @@ from desloc_jax.errors import unknown_choice, UserError
 Record = tuple[str, Mapping[str, Any]]
 
 _OPENERS = {'.jsonl': open, '.gz': gzip.open, '.xz': lzma.open}
-_DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # gzip.BadGzipFile is an OSError.
+_DAMAGE = (
+  OSError,
+  EOFError,
+  MemoryError,
+  lzma.LZMAError,
+  zlib.error,
+)  # gzip.BadGzipFile is an OSError.
 _PARQUET_ROWS = 1024  # Rows held in memory at once.
 
 SUFFIXES = ('.txt', '.jsonl', '.jsonl.gz', '.jsonl.xz', '.parquet')
@@ -103,6 +108,8 @@ def _parse_line(line: bytes, place: str) -> Mapping[str, Any]:
     raise UserError(f'{place} is not UTF-8: {error.reason} at byte {error.start}') from error
   except json.JSONDecodeError as error:
     raise UserError(f'{place} is not JSON: {error.msg} at column {error.colno}') from error
+  except (ValueError, RecursionError) as error:  # Thousands of digits or of brackets.
+    raise UserError(f'{place} cannot be read: {error}') from error
   if not isinstance(fields, dict):
     raise UserError(f'{place} is a JSON {type(fields).__name__}, expected an object')
   return fields
@@ -120,5 +127,7 @@ def _read_parquet(path: str, columns: frozenset[str]) -> Iterator[Record]:
         for fields in batch.to_pylist():
           yield f'{path}:{number}', fields
           number += 1
-  except (pa.ArrowException, OSError) as error:
+  except UserError:
+    raise
+  except Exception as error:  # Of Arrow, and of Python where a damaged value has no Python value.
     raise UserError(f'{path} is unreadable or damaged after row {number}: {error}') from error

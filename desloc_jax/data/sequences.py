@@ -64,10 +64,10 @@ class PackedSequences:
     self._ends = list(itertools.accumulate(map(len, self._arrays)))
     self.tokens = self._ends[-1] if self._ends else 0
     if self.tokens < seq_len + 1:
-      nearest = f', or seq_len at most {self.tokens - 1}' if self.tokens > 1 else ''
+      nearest = f', or a seq_len of at most {self.tokens - 1}' if self.tokens > 1 else ''
       raise UserError(
         f'{label} has {self.tokens} tokens, but one sequence of seq_len {seq_len} needs '
-        f'{seq_len + 1}: give it more documents{nearest}.'
+        f'{seq_len + 1}: give it more documents or another validation_fraction{nearest}.'
       )
     self.seq_len = seq_len
     self.vocab_size = vocab_size

@@ -83,8 +83,11 @@ class HuggingFaceTokenizer(Tokenizer):
     self._tokenizer = tokenizer
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.array(encoding.ids, self.dtype) for encoding in encodings]
+    try:
+      encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+      return [np.array(encoding.ids, self.dtype) for encoding in encodings]
+    except Exception as error:  # The library raises nothing narrower.
+      raise UserError(f'Tokenizer {self.name} cannot encode the text: {error}') from error
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)

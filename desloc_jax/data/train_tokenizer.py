@@ -8,12 +8,11 @@ It knows every byte, so it can encode any text, and closes documents with <|endo
 import argparse
 from collections.abc import Iterator, Sequence
 import os
-import sys
 
 import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from desloc_jax.data import documents, files, splits
+from desloc_jax.data import commands, documents, files, splits
 from desloc_jax.data.tokenizers import END_OF_TEXT
 from desloc_jax.errors import UserError
 
@@ -29,11 +28,12 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, progress: bool = True
     progress: whether to show a progress bar.
 
   Raises:
-    UserError: vocab_size is below 257.
+    UserError: vocab_size is below 257, or no 32-bit number.
   """
-  if vocab_size < _SMALLEST:
+  if not _SMALLEST <= vocab_size < 2**31:
     raise UserError(
-      f'vocab_size is {vocab_size}, expected at least {_SMALLEST}: the bytes and {END_OF_TEXT}.'
+      f'vocab_size is {vocab_size}, expected at least {_SMALLEST}, the bytes and {END_OF_TEXT}, '
+      f'and less than {2**31}.'
     )
   tokenizer = hf.Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -49,11 +49,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, progress: bool = True
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog='python -m desloc_jax.data.train_tokenizer',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = commands.make_parser('desloc_jax.data.train_tokenizer', __doc__)
   add = parser.add_argument
   add(
     '--input',
@@ -94,9 +90,9 @@ def _read_texts(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Runs the command line; a UserError ends in one line and exit code 2."""
-  arguments = _parse(argv)
-  try:
+  """Runs the command line; a mistake ends in one line and exit code 2."""
+  with commands.one_line_errors():
+    arguments = _parse(argv)
     splits.check_validation_fraction(arguments.validation_fraction)
     folder = os.path.dirname(arguments.output) or '.'
     if not os.path.isdir(folder):
@@ -104,11 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if os.path.exists(arguments.output):
       raise UserError(f'--output={arguments.output} exists; delete it or choose another name.')
     tokenizer = train_tokenizer(_read_texts(arguments), arguments.vocab_size)
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
-  with files.atomic_write(arguments.output) as file:
-    file.write(tokenizer.to_str(pretty=True).encode('utf-8'))
+    with files.atomic_write(arguments.output) as file:
+      file.write(tokenizer.to_str(pretty=True).encode('utf-8'))
   print(f'{arguments.output}: {tokenizer.get_vocab_size()} ids')
 
 

@@ -1,7 +1,6 @@
 """What a GPT is made of: its sizes and how it is computed, checked before anything is built."""
 
 import dataclasses
-import math
 
 import jax.numpy as jnp
 
@@ -11,6 +10,8 @@ COMPUTE_DTYPES = ('float32', 'bfloat16')
 REMAT = ('none', 'dots', 'full')
 ATTENTION = ('auto', 'xla', 'cudnn')
 
+_LIMIT = 2**31  # Of the size of an axis: indices are int32.
+_FLOAT32_LIMIT = 2.0**128
 _CUDNN_MAX_HEAD_DIM = 128  # Hopper and later take 256, Ampere and Ada no more than this.
 
 
@@ -55,10 +56,14 @@ class GPTConfig:
   def __post_init__(self):
     for field in ('vocab_size', 'layers', 'width', 'heads', 'seq_len', 'mlp_ratio', 'loss_chunk'):
       value = getattr(self, field)
-      if type(value) is not int or value < 1:
-        raise errors.UserError(f'{field} is {value!r}: it must be a whole number of at least 1.')
-    if type(self.rope_base) not in (int, float) or not 1 < self.rope_base < math.inf:
-      raise errors.UserError(f'rope_base is {self.rope_base!r}: it must be a number above 1.')
+      if type(value) is not int or not 1 <= value < _LIMIT:
+        raise errors.UserError(
+          f'{field} is {value!r}: it must be a whole number of at least 1, below {_LIMIT}.'
+        )
+    if type(self.rope_base) not in (int, float) or not 1 < self.rope_base < _FLOAT32_LIMIT:
+      raise errors.UserError(
+        f'rope_base is {self.rope_base!r}: it must be a number above 1, below {_FLOAT32_LIMIT}.'
+      )
     if type(self.qk_norm) is not bool:
       raise errors.UserError(f'qk_norm is {self.qk_norm!r}: it must be True or False.')
     for field, choices in (
@@ -68,6 +73,9 @@ class GPTConfig:
     ):
       if getattr(self, field) not in choices:
         raise errors.unknown_choice(field, getattr(self, field), choices)
+    for name, size in (('3', 3 * self.width), ('mlp_ratio', self.mlp_ratio * self.width)):
+      if size >= _LIMIT:
+        raise errors.UserError(f'{name} * width is {size}: it must be below {_LIMIT}.')
     if self.width % (2 * self.heads):
       raise errors.UserError(
         f'width is {self.width} with heads {self.heads}: it must be a multiple of '

@@ -31,10 +31,12 @@ def find_damage(folder: pathlib.Path) -> str | None:
   try:
     entries = json.loads(path.read_bytes())
     for name, (size, checksum) in entries.items():
+      if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        return f'{path} names {name!r:.60}, which is not in the checkpoint'
       damage = _check_file(folder / name, size, checksum)
       if damage:
         return f'{folder / name} {damage}'
-  except (ValueError, TypeError, AttributeError):
+  except (ValueError, TypeError, AttributeError, RecursionError):
     return f'{path} is not readable'
   return None
 

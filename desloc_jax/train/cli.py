@@ -57,6 +57,8 @@ def exit_with_one_line(main: Callable) -> Callable:
     except Exception as error:
       if processes.is_lost_peer(error):
         end(processes.PEER_LOST, 'error: lost contact with another process, which died or hangs.')
+      if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+        fail(f'{_first_line(error)}. Less batch_size or more accumulation or devices may help.')
       if processes.several():
         traceback.print_exc()
         end(1, 'error: see above.')
@@ -74,6 +76,11 @@ def fail(error: Exception | str, code: int = USAGE_ERROR) -> None:
     lines = lines[-1:]  # An error in the config file itself: ml_collections quotes its traceback.
   text = ' '.join(' '.join(lines).split()).removeprefix('desloc_jax.errors.UserError: ')
   end(code, f'error: {text}')
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines() or ['there is not enough memory']
+  return lines[0][:300].rstrip('.')
 
 
 def end(code: int, text: str) -> None:
@@ -108,7 +115,7 @@ def _check_config_loaded() -> None:
 def _check_option_names(args: Sequence[str]) -> None:
   from desloc_jax.train.config import OPTIONS
 
-  for arg in args:
+  for arg in (arg for arg in args if arg.startswith('-')):
     name = arg.lstrip('-').partition('=')[0]
     if name.startswith('config.'):
       name = name.removeprefix('config.')

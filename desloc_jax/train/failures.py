@@ -14,7 +14,7 @@ import numpy as np
 from desloc_jax.errors import UserError
 
 _FORM = "expected WORKER:FIRST-LAST steps, as in '3:100-199, 0-1:500-'"
-_RANGE = re.compile(r'(\d+)(?:-(\d+))?:(\d+)-(\d*)')
+_RANGE = re.compile(r'(\d{1,9})(?:-(\d{1,9}))?:(\d{1,9})-(\d{0,9})')
 _RANDOM_STREAM = 1  # Apart from the seeds of parameters, data and coins.
 
 
@@ -28,14 +28,14 @@ def parse_away(text: str, workers: int) -> list[tuple[int, int, int, float]]:
   for part in filter(None, map(str.strip, text.split(','))):
     match = _RANGE.fullmatch(part)
     if match is None:
-      raise UserError(f'failures.away has {part!r}; {_FORM}.')
+      raise UserError(f'failures.away has {part!r:.60}; {_FORM}.')
     first, last = int(match[1]), int(match[2] or match[1])
     start, stop = int(match[3]), float(match[4] or 'inf')
     if not first <= last < workers:
-      raise UserError(f'failures.away has {part!r}; expected workers from 0 to {workers - 1}.')
+      raise UserError(f'failures.away has {part!r:.60}; expected workers from 0 to {workers - 1}.')
     if not 1 <= start <= stop:
       raise UserError(
-        f'failures.away has {part!r}; expected steps from 1 on, the last not before the first.'
+        f'failures.away has {part!r:.60}; expected steps from 1 on, the last not before the first.'
       )
     plan.append((first, last, start, stop))
   return plan

@@ -172,7 +172,8 @@ def _period_of_any(periods: Periods) -> float | None:
     return None
   # Over a common multiple, or long enough.
   steps = np.arange(1, min(math.lcm(*numbers), 2**20) + 1)
-  return len(steps) / np.any([steps % period == 0 for period in numbers], axis=0).sum()
+  syncs = np.any([steps % period == 0 for period in numbers], axis=0).sum()
+  return len(steps) / syncs if syncs else float(min(numbers))
 
 
 def _check_compiled(

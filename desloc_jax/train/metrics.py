@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -52,7 +53,8 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """Returns the lines of a run's metrics.jsonl; a last line cut off by a crash is left out.
 
   Raises:
-    UserError: another line is not a JSON object with a whole number as `step`.
+    UserError: another line is not a JSON object with a whole number as `step`, or lacks what goes
+      with a loss.
   """
   path = workdir / METRICS_FILE
   texts = path.read_bytes().splitlines() if path.exists() else []
@@ -60,13 +62,30 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
   for number, text in enumerate(texts, start=1):
     try:
       line = json.loads(text)
-      if not isinstance(line, dict) or not isinstance(line.get('step'), int):
-        raise ValueError('it is no object with a step')
+      _check_line(line)
       lines.append(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       if number < len(texts) or not lines:
         raise UserError(f'{path}, line {number}, is not of a run: {error}.') from error
   return lines
+
+
+def _check_line(line: Any) -> None:
+  """Checks what the plot, the summary and a run that goes on count on."""
+  if not isinstance(line, dict) or type(line.get('step')) is not int:
+    raise ValueError('it is no object with a step')
+  numbers = ['step']
+  if 'loss' in line or 'val_loss' in line:
+    numbers += ['tokens', 'bytes_per_worker', *(n for n in ('loss', 'val_loss') if n in line)]
+  if 'loss' in line:
+    numbers.append('tokens_per_s')
+  for name in numbers:
+    value = line.get(name)
+    if type(value) not in (int, float) or not (abs(value) < 2**63 or math.isnan(value)):
+      raise ValueError(f'{name} is {value!r:.60}')
+  synced = line.get('synced', [])
+  if not isinstance(synced, list) or not all(isinstance(name, str) for name in synced):
+    raise ValueError(f'synced is {synced!r:.60}')
 
 
 def progress_bar(start: int, stop: int, shown: bool = True) -> tqdm.tqdm:

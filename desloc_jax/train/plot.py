@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from desloc_jax.data.files import atomic_write
 from desloc_jax.errors import UserError
 from desloc_jax.train.metrics import read_metrics
 from desloc_jax.train.workdir import PLOT_FILE
@@ -43,7 +44,8 @@ def plot_training(workdir: pathlib.Path, title: str = '') -> pathlib.Path:
     axes.legend(fontsize='small')
   figure.suptitle(title or workdir.name)
   path = workdir / PLOT_FILE
-  figure.savefig(path, dpi=120)
+  with atomic_write(path) as file:
+    figure.savefig(file, dpi=120, format='png')
   return path
 
 

@@ -64,9 +64,9 @@ def _go_on(
   checkpoints: Checkpoints,
   step: int,
 ) -> tuple[Job, TrainState, int, str]:
-  position = checkpoints.position(step)
+  position = _read_position(checkpoints, step)
   changed = changed_options(config, position['config'])
-  job = make_job(config, devices, Segment(**position['next' if changed else 'segment']))
+  job = make_job(config, devices, position['next' if changed else 'segment'])
   if position['data'] != job.data.fingerprint:
     raise UserError(
       'the data or the tokenizer has changed since the checkpoint was written; use another '
@@ -87,6 +87,27 @@ def _go_on(
   line = f'{", ".join(changed.values())}; {summary}'
   print(f'Going on after step {step} with changes: {line}.')
   return job, state, step, line
+
+
+def _read_position(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+  """Returns what `position_after` made of a checkpoint, its segments as such.
+
+  Raises:
+    CheckpointDamaged: it is something else.
+  """
+  position = checkpoints.position(step)
+  try:
+    if position['step'] != step or not isinstance(position['data'], str):
+      raise ValueError(f'it is of step {position["step"]!r}')
+    before, finite = position['config'], position['finite']
+    if before['method'] not in METHODS or len(finite) != before['workers'] or not any(finite):
+      raise ValueError('its workers are not those of its config')
+    segments = {part: Segment(**position[part]) for part in ('segment', 'next')}
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise CheckpointDamaged(
+      f'The checkpoint of step {step} has a position that no run wrote: {error!r:.200}.'
+    ) from error
+  return position | segments
 
 
 def position_after(

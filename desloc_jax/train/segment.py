@@ -40,6 +40,14 @@ class Segment:
   bytes_per_worker: int = 0
   syncs: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
+  def __post_init__(self):
+    """Raises ValueError for what no run has counted: a checkpoint may hold anything."""
+    for name, value in dataclasses.asdict(self).items():
+      numbers = value.values() if name in ('consumed', 'syncs') else (value,)
+      kinds = (int, float) if name == 'progress' else (int,)
+      if not all(type(number) in kinds and 0 <= number < 2**63 for number in numbers):
+        raise ValueError(f'{name} is {value!r:.60}')
+
   @property
   def stream_start(self) -> StreamStart:
     """Where the segment's data stream begins."""

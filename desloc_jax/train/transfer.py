@@ -151,7 +151,7 @@ def _summary(before: Before, workers: int, fresh: Sequence[str], names: Sequence
   parts = []
   if before.workers != workers:
     well = sum(before.finite)
-    parts.append(f"parameters and moments of {workers} workers are the mean of {well} workers'")
+    parts.append(f"each worker's parameters and moments are the mean of {well} old workers'")
   if fresh:
     parts.append(f'reset: {", ".join(sorted({_group(name) for name in fresh}))}')
   if gone := sorted({_group(name) for name in before.leaves} - {_group(name) for name in names}):

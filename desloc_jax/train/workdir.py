@@ -8,7 +8,7 @@ from ml_collections import config_dict
 
 from desloc_jax.data.files import atomic_write
 from desloc_jax.errors import UserError
-from desloc_jax.train.config import flatten
+from desloc_jax.train.config import flatten, OPTIONS
 
 CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
@@ -24,16 +24,23 @@ def check_workdir(workdir: pathlib.Path) -> None:
   Raises:
     UserError: the folder cannot be written, or holds files that are not a run's.
   """
+  try:
+    str(workdir).encode()
+  except UnicodeEncodeError as error:
+    raise UserError(f'--workdir={str(workdir)!r} is no UTF-8: {error.reason}.') from error
   existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
   if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
     raise UserError(f'--workdir={workdir}: {existing} is not a folder that can be written to.')
   for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, PLOT_FILE):
-    if (workdir / name).exists() and not (workdir / name).is_file():
+    path = workdir / name  # Nothing is written through a link.
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
       raise UserError(f'{workdir / name} is not a file; use another --workdir.')
   for name in (CHECKPOINTS, TENSORBOARD):
-    if (workdir / name).exists() and not (workdir / name).is_dir():
+    if os.path.lexists(workdir / name) and not (workdir / name).is_dir():
       raise UserError(f'{workdir / name} is not a folder; use another --workdir.')
-  if not (workdir / CONFIG_FILE).exists():
+  if (workdir / CONFIG_FILE).exists():
+    _check_config_file(workdir / CONFIG_FILE)
+  else:
     names = (METRICS_FILE, SUMMARY_FILE, PLOT_FILE, CHECKPOINTS, TENSORBOARD)
     # A run killed as it begins leaves an empty folder for its checkpoints.
     if foreign := [name for name in names if _is_there(workdir / name)]:
@@ -41,6 +48,15 @@ def check_workdir(workdir: pathlib.Path) -> None:
         f'{workdir} holds {", ".join(foreign)} but no {CONFIG_FILE}: it is no folder of a run; use '
         'another --workdir.'
       )
+
+
+def _check_config_file(path: pathlib.Path) -> None:
+  try:
+    content = json.loads(path.read_bytes())
+  except (ValueError, RecursionError):
+    content = None
+  if not isinstance(content, dict) or not content.keys() & OPTIONS.keys():
+    raise UserError(f'{path} is not the config of a run; use another --workdir.')
 
 
 def _is_there(path: pathlib.Path) -> bool:
