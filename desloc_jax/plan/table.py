@@ -17,7 +17,7 @@ def plan_text(plan: Plan) -> str:
 def _sizes(plan: Plan) -> str:
   config, clock = plan.config, plan.clock
   return (
-    f'{plan.parameters:,} parameters; {config.workers} workers of {plan.devices} devices; '
+    f'{plan.parameters:,} parameters; workers: {config.workers}, of {plan.devices} devices each; '
     f'{clock.last_step:,} steps of {clock.tokens_per_step:,} tokens, '
     f'{clock.tokens(clock.last_step):,} in all.'
   )
@@ -72,7 +72,7 @@ def _time(plan: Plan) -> str:
   rows = [
     (
       'method', 'compute s', 'network s', 'network', 'step s', 'tokens/s', 'days', 'over DDP',
-      f'K_x at {options.share:.3g}',
+      f'K_x at {100 * options.share:g}%',
     )
   ]  # fmt: skip
   for method, time in plan.times.items():
@@ -92,7 +92,7 @@ def _time(plan: Plan) -> str:
   return (
     f'{align(rows)}\nA mean step over {options.bandwidth_gbps:g} Gb/s and {options.latency_ms:g} ms '
     f'a worker, compute at {options.mfu:g} of {options.peak_tflops:g} TFLOP/s a device. K_x at '
-    f'{options.share:.3g}: from which on the network takes that share of a step, the other periods '
+    f'{100 * options.share:g}%: from which on the network takes no more of a step, the other periods '
     f'growing with K_x ({config.periods.params} here).'
   )
 
