@@ -3,6 +3,7 @@
   python run.py --config=configs/tiny.py
   python run.py --config=configs/tiny.py --config.periods.params=64 --config.workers=8
   python run.py --config=configs/tiny.py --config.method=ddp --workdir=runs/ddp
+  python run.py --config=configs/gpt_1b.py --mode=plan --config.plan.bandwidth_gbps=10
 
 The same command with the same --workdir resumes a run that was stopped.
 """
@@ -26,13 +27,17 @@ _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many they are.
 _PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Which of them this is, from 0.', lower_bound=0
 )
-_MODE = flags.DEFINE_enum('mode', 'train', ['train'], 'What to do.')
+_MODE = flags.DEFINE_enum(
+  'mode', 'train', ['train', 'plan'], 'plan: print memory, bytes and time; needs no device or data.'
+)
 
 
 def main(argv):
   del argv
   logging.set_verbosity(logging.WARNING)
-  # Here, so that --help and typing errors answer at once.
+  # Imported here, so that --help and typing errors answer at once.
+  if _MODE.value == 'plan':
+    return print_plan()
   from desloc_jax.errors import UserError
   from desloc_jax.train import processes
   from desloc_jax.train.loop import train
@@ -44,6 +49,15 @@ def main(argv):
     processes.join(*membership)
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
   train(_CONFIG.value, pathlib.Path(_WORKDIR.value or f'runs/{name}'))
+
+
+def print_plan():
+  import jax
+
+  jax.config.update('jax_platforms', 'cpu')  # An accelerator may be at work on something else.
+  from desloc_jax.plan import make_plan, plan_text
+
+  print(plan_text(make_plan(_CONFIG.value)))
 
 
 if __name__ == '__main__':

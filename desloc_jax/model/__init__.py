@@ -3,11 +3,17 @@
 from desloc_jax.model.config import GPTConfig
 from desloc_jax.model.gpt import GPT, init_params, logits
 from desloc_jax.model.loss import next_token_loss, sequence_losses, token_losses
-from desloc_jax.model.size import flops_per_token, matmul_parameter_count, parameter_count
+from desloc_jax.model.size import (
+  activation_bytes,
+  flops_per_token,
+  matmul_parameter_count,
+  parameter_count,
+)
 
 __all__ = [
   'GPT',
   'GPTConfig',
+  'activation_bytes',
   'flops_per_token',
   'init_params',
   'logits',

@@ -32,3 +32,26 @@ def flops_per_token(config: GPTConfig) -> int:
   """
   attention = 12 * config.layers * config.width * config.seq_len
   return 6 * matmul_parameter_count(config) + attention
+
+
+def activation_bytes(config: GPTConfig, sequences: float) -> float:
+  """Returns an estimate of the activations of one forward and backward pass over `sequences`.
+
+  tokens * (layers * stored + block) values of the compute dtype, where a block in work takes
+  (12 + 4 mlp_ratio) width, with 2 heads * seq_len more for its scores where attention is not
+  cuDNN's, and `stored` is all of that, (5 + mlp_ratio) width or width with remat 'none', 'dots' or
+  'full'. XLA's plans for a CPU are within a third of it (tests/test_plan.py). On top come 8 bytes
+  for each score of one loss chunk: scores and their gradient.
+  """
+  fused = config.attention != 'xla' and config.cudnn_can_attend
+  scores = 0 if fused else 2 * config.heads * config.seq_len
+  block = (12 + 4 * config.mlp_ratio) * config.width + scores
+  stored = {
+    'none': block,
+    'dots': (5 + config.mlp_ratio) * config.width,
+    'full': config.width,
+  }[config.remat]
+  tokens = sequences * config.seq_len
+  values = tokens * (config.layers * stored + block)
+  chunk = min(tokens, max(config.loss_chunk, sequences))
+  return values * config.dtype.itemsize + 8 * chunk * config.vocab_size

@@ -105,6 +105,24 @@ OPTIONS = {
   'failures.away': ('', "workers that are away in some steps, e.g. '3:100-199, 0-1:500-'"),
   'failures.rate': (0.0, 'probability that a worker goes away in a step'),
   'failures.steps': (100, 'steps that it then stays away, on average'),
+  'plan.bandwidth_gbps': (
+    100.0,
+    'of --mode=plan: 1e9 bits a second from a worker to the next, over all of its devices',
+  ),
+  'plan.latency_ms': (1.0, 'of a message between workers: about 0.01 in a hall, 10 in a country'),
+  'plan.bytes_per_value': (4.0, 'sent for each value; a run sends 4, of float32'),
+  'plan.overlap': (
+    0.0,
+    'share of the compute time behind which DDP averages gradients; here it waits: 0',
+  ),
+  'plan.devices_per_worker': (
+    0,
+    'that share a model; 0: mesh.fsdp, or the most up to 8 that share a micro-batch evenly',
+  ),
+  'plan.peak_tflops': (989.0, 'peak of a device: of an H100 in bfloat16, without sparsity'),
+  'plan.mfu': (0.4, 'share of the peak that the model reaches without communication'),
+  'plan.memory_gb': (80.0, 'of a device, in 1e9 bytes'),
+  'plan.share': (0.01, 'of the step time that communication may take, to find K_x'),
 }
 
 

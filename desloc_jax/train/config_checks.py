@@ -36,6 +36,13 @@ RESUMABLE = (
   'checkpoint.',
   'restore.',
   'model.loss_chunk',
+  'plan.',
+)
+PLAN_QUANTITIES = (
+  'plan.bandwidth_gbps',
+  'plan.bytes_per_value',
+  'plan.peak_tflops',
+  'plan.memory_gb',
 )
 # What may differ where the number of workers does, which always may.
 FOLLOW_WORKERS = ('workers', 'worker_weights', 'accumulation', 'failures.away')
@@ -73,6 +80,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
     'model.vocab_size',
     'schedule.warmup_steps',
     'sync_warmup_steps',
+    'plan.devices_per_worker',
   ):
     _at_least(config, name, 0)
   for name in (
@@ -85,6 +93,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
     'inner.weight_decay',
     'outer.learning_rate',
     'health.threshold',
+    'plan.latency_ms',
   ):
     if option(config, name) is not None:
       _at_least(config, name, 0, _FLOAT32_LIMIT)
@@ -109,12 +118,20 @@ def check_config(config: config_dict.ConfigDict) -> None:
     'data.validation_fraction',
     'health.decay',
     'failures.rate',
+    'plan.overlap',
   ):
     if (value := option(config, name)) is not None and not 0 <= value < 1:
       raise UserError(f'{name} is {value!r}; expected a number in [0, 1).')
   for name in ('schedule.decay_fraction', 'inner.w'):
     if (value := option(config, name)) is not None and not 0 <= value <= 1:
       raise UserError(f'{name} is {value!r}; expected a share in [0, 1].')
+  for name in PLAN_QUANTITIES:
+    if not 0 < (value := option(config, name)) < math.inf:
+      raise UserError(f'{name} is {value!r}; expected a finite number above 0.')
+  if not 0 < config.plan.mfu <= 1:
+    raise UserError(f'plan.mfu is {config.plan.mfu!r}; expected a share in (0, 1].')
+  if not 0 < config.plan.share < 1:
+    raise UserError(f'plan.share is {config.plan.share!r}; expected a share in (0, 1).')
   if (name := config.inner.name) in REFUSED:
     raise UserError(f'inner.name {name!r} is not supported: {REFUSED[name]}.')
   for name, choices in (

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-import math
 import time
 from typing import Any
 
@@ -22,12 +21,12 @@ from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, is_local
 from desloc_jax.optimizer.periods import Periods
-from desloc_jax.optimizer.transform import desloc, HEALTH, RESTARTS
+from desloc_jax.optimizer.transform import desloc
 from desloc_jax.train import config as config_lib, mesh as mesh_lib
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.data import Data, load_data
 from desloc_jax.train.failures import active_workers
-from desloc_jax.train.optimizer import make_optimizer
+from desloc_jax.train.optimizer import make_optimizer, sent_periods
 from desloc_jax.train.segment import BEGINNING, Clock, make_clock, Segment
 from desloc_jax.train.step import (
   finite_workers,
@@ -126,7 +125,7 @@ def make_job(
   active_like = None
   if active:
     active_like = jax.ShapeDtypeStruct((config.workers,), bool, sharding=NamedSharding(mesh, P()))
-  named = periods | {HEALTH: _period_of_any(periods), RESTARTS: None}
+  named = sent_periods(periods)
   if is_local(mesh):  # What separate workers would send.
     ledger = transform_ledger(tx, params_like, named, config.workers, AXIS_NAMES)
   else:
@@ -163,17 +162,6 @@ def make_job(
     ),
     compile_s=compile_s,
   )
-
-
-def _period_of_any(periods: Periods) -> float | None:
-  """Returns the mean number of steps between those in which anything is averaged."""
-  numbers = [period for period in periods.values() if period is not None]
-  if not numbers:
-    return None
-  # Over a common multiple, or long enough.
-  steps = np.arange(1, min(math.lcm(*numbers), 2**20) + 1)
-  syncs = np.any([steps % period == 0 for period in numbers], axis=0).sum()
-  return len(steps) / syncs if syncs else float(min(numbers))
 
 
 def _check_compiled(

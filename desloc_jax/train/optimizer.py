@@ -8,6 +8,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
+import numpy as np
 import optax
 
 from desloc_jax.errors import UserError
@@ -17,6 +18,7 @@ from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.schedules import SCHEDULES
+from desloc_jax.optimizer.transform import HEALTH, RESTARTS
 from desloc_jax.train.segment import Clock
 
 
@@ -39,8 +41,18 @@ def make_optimizer(
   """
   schedule, inner = schedule_and_inner(config, clock)
   periods = _resolve_periods(config, inner, params_like, clock)
+  return Optimizer(schedule, inner, periods, make_transform(config, config.method, inner, periods))
+
+
+def make_transform(
+  config: config_dict.ConfigDict,
+  method: str,
+  inner: optax.GradientTransformation,
+  periods: Periods,
+) -> optax.GradientTransformationExtraArgs:
+  """Returns the transformation of `method` with these periods and the other options of a run."""
   tx = make_method(
-    config.method,
+    method,
     inner,
     _scheduled(periods, config),
     AXIS_NAMES,
@@ -53,7 +65,23 @@ def make_optimizer(
   if config.worker_weights:
     weights = jnp.asarray(config.worker_weights, jnp.float32)
     tx = tx._replace(update=functools.partial(tx.update, weights=weights))
-  return Optimizer(schedule, inner, periods, tx)
+  return tx
+
+
+def sent_periods(periods: Periods) -> Periods:
+  """Returns `periods`, which are numbers, with those of what a health check sends beside."""
+  return periods | {HEALTH: _period_of_any(periods), RESTARTS: None}
+
+
+def _period_of_any(periods: Periods) -> float | None:
+  """Returns the mean number of steps between those in which anything is averaged."""
+  numbers = [period for period in periods.values() if period is not None]
+  if not numbers:
+    return None
+  # Over a common multiple, or long enough.
+  steps = np.arange(1, min(math.lcm(*numbers), 2**20) + 1)
+  syncs = np.any([steps % period == 0 for period in numbers], axis=0).sum()
+  return len(steps) / syncs if syncs else float(min(numbers))
 
 
 def schedule_and_inner(

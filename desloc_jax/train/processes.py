@@ -37,7 +37,10 @@ _LOST = (
 
 _leaving = threading.Lock()
 _code_said: int | None = None
-_abort_means = (PEER_LOST, 'error: another process, or process 0 that coordinates them, died or hangs.')
+_abort_means = (
+  PEER_LOST,
+  'error: another process, or process 0 that coordinates them, died or hangs.',
+)
 
 
 def join(coordinator: str, count: int, index: int) -> None:

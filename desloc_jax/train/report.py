@@ -11,9 +11,11 @@ from typing import Any
 
 import flax
 import jax
+from ml_collections import config_dict
 import optax
 
 from desloc_jax.errors import UserError
+from desloc_jax.optimizer.ledger import Ledger
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.transform import HEALTH, RESTARTS
 from desloc_jax.tables import align
@@ -88,7 +90,7 @@ def network_table(job: Job, summary: Mapping[str, Any]) -> str:
     rows.append(
       (
         name,
-        _period_text(job, name),
+        period_text(job.ledger, job.config, name),
         str(count),
         format_bytes(size),
         format_bytes(size * count),
@@ -123,8 +125,9 @@ def network_table(job: Job, summary: Mapping[str, Any]) -> str:
   return f'What crossed the network\n{align(rows)}\n{notes}'
 
 
-def _period_text(job: Job, name: str) -> str:
-  period, config = job.ledger.periods[name], job.config
+def period_text(ledger: Ledger, config: config_dict.ConfigDict, name: str) -> str:
+  """Returns how often a quantity of a ledger is sent, for a table."""
+  period = ledger.periods[name]
   if name == RESTARTS:
     return 'if needed'
   if name == HEALTH:

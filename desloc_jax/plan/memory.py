@@ -1,0 +1,49 @@
+"""What a device holds at once, from the shapes of the state that the trainer makes."""
+
+import jax
+import optax
+
+from desloc_jax.model import activation_bytes, GPTConfig
+
+
+def memory_bytes(
+  model: GPTConfig,
+  params_like: optax.Params,
+  tx: optax.GradientTransformation,
+  sequences: int,
+  micro_batches: int,
+  devices: int,
+) -> dict[str, float]:
+  """Returns bytes a device by what they are for, everything of a worker split evenly.
+
+  The state is exact but for leaves too small to split. Gradients are one tree like the parameters,
+  and with several micro-batches two: their sum, and the one that is added. Activations are an
+  estimate, see `activation_bytes`. Besides, `weights in use`: one block and the embedding, whole
+  and in the compute dtype, as they are gathered from the other devices.
+
+  Args:
+    model: whose `seq_len` is that of the training sequences.
+    params_like: shapes of its parameters.
+    tx: the method's transformation.
+    sequences: a micro-batch of one worker.
+    micro_batches: of a step.
+    devices: that share a worker.
+  """
+  state = jax.eval_shape(tx.init, params_like)
+  parameters = tree_bytes(params_like)
+  own = tree_bytes(state.params)
+  block = tree_bytes(params_like['blocks']) / model.layers
+  in_use = (block + tree_bytes(params_like['embedding'])) * model.dtype.itemsize / 4
+  return {
+    'parameters': (own or parameters) / devices,
+    'consensus copy': (parameters if own else 0) / devices,  # DDP has one model only.
+    'moments': (tree_bytes(state.inner) + tree_bytes(state.outer)) / devices,
+    'gradients': parameters * min(micro_batches, 2) / devices,
+    'activations': activation_bytes(model, sequences / devices),
+    'weights in use': in_use,
+  }
+
+
+def tree_bytes(tree) -> int:
+  """Returns the bytes of the arrays or shapes in `tree`."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,0 +1,105 @@
+"""A plan as text."""
+
+import math
+
+from desloc_jax.plan.plan import Plan
+from desloc_jax.plan.timing import all_reduce_seconds, period_for_share
+from desloc_jax.tables import align
+from desloc_jax.train.metrics import format_bytes
+from desloc_jax.train.report import period_text
+
+
+def plan_text(plan: Plan) -> str:
+  """Returns all of a plan: sizes, memory, bytes, time."""
+  return '\n\n'.join([_sizes(plan), _memory(plan), _network(plan), _time(plan)])
+
+
+def _sizes(plan: Plan) -> str:
+  config, clock = plan.config, plan.clock
+  return (
+    f'{plan.parameters:,} parameters; workers: {config.workers}, of {plan.devices} devices each; '
+    f'{clock.last_step:,} steps of {clock.tokens_per_step:,} tokens, '
+    f'{clock.tokens(clock.last_step):,} in all.'
+  )
+
+
+def _memory(plan: Plan) -> str:
+  total, limit = sum(plan.memory.values()), plan.config.plan.memory_gb * 1e9
+  rows = [('memory of a device', 'bytes')]
+  rows += [(name, format_bytes(size)) for name, size in plan.memory.items()]
+  rows.append(('all', format_bytes(total)))
+  note = f'{total / limit:.1%} of {format_bytes(limit)}.'
+  if total > limit:
+    note += ' Too much: raise plan.devices_per_worker, accumulation or model.remat.'
+  return (
+    f'{align(rows)}\n{note} States are split over the devices of a worker; activations are '
+    "estimated (desloc_jax/model/size.py), XLA's own buffers not counted."
+  )
+
+
+def _network(plan: Plan) -> str:
+  config = plan.config
+  ledger, time = plan.ledgers[config.method], plan.times[config.method]
+  steps_a_day = 86_400 / time.total_s
+  columns = ('payload/sync', 'ring/sync', 'seconds/sync', 'payload/day', 'ring/day')
+  rows = [(f'{config.method} sends', 'period', *columns)]
+  for name, size in ledger.bytes_per_sync.items():
+    a_day = size * steps_a_day / ledger.periods[name]
+    rows.append(
+      (
+        name,
+        period_text(ledger, config, name),
+        format_bytes(size),
+        format_bytes(ledger.ring_bytes(size)),
+        f'{all_reduce_seconds(ledger, size, plan.link):#.4g}',
+        format_bytes(a_day),
+        format_bytes(ledger.ring_bytes(a_day)),
+      )
+    )
+  a_day = ledger.bytes_per_step * steps_a_day
+  rows.append(('all', *[''] * 4, format_bytes(a_day), format_bytes(ledger.ring_bytes(a_day))))
+  note = (
+    f'Of each worker, {config.plan.bytes_per_value:g} bytes a value; a day has '
+    f'{steps_a_day:,.0f} steps of this method.'
+  )
+  if config.period_growth != 1 or config.sync_warmup_steps:
+    note += ' Periods are those at the start: growth and warm-up are not counted.'
+  return f'{align(rows)}\n{note}'
+
+
+def _time(plan: Plan) -> str:
+  options, config = plan.config.plan, plan.config
+  rows = [
+    (
+      'method', 'compute s', 'network s', 'network', 'step s', 'tokens/s', 'days', 'over DDP',
+      f'K_x at {100 * options.share:g}%',
+    )
+  ]  # fmt: skip
+  for method, time in plan.times.items():
+    rows.append(
+      (
+        method,
+        f'{time.compute_s:#.4g}',
+        f'{time.communication_s:#.4g}',
+        f'{time.share:.2%}',
+        f'{time.total_s:#.4g}',
+        f'{plan.clock.tokens_per_step / time.total_s:,.0f}',
+        f'{plan.days(method):#.4g}',
+        f'{plan.times["ddp"].total_s / time.total_s:.2f}x',
+        _period_at_share(plan, method),
+      )
+    )
+  return (
+    f'{align(rows)}\nA mean step over {options.bandwidth_gbps:g} Gb/s and {options.latency_ms:g} ms '
+    f'a worker, compute at {options.mfu:g} of {options.peak_tflops:g} TFLOP/s a device. K_x at '
+    f'{100 * options.share:g}%: from which on the network takes no more of a step, the other periods '
+    f'growing with K_x ({config.periods.params} here).'
+  )
+
+
+def _period_at_share(plan: Plan, method: str) -> str:
+  periods = plan.ledgers[method].periods
+  if not math.isfinite(periods.get('params', math.inf)):  # Of gradients, or never averaged.
+    return '-'
+  share = plan.config.plan.share
+  return f'{period_for_share(periods["params"], plan.times[method], share):,}'
