@@ -161,7 +161,7 @@ def test_a_worker_that_is_not_finite_is_left_out_of_the_mean(text, workdir, tmp_
   poison = lambda x: x.at[1].set(np.nan) if x.ndim > 1 else x
   poisoned = jax.tree.map(poison, state.optimizer.params)
   state = state._replace(optimizer=state.optimizer._replace(params=poisoned), step=state.step + 1)
-  position = checkpoints.position(7)
+  position = checkpoints.position(7) | {'step': 8}
   position['finite'] = np.asarray(job.finite(state)).tolist()
   assert position['finite'] == [True, False, True, True]
   checkpoints.save(8, state, position)

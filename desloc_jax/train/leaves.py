@@ -42,6 +42,8 @@ class LeafReader:
   def read(self, name: str, like: jax.ShapeDtypeStruct) -> jax.Array:
     """Returns an array as it is, in the sharding of `like`; each device gets its part only."""
     store = self._open(name)
+    if store.shape != like.shape:
+      raise ValueError(f'{name} is {store.shape}, not {like.shape}')
     return _assemble(like, lambda index: store[index].read().result())
 
   def read_mean(self, name: str, rows: Sequence[int], like: jax.ShapeDtypeStruct) -> jax.Array:

@@ -4,13 +4,17 @@ from collections.abc import Mapping
 import json
 import math
 import pathlib
+import time
 from typing import Any
 
-import tensorboardX
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 import tqdm
 
 from desloc_jax.errors import UserError
 from desloc_jax.train.workdir import METRICS_FILE, TENSORBOARD, write_text
+
+_FLUSH_S = 30
 
 
 class MetricsWriter:
@@ -23,21 +27,49 @@ class MetricsWriter:
     kept = [line for line in read_metrics(workdir) if 0 < start_step >= line['step']]
     write_text(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
     self._file = self._path.open('a')
-    self._tensorboard = tensorboardX.SummaryWriter(
-      str(workdir / TENSORBOARD), purge_step=start_step + 1 if kept else None
-    )
+    self._tensorboard = _TensorBoard(workdir / TENSORBOARD, start_step + 1 if kept else None)
 
   def write(self, line: Mapping[str, Any]) -> None:
     """Appends one line; `line['step']` is its step."""
     self._file.write(json.dumps(line) + '\n')
     self._file.flush()
-    for name, value in flat_numbers(line):
-      if name != 'step':
-        self._tensorboard.add_scalar(name, value, line['step'])
+    self._tensorboard.write(line)
 
   def close(self) -> None:
     self._file.close()
     self._tensorboard.close()
+
+
+class _TensorBoard:
+  """Writes numbers for TensorBoard.
+
+  tensorboardX.SummaryWriter would leave that to a thread, which a full disk ends: the next calls
+  then wait for it for ever.
+  """
+
+  def __init__(self, folder: pathlib.Path, purge_step: int | None):
+    """Opens a file in `folder`; steps from `purge_step` on in earlier files are hidden."""
+    folder.mkdir(parents=True, exist_ok=True)
+    self._writer = event_file_writer.EventsWriter(str(folder / 'events'))
+    self._flushed = time.monotonic()
+    if purge_step is not None:
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._add(purge_step, session_log=start)
+
+  def write(self, line: Mapping[str, Any]) -> None:
+    """Adds the numbers in a line; `line['step']` is its step."""
+    for name, value in flat_numbers(line):
+      if name != 'step':
+        self._add(line['step'], summary=summary.scalar(name, value))
+    if time.monotonic() - self._flushed > _FLUSH_S:
+      self._writer.flush()
+      self._flushed = time.monotonic()
+
+  def close(self) -> None:
+    self._writer.close()
+
+  def _add(self, step: int, **content: Any) -> None:
+    self._writer.write_event(event_pb2.Event(step=step, wall_time=time.time(), **content))
 
 
 def flat_numbers(line: Mapping[str, Any], prefix: str = ''):

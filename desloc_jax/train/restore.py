@@ -100,7 +100,8 @@ def _read_position(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
     if position['step'] != step or not isinstance(position['data'], str):
       raise ValueError(f'it is of step {position["step"]!r}')
     before, finite = position['config'], position['finite']
-    if before['method'] not in METHODS or len(finite) != before['workers'] or not any(finite):
+    counts = (1, before['workers'])  # One where all is shared.
+    if before['method'] not in METHODS or len(finite) not in counts or not any(finite):
       raise ValueError('its workers are not those of its config')
     segments = {part: Segment(**position[part]) for part in ('segment', 'next')}
   except (AttributeError, KeyError, TypeError, ValueError) as error:
