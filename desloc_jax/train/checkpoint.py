@@ -36,8 +36,6 @@ class Checkpoints:
     self._keep = keep
     self._saving: int | None = None
     std_logging.getLogger('absl').addFilter(_not_by_orbax)
-    # Of a read that failed it would print what its siblings raised, each with a traceback.
-    std_logging.getLogger('asyncio').setLevel(std_logging.CRITICAL)
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
@@ -118,11 +116,9 @@ class Checkpoints:
     Raises:
       CheckpointDamaged: it cannot be read.
     """
-    like = named_leaves(state_like)
-    with _damage_of(self.folder / str(step)):
-      items = {STATE: ocp.args.StandardRestore(like)}
-      restored = self._manager.restore(step, args=ocp.args.Composite(**items))[STATE]
-      leaves = [restored[name] for name in like]
+    # Not by orbax, which after a read that fails prints pages of what its other reads raise.
+    with self.reader(step) as reader:
+      leaves = [reader.read(name, like) for name, like in named_leaves(state_like).items()]
     return jax.tree.unflatten(jax.tree.structure(state_like), leaves)
 
   @contextlib.contextmanager
