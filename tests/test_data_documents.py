@@ -40,7 +40,7 @@ def test_sotu():
   'name, content',
   [
     ('a.jsonl', LINES),
-    ('a.jsonl.gz', gzip.compress(LINES)),
+    ('a.jsonl.gz', gzip.compress(LINES, mtime=0)),
     ('a.jsonl.xz', lzma.compress(LINES)),
   ],
 )
@@ -101,7 +101,7 @@ def test_hugging_face(monkeypatch):
     ('a.txt', b'one\ntwo \xff', r'a\.txt, line 2 is not UTF-8'),
     ('a.jsonl.xz', b'not xz', r'a\.jsonl\.xz is unreadable or damaged after line 0'),
     ('a.jsonl.xz', lzma.compress(LINES)[:-20], r'a\.jsonl\.xz is unreadable or damaged'),
-    ('a.jsonl.gz', gzip.compress(LINES)[:-9], r'a\.jsonl\.gz is unreadable or damaged'),
+    ('a.jsonl.gz', gzip.compress(LINES, mtime=0)[:-9], r'a\.jsonl\.gz is unreadable or damaged'),
     ('a.csv', b'text\n', r"a\.csv: '\.csv' is unknown"),
   ],
 )

@@ -36,6 +36,8 @@ class Checkpoints:
     self._keep = keep
     self._saving: int | None = None
     std_logging.getLogger('absl').addFilter(_not_by_orbax)
+    # Of a write that failed it would print what its siblings raised, each with a traceback.
+    std_logging.getLogger('asyncio').setLevel(std_logging.CRITICAL)
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:

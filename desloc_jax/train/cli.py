@@ -42,6 +42,7 @@ def exit_with_one_line(main: Callable) -> Callable:
     from desloc_jax.train.interruption import Interrupted
     from desloc_jax.train.recorder import TrainingDiverged
 
+    sys.unraisablehook = functools.partial(_tell_of_unraisable, sys.unraisablehook)
     try:
       main(argv)
     except UserError as error:
@@ -65,6 +66,12 @@ def exit_with_one_line(main: Callable) -> Callable:
       raise
 
   return wrapped
+
+
+def _tell_of_unraisable(tell: Callable, unraisable: 'sys.UnraisableHookArgs') -> None:
+  # After a write that failed, tensorstore tells an event loop that is gone of each other one.
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    tell(unraisable)
 
 
 def fail(error: Exception | str, code: int = USAGE_ERROR) -> None:
