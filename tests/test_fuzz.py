@@ -30,9 +30,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from desloc_jax import data
-from desloc_jax.data import sources, train_tokenizer
-from desloc_jax.data.prepare import prepare
+from desloc_jax import data as data_lib
+from desloc_jax.data import prepare, shards, sources, train_tokenizer
 from desloc_jax.train import checksums, cli, job as job_lib, loop, restore
 from desloc_jax.train.config import option, OPTIONS
 from desloc_jax.train.config_checks import check_config
@@ -171,9 +170,8 @@ def test_options_work_together_or_one_is_named(text, until_the_step, data):
   names = data.draw(st.lists(st.sampled_from(sorted(OPTIONS)), min_size=1, max_size=3, unique=True))
   options = {name: data.draw(values(name), name) for name in names}
   line = try_options(text, options)
-  words = [NAMES.get(name, name.rpartition('.')[2]) for name in names]
-  words += [name.rpartition('.')[2] for name in names]
-  assert not line or any(word in line for word in words), (options, line)
+  own = [name.rpartition('.')[2] for name in names] + [NAMES.get(name, name) for name in names]
+  assert not line or any(word in line for word in own), (options, line)
 
 
 LARGEST = {
@@ -316,15 +314,14 @@ def test_a_mistake_on_the_command_line_is_named(args):
   assert try_flags(*args)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   'args',
   [['--flagfile=nowhere'], ['--config.model.width=2147483647'], ['--workdir=/dev/null/x']],
   ids=lambda args: args[0],
 )
-def test_a_process_ends_in_one_line(args):
+def test_a_process_ends_in_one_line(elsewhere, args):
   result = subprocess.run(
-    [sys.executable, 'run.py', TINY, *args],
+    [sys.executable, 'run.py', TINY, f'--workdir={elsewhere}/run', *args],
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -332,6 +329,13 @@ def test_a_process_ends_in_one_line(args):
   )
   assert result.returncode == 2, result.stderr
   assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1, result.stderr
+
+
+@pytest.mark.parametrize(
+  'error', [MemoryError(), jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 bytes.\nbig\n')]
+)
+def test_too_little_memory_is_told_in_one_line(error):
+  assert 'batch_size' in ending(mock.Mock(side_effect=error))
 
 
 # Data files.
@@ -399,18 +403,18 @@ def try_data(path, tokenizer='bytes', where=''):
   sources._tokenise.cache_clear()
 
   def read():
-    loaded = data.load_tokenizer(str(tokenizer))
-    spec = data.SourceSpec('text', str(path))
-    open_split = lambda split: data.open_source(str(path), loaded, split, 8, 0.2, where)
+    loaded = data_lib.load_tokenizer(str(tokenizer))
+    spec = data_lib.SourceSpec('text', str(path))
+    open_split = lambda split: data_lib.open_source(str(path), loaded, split, 8, 0.2, where)
     train, validation = ([(spec, open_split(split))] for split in ('train', 'validation'))
-    data.fingerprint(train + validation)
+    data_lib.fingerprint(train + validation)
     for _, packed in train + validation:
       for i in range(len(packed)):
         packed[i]
       assert packed.text_bytes > 0
-    stream = data.TrainingStream(train, workers=2, batch_size=2, seed=0)
+    stream = data_lib.TrainingStream(train, workers=2, batch_size=2, seed=0)
     list(itertools.islice(stream.iterator(0, prefetch=0), 2))
-    list(data.validation_batches(validation, 2, 2, 4))
+    list(data_lib.validation_batches(validation, 2, 2, 4))
 
   return ending(read)
 
@@ -473,10 +477,10 @@ def test_a_damaged_tokenizer_is_used_or_named(tokenizer_file, elsewhere, data):
 
 
 @pytest.fixture(scope='module')
-def shards(tmp_path_factory):
+def prepared(tmp_path_factory):
   folder = tmp_path_factory.mktemp('prepared')
   (folder / 'text.jsonl').write_bytes(LINES)
-  prepare(str(folder / 'text.jsonl'), str(folder / 'tokens'), 'bytes', 0.2, 1000)
+  prepare.prepare(str(folder / 'text.jsonl'), str(folder / 'tokens'), 'bytes', 0.2, 1000)
   return folder / 'tokens'
 
 
@@ -486,8 +490,8 @@ NO_SHARDS = [b'', b'PK\3\4' + bytes(30), b'PK\5\6' + bytes(18), pickle.dumps([1]
 
 @given(st.data())
 @fuzz(120)
-def test_a_damaged_prepared_folder_is_read_or_named(shards, elsewhere, data):
-  folder = shutil.copytree(shards, pathlib.Path(tempfile.mkdtemp(dir=elsewhere)) / 'tokens')
+def test_a_damaged_prepared_folder_is_read_or_named(prepared, elsewhere, data):
+  folder = shutil.copytree(prepared, pathlib.Path(tempfile.mkdtemp(dir=elsewhere)) / 'tokens')
   manifest = json.loads((folder / 'manifest.json').read_text())
   if data.draw(st.booleans()):
     content = json.dumps(data.draw(changed_json(manifest))).encode()
@@ -498,19 +502,13 @@ def test_a_damaged_prepared_folder_is_read_or_named(shards, elsewhere, data):
     path = folder / shard['file']
     path.write_bytes(data.draw(damaged(path.read_bytes()) | st.sampled_from(NO_SHARDS)))
     if data.draw(st.booleans()):  # As if it had been made so.
-      shard['sha256'] = data_sha256(path)
+      shard['sha256'] = shards._sha256(path)
     content = json.dumps(manifest).encode()
   (folder / 'manifest.json').write_bytes(content)
   before = contents(folder.parent)
   line = try_data(folder)
   assert not line or str(folder) in line
   assert contents(folder.parent) == before
-
-
-def data_sha256(path):
-  from desloc_jax.data.shards import _sha256
-
-  return _sha256(path)
 
 
 @given(st.lists(st.sampled_from([
@@ -522,13 +520,11 @@ def data_sha256(path):
 @fuzz(80)
 def test_the_data_commands_end_in_one_line(elsewhere, args):
   (elsewhere / 'text.jsonl').write_bytes(LINES)
-  from desloc_jax.data import prepare as prepare_command
-
-  for command in (prepare_command, train_tokenizer):
+  for command in (prepare, train_tokenizer):
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
       try:
-        command.main([*args, '--processes=1'] if command is prepare_command else args)
+        command.main([*args, '--processes=1'] if command is prepare else args)
       except SystemExit as stop:
         assert stop.code == 2
         assert errors.getvalue().startswith('error: ') and errors.getvalue().count('\n') == 1
@@ -665,7 +661,7 @@ def spoil(draw, workdir, outside):
 
 
 @given(st.data())
-@fuzz(40)
+@fuzz(30)
 def test_a_spoilt_workdir_is_used_or_refused(text, finished, compiled_once, elsewhere, data):
   folder = pathlib.Path(tempfile.mkdtemp(dir=elsewhere))
   outside, workdir = make_outside(finished, folder), shutil.copytree(finished, folder / 'run')
@@ -713,7 +709,7 @@ class Bomb:
     return os.mkdir, ('exploded',)
 
 
-def test_nothing_is_unpickled(text, finished, shards, compiled_once, elsewhere, monkeypatch):
+def test_nothing_is_unpickled(text, finished, prepared, compiled_once, elsewhere, monkeypatch):
   def refuse(*args, **options):
     raise AssertionError('something was unpickled')
 
@@ -723,18 +719,18 @@ def test_nothing_is_unpickled(text, finished, shards, compiled_once, elsewhere, 
     pickle.loads(b'')
   workdir = shutil.copytree(finished, elsewhere / 'run')
   assert go_on(text, workdir, stop_at=6) == ''
-  assert try_data(shards) == ''
+  assert try_data(prepared) == ''
 
 
 def test_a_pickle_in_place_of_a_file_does_not_go_off(
-  text, finished, shards, compiled_once, elsewhere
+  text, finished, prepared, compiled_once, elsewhere
 ):
   bomb = pickle.dumps(Bomb())
   with pytest.raises(FileExistsError):  # It would.
     pickle.loads(bomb)
     pickle.loads(bomb)
   (elsewhere / 'exploded').rmdir()
-  folder = shutil.copytree(shards, elsewhere / 'tokens')
+  folder = shutil.copytree(prepared, elsewhere / 'tokens')
   objects = b"\x93NUMPY\1\0v\0{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
   objects = objects.ljust(127) + b'\n' + bomb
   shard = next(path for path in folder.iterdir() if path.suffix == '.npy')

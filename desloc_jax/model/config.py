@@ -73,9 +73,11 @@ class GPTConfig:
     ):
       if getattr(self, field) not in choices:
         raise errors.unknown_choice(field, getattr(self, field), choices)
-    for name, size in (('3', 3 * self.width), ('mlp_ratio', self.mlp_ratio * self.width)):
-      if size >= _LIMIT:
-        raise errors.UserError(f'{name} * width is {size}: it must be below {_LIMIT}.')
+    if max(3, self.mlp_ratio) * self.width >= _LIMIT:
+      raise errors.UserError(
+        f'width is {self.width} with mlp_ratio {self.mlp_ratio}: 3 * width and mlp_ratio * width '
+        f'must be below {_LIMIT}.'
+      )
     if self.width % (2 * self.heads):
       raise errors.UserError(
         f'width is {self.width} with heads {self.heads}: it must be a multiple of '
