@@ -13,6 +13,7 @@ Five to eight minutes on two cores. Writes experiments/results/faults.csv, a row
 them by kind.
 """
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import csv
@@ -32,25 +33,16 @@ import sys
 import tempfile
 import time
 
-from absl import app, flags
 import jax
 import numpy as np
 import tqdm
 
-from desloc_jax.errors import UserError
 from desloc_jax.tables import align
-from desloc_jax.train import checksums, cli
+from desloc_jax.train import checksums
 from desloc_jax.train.checkpoint import Checkpoints, STATE
 from desloc_jax.train.leaves import LeafReader
 from desloc_jax.train.metrics import read_metrics
 from desloc_jax.train.workdir import CHECKPOINTS, METRICS_FILE
-
-_KILLS = flags.DEFINE_integer('kills', 30, 'Processes to kill.', lower_bound=1)
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the moments and files.')
-_WORKDIR = flags.DEFINE_string(
-  'workdir', 'runs/faults', 'Folder of the runs and compiled programs.'
-)
-_RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Folder of the table.')
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Saves take about as long as the steps between them, and come after syncs and between syncs.
@@ -672,18 +664,36 @@ def write_rows(injections: Sequence[Injection], path: pathlib.Path) -> None:
       writer.writerow(row)
 
 
-def main(argv):
-  del argv
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+  """Returns the options of the command line."""
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.faults',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--kills', type=int, default=30, help='processes to kill (default: %(default)s)')
+  add('--seed', type=int, default=0, help='of the moments and files (default: %(default)s)')
+  add('--workdir', default='runs/faults', help='folder of the runs (default: %(default)s)')
+  add('--results', default='experiments/results', help='folder of the table')
+  options = parser.parse_args(argv)
+  if options.kills < 1:
+    parser.error(f'--kills is {options.kills}; expected at least 1.')
+  return options
+
+
+def main():
+  options = parse()
   jax.config.update('jax_platforms', 'cpu')
-  workdir, results = pathlib.Path(_WORKDIR.value).absolute(), pathlib.Path(_RESULTS.value)
+  workdir, results = pathlib.Path(options.workdir).absolute(), pathlib.Path(options.results)
   for folder in (workdir, results):
     folder.mkdir(parents=True, exist_ok=True)
   runs = pathlib.Path(tempfile.mkdtemp(prefix='runs-', dir=workdir))
   begin = time.monotonic()
   try:
-    injections, why_not = run_all(Bench(runs, workdir / 'cache'), _KILLS.value, _SEED.value)
+    injections, why_not = run_all(Bench(runs, workdir / 'cache'), options.kills, options.seed)
   except RunFailed as error:
-    raise UserError(f'{error}. Its files are in {runs}.') from error
+    sys.exit(f'error: {error}. Its files are in {runs}.')
   write_rows(injections, results / 'faults.csv')
   print(table(injections))
   if why_not:
@@ -700,4 +710,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(cli.exit_with_one_line(main))
+  main()

@@ -110,10 +110,11 @@ def test_a_resumed_run_is_bit_identical(finished, text, tmp_path):
 )
 def test_when_to_average_survives_a_resume(options, text, tmp_path):
   """Stopped within a warm-up, between coins, and while periods grow."""
+  two = jax.devices()[:2]
   options |= {'steps': 9, 'eval.sequences': 4}
-  whole = train(small_config(text, **options), tmp_path / 'whole')
-  train(small_config(text, **options, stop_at=4), tmp_path / 'resumed')
-  resumed = train(small_config(text, **options), tmp_path / 'resumed')
+  whole = train(small_config(text, **options), tmp_path / 'whole', two)
+  train(small_config(text, **options, stop_at=4), tmp_path / 'resumed', two)
+  resumed = train(small_config(text, **options), tmp_path / 'resumed', two)
   assert losses(tmp_path / 'resumed') == losses(tmp_path / 'whole')
   assert resumed['syncs'] == whole['syncs'] and resumed['val_loss'] == whole['val_loss']
 
