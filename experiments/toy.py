@@ -5,7 +5,7 @@
 f(a, b) = (1 - a)^2 + 100 (b - a^2)^2, noise N(0, 1.5^2) on each worker's gradient, K_x = K_u = 192,
 K_v = 692, as in arXiv:2505.22549. The paper does not print the inner optimizer's numbers nor the
 start; the two settings here come from a search over Adam and ADOPT, b1 from 0.9 to 0.9999, b2 from
-0.9 to 0.9999, rates from 0.001 to 0.5 and seven starts.
+0.9 to 0.9999, rates from 0.001 to 0.5 and six starts.
 
 Writes experiments/results/toy.csv and toy.png and prints the distance of the consensus from the
 optimum (1, 1), averaged over the last ten rounds of 192 steps.

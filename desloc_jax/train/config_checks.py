@@ -11,7 +11,14 @@ from desloc_jax.optimizer.inner import INNER_OPTIMIZERS, REFUSED
 from desloc_jax.optimizer.methods import METHODS, MULTIPLES
 from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.transform import TIMINGS
-from desloc_jax.train.config import ALLOWABLE, flatten, option, OPTIONS, worker_batch_size
+from desloc_jax.train.config import (
+  ALLOWABLE,
+  default_config,
+  flatten,
+  option,
+  OPTIONS,
+  worker_batch_size,
+)
 from desloc_jax.train.failures import parse_away
 
 SCHEDULE_UNITS = ('steps', 'tokens')
@@ -192,6 +199,11 @@ def changed_options(config: config_dict.ConfigDict, before: Mapping[str, object]
     UserError: one differs that neither `restore.allow` nor a change of `workers` permits.
   """
   now = flatten(config)
+  # An option that the run did not know yet was what its default is now.
+  defaults = {
+    n: v for n, v in flatten(default_config()).items() if not n.startswith('data.sources.')
+  }
+  before = defaults | dict(before)
   changed = {
     name: f'{name} (was {before.get(name)!r}, is {now.get(name)!r})'
     for name in dict.fromkeys([*now, *before])
@@ -207,7 +219,7 @@ def changed_options(config: config_dict.ConfigDict, before: Mapping[str, object]
   ]
   if refused:
     groups = [g for g, options in ALLOWABLE.items() if any(n.startswith(options) for n in refused)]
-    hint = f', or permit it by restore.allow={",".join(groups)}' if groups else ''
+    hint = f', or permit it by --config.restore.allow={",".join(groups)}' if groups else ''
     raise UserError(
       f'the workdir holds a run of another config: {", ".join(changed[name] for name in refused)}. '
       f'Use another --workdir, or the config that it was made with{hint}.'

@@ -14,10 +14,10 @@ class Evaluator:
   def __init__(self, job: Job):
     sharding = NamedSharding(job.mesh, P(mesh_lib.WORKERS, mesh_lib.FSDP))
     self._job = job
-    self._sequences = sum(float(mask.sum()) for _, mask in job.data.validation_batches)
+    batches = list(job.data.validation_batches)  # Each pass over them reads and tokenises again.
+    self._sequences = sum(float(mask.sum()) for _, mask in batches)
     self._batches = [
-      tuple(processes.place(array, sharding) for array in batch)
-      for batch in job.data.validation_batches
+      tuple(processes.place(array, sharding) for array in batch) for batch in batches
     ]
     params = jax.tree.map(lambda x: x.sharding, job.state_like.params)
     self._local_mean = jax.jit(local_mean, out_shardings=params)
