@@ -17,6 +17,8 @@ import pytest
 from desloc_jax.errors import UserError
 from desloc_jax.train import checksums, loop
 from desloc_jax.train.checkpoint import CheckpointDamaged, Checkpoints, chunks
+from desloc_jax.train.config import flatten
+from desloc_jax.train.config_checks import changed_options
 from desloc_jax.train.leaves import LeafReader, named_leaves
 from desloc_jax.train.metrics import read_metrics
 from desloc_jax.train.restore import begin_or_go_on
@@ -200,6 +202,16 @@ def test_other_options_may_change_if_that_is_said(group, options, text, workdir)
   assert losses(workdir)[-1] < before[-1] + 0.3
   again = small_config(text, **options, stop_at=10)  # The new options are the run's own now.
   assert train(again, workdir)['steps'] == 10
+
+
+def test_an_option_that_a_run_did_not_know_is_its_default(text):
+  config = small_config(text)
+  before = flatten(config)
+  del before['health.decay'], before['plan.mfu']
+  assert changed_options(config, before) == {}
+  config.health.decay = 0.5
+  with pytest.raises(UserError, match=r'health.decay \(was 0.98, is 0.5\)'):
+    changed_options(config, before)
 
 
 def test_what_is_not_permitted_is_refused(text, workdir):
