@@ -25,6 +25,8 @@ import time
 
 from matplotlib.figure import Figure
 
+from desloc_jax import commands
+from desloc_jax.errors import UserError
 from desloc_jax.tables import align
 from desloc_jax.train.metrics import read_metrics
 
@@ -113,11 +115,7 @@ def end_by(
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   """Returns the options of the command line."""
-  parser = argparse.ArgumentParser(
-    prog='python -m experiments.survivors',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = commands.make_parser('experiments.survivors', __doc__)
   add = parser.add_argument
   add('--steps', type=int, default=200, help='of the whole run, at least 40 (default: %(default)s)')
   add('--seed', type=int, default=0, help='of who is killed (default: %(default)s)')
@@ -125,9 +123,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add('--results', default='experiments/results', help='folder of table and plot')
   options = parser.parse_args(argv)
   if options.steps < 40:
-    parser.error(f'--steps is {options.steps}; expected at least 40.')
+    raise UserError(f'--steps is {options.steps}; expected at least 40.')
   if pathlib.Path(options.runs, 'survivors').exists():
-    parser.error(f'{options.runs} holds a run already; use another --runs.')
+    raise UserError(f'{options.runs} holds a run already; use another --runs.')
   return options
 
 
@@ -183,4 +181,5 @@ def plot(runs: pathlib.Path, rows: list[tuple], path: pathlib.Path) -> None:
 
 
 if __name__ == '__main__':
-  main()
+  with commands.one_line_errors():
+    main()

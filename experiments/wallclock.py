@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from configs import gpt_1b
+from desloc_jax import commands
 from desloc_jax.optimizer.ledger import EVERY_STEP, Ledger
 from desloc_jax.plan import make_plan, Plan
 from desloc_jax.plan.timing import all_reduce_seconds, Link, step_time
@@ -142,11 +143,7 @@ def one_setting(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> tuple[flo
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   """Returns the options of the command line."""
-  parser = argparse.ArgumentParser(
-    prog='python -m experiments.wallclock',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = commands.make_parser('experiments.wallclock', __doc__)
   parser.add_argument('--results', default='experiments/results', help='folder of table and plot')
   return parser.parse_args(argv)
 
@@ -246,4 +243,5 @@ def plot(fits: Mapping[str, Fit], plans: Mapping[str, Plan], path: pathlib.Path)
 
 
 if __name__ == '__main__':
-  main()
+  with commands.one_line_errors():
+    main()

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from desloc_jax.train.workdir import CHECKPOINTS
-from experiments import faults
+from experiments.faults import campaign, disks, injectors as faults, runs
 
 pytestmark = pytest.mark.slow
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope='module')
 def bench(tmp_path_factory):
   folder = tmp_path_factory.mktemp('faults')
-  bench = faults.Bench(folder, folder / 'cache', steps=60)
+  bench = runs.Bench(folder, folder / 'cache', steps=60)
   assert sorted(bench.reference[0]) == list(range(61))
   return bench
 
@@ -21,10 +21,10 @@ def bench(tmp_path_factory):
 @pytest.fixture(scope='module')
 def disk(tmp_path_factory):
   """An empty folder on a disk of its own."""
-  if why_not := faults.why_no_mounts():
+  if why_not := disks.why_no_mounts():
     pytest.skip(f'nothing can be mounted here: {why_not}')
   folder = tmp_path_factory.mktemp('disks') / 'disk'
-  with faults.small_disk(folder):
+  with disks.small_disk(folder):
     yield folder
 
 
@@ -37,19 +37,18 @@ def check(injections, *expected):
 def test_a_run_killed_again_and_again_is_the_same_run(bench):
   rng = random.Random(1)
   workdir = bench.folder / 'killed'
-  injections = faults.inject(bench, workdir, [faults.kill] * 4, rng, **{'checkpoint.keep': 1})
+  injections = campaign.inject(bench, workdir, [faults.kill] * 4, rng, **{'checkpoint.keep': 1})
   assert injections
   check(injections, *(x.fault for x in injections))
   assert all(x.fault.startswith('kill -9 ') for x in injections)
-  assert all(
-    x.lost <= 15 for x in injections
-  )  # A save may take longer than the five steps to the next.
+  # A save may take longer than the five steps to the next.
+  assert all(x.lost <= 15 for x in injections)
 
 
 def test_signals_and_damaged_files(bench):
   flip = faults.damage(faults.flip_bit)
   injectors = [faults.terminate, flip, faults.terminate_twice]
-  injections = faults.inject(bench, bench.folder / 'signals', injectors, random.Random(0))
+  injections = campaign.inject(bench, bench.folder / 'signals', injectors, random.Random(0))
   check(injections, 'SIGTERM', 'flipped bit in the newest checkpoint', 'SIGTERM twice')
   assert injections[0].lost == 0
   names = {path.name for path in (bench.folder / 'signals' / CHECKPOINTS).iterdir()}
@@ -58,7 +57,7 @@ def test_signals_and_damaged_files(bench):
 
 def test_a_full_disk_and_a_read_only_folder(bench, disk):
   injectors = [faults.fill_disk, faults.make_read_only]
-  injections = faults.inject(bench, disk, injectors, random.Random(0))
+  injections = campaign.inject(bench, disk, injectors, random.Random(0))
   check(injections, 'full disk', 'read-only folder')
 
 
@@ -85,9 +84,9 @@ def test_a_difference_from_the_reference_is_seen(bench):
 def test_the_table_counts(tmp_path):
   good = faults.Injection('kill -9 in a save', '', done=9, expected=5, resumed=5, identical=True)
   bad = faults.Injection('kill -9 in a save', '', done=12, expected=10, problem='it ended')
-  text = faults.table([good, bad])
+  text = campaign.table([good, bad])
   assert text.splitlines()[-1].split()[-5:] == ['2', '1', '4.0', '4', '1']
-  faults.write_rows([good, bad], tmp_path / 'faults.csv')
+  campaign.write_rows([good, bad], tmp_path / 'faults.csv')
   assert len((tmp_path / 'faults.csv').read_text().splitlines()) == 3
 
 

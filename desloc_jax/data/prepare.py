@@ -14,7 +14,8 @@ import os
 
 import tqdm
 
-from desloc_jax.data import commands, documents, manifest as manifests, parallel, shards, splits
+from desloc_jax import commands
+from desloc_jax.data import documents, manifest as manifests, parallel, shards, splits
 from desloc_jax.data.checks import check_at_least
 from desloc_jax.data.encoding import EncodedDocument
 from desloc_jax.data.manifest import MANIFEST, Manifest

@@ -12,7 +12,8 @@ import os
 import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from desloc_jax.data import commands, documents, files, splits
+from desloc_jax import commands
+from desloc_jax.data import documents, files, splits
 from desloc_jax.data.tokenizers import END_OF_TEXT
 from desloc_jax.errors import UserError
 

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import logging as std_logging
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -201,4 +202,6 @@ def _reason(error: BaseException) -> str:
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   lines = str(error).strip().splitlines() or [type(error).__name__]
-  return lines[0][:300]
+  # tensorstore says why after all of the path: '[OS error 30: EROFS Read-only file system]'.
+  from_system = re.search(r'\[OS error \d+: \w+ ([^\]]+)\]', lines[0])
+  return from_system.group(1) if from_system else lines[0][:300]
