@@ -21,9 +21,14 @@ except Exception as error:  # Files that --flagfile names are read here already.
   cli.fail(error)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go; default runs/NAME_OF_CONFIG.')
 _COORDINATOR = flags.DEFINE_string(
-  'coordinator', None, 'HOST:PORT of process 0, if the run is of several processes.'
+  'coordinator',
+  None,
+  'HOST:PORT of process 0, if the run is of several processes. Slurm, Open MPI, Kubernetes and TPU '
+  'pods tell it by themselves.',
 )
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many they are.', lower_bound=1)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many they are; 1 alone: none, whatever a cluster says.', lower_bound=1
+)
 _PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Which of them this is, from 0.', lower_bound=0
 )
@@ -38,17 +43,21 @@ def main(argv):
   # Imported here, so that --help and typing errors answer at once.
   if _MODE.value == 'plan':
     return print_plan()
-  from desloc_jax.errors import UserError
   from desloc_jax.train import processes
+  from desloc_jax.train.config_checks import check_config
   from desloc_jax.train.loop import train
 
-  membership = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  if any(value is not None for value in membership):
-    if None in membership:
-      raise UserError('--coordinator, --num_processes and --process_id belong together.')
-    processes.join(*membership)
+  config = _CONFIG.value
+  check_config(config)
+  processes.join(
+    _COORDINATOR.value,
+    _NUM_PROCESSES.value,
+    _PROCESS_ID.value,
+    config.processes.start_timeout_s,
+    config.processes.heartbeat_timeout_s,
+  )
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
-  train(_CONFIG.value, pathlib.Path(_WORKDIR.value or f'runs/{name}'))
+  train(config, pathlib.Path(_WORKDIR.value or f'runs/{name}'))
 
 
 def print_plan():

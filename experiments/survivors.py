@@ -14,13 +14,9 @@ Writes experiments/results/survivors.csv and survivors.png.
 import argparse
 from collections.abc import Sequence
 import csv
-import os
 import pathlib
 import random
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 from matplotlib.figure import Figure
@@ -29,8 +25,8 @@ from desloc_jax import commands
 from desloc_jax.errors import UserError
 from desloc_jax.tables import align
 from desloc_jax.train.metrics import read_metrics
+from experiments.several import last_step, start, wait_for_step
 
-ROOT = pathlib.Path(__file__).parent.parent
 # Workers of each phase, and how it ends.
 PHASES = ((4, 'killed'), (3, 'killed'), (2, 'joined'), (4, 'finished'))
 OPTIONS = {
@@ -39,57 +35,6 @@ OPTIONS = {
   'periods.params': 8, 'eval.sequences': 64, 'eval.every': 0, 'schedule.warmup_steps': 10,
 }  # fmt: skip
 COLUMNS = ('phase', 'workers', 'from step', 'to step', 'ended', 'seconds to notice', 'exit codes')
-
-
-def start(workers: int, workdir: pathlib.Path, options: dict, processes: int) -> list:
-  """Starts the processes of one run of so many workers; returns them."""
-  address = f'127.0.0.1:{free_port()}'
-  config = [f'--config.{name}={value}' for name, value in {**options, 'workers': workers}.items()]
-  command = [sys.executable, 'run.py', '--config=configs/tiny.py', f'--workdir={workdir}', *config]
-  environment = os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
-  started = []
-  for index in range(processes):
-    member = [f'--coordinator={address}', f'--num_processes={processes}', f'--process_id={index}']
-    started.append(
-      subprocess.Popen(
-        command + (member if processes > 1 else []),
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-      )  # fmt: skip
-    )
-  return started
-
-
-def free_port() -> int:
-  """Returns a port that nobody listens at."""
-  with socket.socket() as probe:
-    probe.bind(('127.0.0.1', 0))
-    return probe.getsockname()[1]
-
-
-def last_step(workdir: pathlib.Path) -> int:
-  """Returns the newest step in the metrics of a run, 0 before there is one."""
-  lines = read_metrics(workdir) if (workdir / 'metrics.jsonl').exists() else []
-  return lines[-1]['step'] if lines else 0
-
-
-def wait_for_step(workdir: pathlib.Path, step: int, processes: list, timeout: float = 300) -> None:
-  """Waits until a run has logged `step`.
-
-  Raises:
-    RuntimeError: a process ended before, or it took too long.
-  """
-  deadline = time.monotonic() + timeout
-  while last_step(workdir) < step:
-    if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
-      texts = [
-        text for process in processes for text in (process.kill(), *process.communicate()) if text
-      ]
-      raise RuntimeError(f'step {step} was not reached: {texts}')
-    time.sleep(0.1)
 
 
 def end_by(

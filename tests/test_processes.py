@@ -9,7 +9,7 @@ import pytest
 from desloc_jax.errors import UserError
 from desloc_jax.train import processes as processes_lib
 from desloc_jax.train.metrics import read_metrics
-from experiments import survivors
+from experiments.several import start, wait_for_step
 from tests.runs import losses, write_text
 
 OPTIONS = {
@@ -36,10 +36,10 @@ def test_several_processes_compute_what_one_does(options, tmp_path):
   """Also where they go on from a checkpoint of one process."""
   short = options | {'steps': 20, 'failures.away': '1:4-8'}
   one, several = tmp_path / 'one', tmp_path / 'several'
-  codes, errors = finish(survivors.start(4, one, short, 1))
+  codes, errors = finish(start(4, one, short, 1))
   assert codes == [0], errors
   for stop, count in ((10, 1), (20, 2)):
-    codes, errors = finish(survivors.start(4, several, short | {'stop_at': stop}, count))
+    codes, errors = finish(start(4, several, short | {'stop_at': stop}, count))
     assert codes == [0] * count, errors
   np.testing.assert_allclose(losses(several), losses(one), rtol=1e-5)
   assert [line['step'] for line in read_metrics(several)] == [0, 5, 10, 15, 20]
@@ -52,8 +52,8 @@ def test_several_processes_compute_what_one_does(options, tmp_path):
 @pytest.mark.parametrize('victim', [0, 2])
 def test_a_process_that_is_killed_is_noticed_by_all_others(victim, options, tmp_path):
   """Also where it is the coordinator."""
-  started = survivors.start(3, tmp_path / 'run', options, 3)
-  survivors.wait_for_step(tmp_path / 'run', 10, started)
+  started = start(3, tmp_path / 'run', options, 3)
+  wait_for_step(tmp_path / 'run', 10, started)
   started[victim].kill()
   killed = time.monotonic()
   codes, errors = finish(started)
@@ -66,8 +66,8 @@ def test_a_process_that_is_killed_is_noticed_by_all_others(victim, options, tmp_
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(options, tmp_path):
-  started = survivors.start(2, tmp_path / 'run', options, 2)
-  survivors.wait_for_step(tmp_path / 'run', 10, started)
+  started = start(2, tmp_path / 'run', options, 2)
+  wait_for_step(tmp_path / 'run', 10, started)
   started[1].send_signal(signal.SIGTERM)
   codes, errors = finish(started)
   assert codes == [0, 0], errors
@@ -83,11 +83,13 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(options, tmp_path
     (('localhost', 2, 0), "--coordinator is 'localhost'; expected HOST:PORT"),
     (('localhost:x', 2, 0), 'expected HOST:PORT'),
     (('localhost:1234', 2, 2), 'expected 0 to 1 with --num_processes=2'),
+    ((None, 2, 0), '--coordinator, --num_processes and --process_id belong together'),
+    (('localhost:1234', 1, None), 'belong together'),
   ],
 )
 def test_numbers_that_cannot_be_right_are_refused(membership, message):
   with pytest.raises(UserError, match=message):
-    processes_lib.join(*membership)
+    processes_lib.join(*membership, 10, 10)
 
 
 def test_what_a_lost_process_causes_is_told_from_other_errors(monkeypatch):

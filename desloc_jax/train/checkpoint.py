@@ -12,7 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from desloc_jax.errors import UserError
-from desloc_jax.train import checksums, processes
+from desloc_jax.train import checksums, exchange, processes
 from desloc_jax.train.leaves import LeafReader, named_leaves, PER_WORKER
 from desloc_jax.train.step import TrainState
 
@@ -143,7 +143,7 @@ class Checkpoints:
     with _one_line('cannot be set aside', folder):
       if processes.writes():
         folder.rename(next(name for name in names if not name.exists()))
-      processes.anywhere(False)  # The others wait for it.
+      exchange.wait_for_all()
       self._manager.reload()
 
   def close(self) -> None:

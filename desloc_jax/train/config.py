@@ -88,6 +88,7 @@ OPTIONS = {
   'data.sources.text.worker_weights': ((), 'share on each worker, if they differ'),
   'data.sources.text.where': ('', "documents to keep, e.g. 'year:1900-1999'"),
   'mesh.fsdp': (0, 'devices that share one worker; 0: as many as there are'),
+  'mesh.straddle': (False, 'let one worker have devices of several hosts or slices, for mesh.fsdp'),
   'eval.every': (0, 'steps between evaluations; 0: at the start and the end only'),
   'eval.sequences': (256, 'held-out sequences evaluated; 0: all'),
   'eval.local_mean': (
@@ -105,6 +106,11 @@ OPTIONS = {
   'failures.away': ('', "workers that are away in some steps, e.g. '3:100-199, 0-1:500-'"),
   'failures.rate': (0.0, 'probability that a worker goes away in a step'),
   'failures.steps': (100, 'steps that it then stays away, on average'),
+  'processes.start_timeout_s': (120, 'seconds that a process waits for the others at the start'),
+  'processes.heartbeat_timeout_s': (
+    20,
+    'seconds after which a silent process is taken for dead: noticed a few later, told within 30',
+  ),
   'plan.bandwidth_gbps': (
     100.0,
     'of --mode=plan: 1e9 bits a second from a worker to the next, over all of its devices',

@@ -42,6 +42,7 @@ RESUMABLE = (
   'eval.',
   'checkpoint.',
   'restore.',
+  'processes.',
   'model.loss_chunk',
   'plan.',
 )
@@ -72,6 +73,8 @@ def check_config(config: config_dict.ConfigDict) -> None:
     'checkpoint.keep',
     'period_growth',
     'failures.steps',
+    'processes.start_timeout_s',
+    'processes.heartbeat_timeout_s',
   ):
     _at_least(config, name, 1)
   if config.stop_at is not None:

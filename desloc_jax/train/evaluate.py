@@ -2,8 +2,9 @@
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
+import numpy as np
 
-from desloc_jax.train import mesh as mesh_lib, processes
+from desloc_jax.train import exchange, mesh as mesh_lib
 from desloc_jax.train.job import Job
 from desloc_jax.train.step import local_mean, TrainState
 
@@ -16,9 +17,7 @@ class Evaluator:
     self._job = job
     batches = list(job.data.validation_batches)  # Each pass over them reads and tokenises again.
     self._sequences = sum(float(mask.sum()) for _, mask in batches)
-    self._batches = [
-      tuple(processes.place(array, sharding) for array in batch) for batch in batches
-    ]
+    self._batches = [tuple(exchange.place(array, sharding) for array in batch) for batch in batches]
     params = jax.tree.map(lambda x: x.sharding, job.state_like.params)
     self._local_mean = jax.jit(local_mean, out_shardings=params)
 
@@ -34,4 +33,5 @@ class Evaluator:
 
   def _loss(self, params) -> float:
     sums = [self._job.eval_step(params, tokens, mask) for tokens, mask in self._batches]
-    return sum(map(float, sums)) / self._sequences
+    # Of several processes each has the sums of its own workers: one exchange adds them up.
+    return float(np.sum(exchange.fetch(sums), dtype=np.float64)) / self._sequences

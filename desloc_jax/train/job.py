@@ -23,6 +23,7 @@ from desloc_jax.optimizer.over_workers import AXIS_NAMES, is_local
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.transform import desloc
 from desloc_jax.train import config as config_lib, mesh as mesh_lib
+from desloc_jax.train.agreement import compare, together
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.data import Data, load_data
 from desloc_jax.train.failures import active_workers
@@ -93,15 +94,16 @@ def make_job(
   check_config(config)
   clock = make_clock(config, segment)
   active = active_workers(config)
-  mesh = mesh_lib.make_mesh(config.workers, config.mesh.fsdp, devices)
+  mesh = mesh_lib.make_mesh(config.workers, config.mesh.fsdp, devices, config.mesh.straddle)
   micro_batch = config_lib.worker_batch_size(config) // config.accumulation
   if micro_batch % mesh.shape[mesh_lib.FSDP]:
     raise UserError(
       f'batch_size / accumulation is {micro_batch}, which mesh.fsdp={mesh.shape[mesh_lib.FSDP]} '
       'devices of a worker cannot share evenly.'
     )
-  local_workers = mesh_lib.local_workers(mesh, config.workers)
-  data = load_data(config, segment.stream_start, local_workers)
+  local_workers = together(lambda: mesh_lib.local_workers(mesh, config.workers))
+  data = together(lambda: load_data(config, segment.stream_start, local_workers))
+  compare({'data': data.fingerprint})
   model = config_lib.model_config(config, data.tokenizer.vocab_size)
   init_params = functools.partial(model_lib.init_params, model)
   params_like = jax.eval_shape(init_params, jax.random.key(0))

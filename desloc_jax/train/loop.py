@@ -5,6 +5,7 @@ on from are dropped: they will be written again.
 """
 
 from collections.abc import Iterator, Sequence
+import functools
 import pathlib
 import signal
 from typing import Any
@@ -15,7 +16,8 @@ from ml_collections import config_dict
 import numpy as np
 
 from desloc_jax.errors import UserError
-from desloc_jax.train import processes, report
+from desloc_jax.train import exchange, processes, report
+from desloc_jax.train.agreement import check_agreement, together
 from desloc_jax.train.checkpoint import Checkpoints
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.evaluate import Evaluator
@@ -49,7 +51,8 @@ def train(
     Interrupted: after Ctrl-C or SIGTERM, when the step in progress was finished and saved.
   """
   check_config(config)
-  check_workdir(workdir)
+  together(functools.partial(check_workdir, workdir))
+  check_agreement(config, workdir)
   checkpoints = Checkpoints(workdir / CHECKPOINTS, config.checkpoint.keep)
   try:
     job, state, start, changes = begin_or_go_on(config, devices, checkpoints)
@@ -64,7 +67,7 @@ def train(
     state = _run_steps(job, workdir, checkpoints, state, start, stop, changes)
   finally:
     checkpoints.close()
-  syncs = {name: int(count) for name, count in processes.fetch(state.syncs).items()}
+  syncs = {name: int(count) for name, count in exchange.fetch(state.syncs).items()}
   if not processes.writes():
     return {}
   summary = report.summarise(job, read_metrics(workdir), syncs)
@@ -101,13 +104,13 @@ def _run_steps(
     with StopRequest() as request:
       for step, inputs in zip(range(start + 1, stop + 1), _inputs(job, start), strict=False):
         state, metrics = job.train_step(state, *inputs)
-        if recorder.due:  # The step before: fetched now that the device has its next work.
-          recorder.write(recorder.fetch())
-        recorder.add(step, metrics)
-        # Of several processes, all must stop after the same step.
         interrupted = request.signal_number is not None
-        if processes.several():
-          interrupted = recorder.due and processes.anywhere(interrupted)
+        if recorder.due:  # The step before: fetched now that the device has its next work.
+          recorder.write(recorder.fetch(interrupted))
+          interrupted = recorder.anyone_stops
+        elif processes.several():  # All must stop after the same step.
+          interrupted = False
+        recorder.add(step, metrics)
         saves = interrupted or step == stop or _due(step, config.checkpoint.every)
         evaluates = step == stop or _due(step, config.eval.every)
         if saves or evaluates:
@@ -116,7 +119,7 @@ def _run_steps(
             line |= evaluator(state)
           recorder.write(line)
           if saves:
-            finite = processes.fetch(job.finite(state))
+            finite = exchange.fetch(job.finite(state))
             check_finite_state(step, finite, can_be_left_out=bool(state.optimizer.health))
             checkpoints.save(step, state, position_after(job, step, recorder.syncs, finite))
           recorder.restart_clock()
@@ -133,7 +136,7 @@ def _inputs(job: Job, start: int) -> Iterator[tuple[jax.Array, jax.Array | None]
   on_device = (
     (
       _place_tokens(job, tokens),
-      job.active and processes.place(job.active(step), everywhere),
+      job.active and exchange.place(job.active(step), everywhere),
     )
     for step, tokens in enumerate(job.data.stream.iterator(start), start + 1)
   )

@@ -1,8 +1,10 @@
 """Where workers and parameters live: the mesh `workers` x `fsdp`, and shardings by shape."""
 
 from collections.abc import Sequence
+import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -15,16 +17,22 @@ FSDP = 'fsdp'
 STACKED = 'blocks'
 
 
-def make_mesh(workers: int, fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Returns the mesh `workers` x `fsdp` over all devices.
+def make_mesh(
+  workers: int,
+  fsdp: int,
+  devices: Sequence[jax.Device] | None = None,
+  straddle: bool = False,
+) -> Mesh:
+  """Returns the mesh `workers` x `fsdp` over all devices, those of a worker near each other.
 
   Args:
     workers: number of workers W; those that share a device are stepped by one vmapped program.
     fsdp: devices that share one worker; 0 takes as many as there are.
     devices: default all of them.
+    straddle: whether a worker may have devices with slow links between them.
 
   Raises:
-    UserError: the devices cannot be shared out evenly.
+    UserError: the devices cannot be shared out evenly, or a worker would straddle slow links.
   """
   devices = jax.devices() if devices is None else devices
   count = len(devices)
@@ -41,11 +49,42 @@ def make_mesh(workers: int, fsdp: int, devices: Sequence[jax.Device] | None = No
       f'{workers} workers with mesh.fsdp={fsdp} do not share {count} devices evenly: workers must '
       f'be a multiple of devices / mesh.fsdp; {hint}.'
     )
-  return Mesh(
-    np.asarray(devices).reshape(count // fsdp, fsdp),
-    (WORKERS, FSDP),
-    axis_types=(AxisType.Auto,) * 2,
-  )
+  rows = order_devices(devices, fsdp, straddle)
+  return Mesh(rows, (WORKERS, FSDP), axis_types=(AxisType.Auto,) * 2)
+
+
+def order_devices(devices: Sequence[jax.Device], fsdp: int, straddle: bool = False) -> np.ndarray:
+  """Returns the devices [rows, fsdp]; a row is of one host or slice, in the order of its wiring.
+
+  Raises:
+    UserError: a row would be of several, and `straddle` does not permit it.
+  """
+  together: dict[tuple[str, int], list[jax.Device]] = {}
+  for device in devices:
+    together.setdefault(_fast_links(device), []).append(device)
+  if odd := [place for place, there in together.items() if len(there) % fsdp]:
+    if not straddle:
+      (what, index), size = odd[0], len(together[odd[0]])
+      raise UserError(
+        f'mesh.fsdp={fsdp} devices of a worker would straddle slow links: {what} {index} has {size} '
+        f'devices. Use more workers, mesh.fsdp={math.gcd(*map(len, together.values()))}, or permit '
+        'it by --config.mesh.straddle=True.'
+      )
+    near = sorted(devices, key=lambda device: (*_fast_links(device), device.id))
+    return np.asarray(near).reshape(-1, fsdp)
+  blocks = [
+    mesh_utils.create_device_mesh((len(there) // fsdp, fsdp), there, allow_split_physical_axes=True)
+    for _, there in sorted(together.items())
+  ]
+  return np.concatenate(blocks)
+
+
+def _fast_links(device: jax.Device) -> tuple[str, int]:
+  """Returns the place, by kind and number, within which devices have fast links to each other."""
+  if device.platform == 'cpu':  # Between processes these talk over TCP, on one host too.
+    return 'process', device.process_index
+  place = getattr(device, 'slice_index', None)  # TPU: of the slice. GPU: of the host.
+  return ('host', device.process_index) if place is None else ('slice', place)
 
 
 def local_workers(mesh: Mesh, workers: int) -> range:

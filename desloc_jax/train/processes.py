@@ -1,4 +1,4 @@
-"""One run in several processes, by `jax.distributed`: joining, sharing values, and losing a process.
+"""One run in several processes, by `jax.distributed`: joining, and losing one of them.
 
 When a process dies or hangs, the others say so in one line and end with exit code `PEER_LOST`, so
 that whatever started them can start again with what is left. JAX notices a closed connection at
@@ -11,19 +11,15 @@ import signal
 import sys
 import threading
 import time
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import Sharding
-import numpy as np
 
 from desloc_jax.errors import UserError
+from desloc_jax.train import clusters
 
 BAD_START = 2
 PEER_LOST = 4
-JOIN_TIMEOUT_S = 120
-HEARTBEAT_TIMEOUT_S = 20  # Noticed within it and a few seconds, told within 30.
 
 # Texts of the errors that a lost process causes, of types that vary: gloo, NCCL, coordination.
 _LOST = (
@@ -35,6 +31,9 @@ _LOST = (
   'Socket closed',
 )
 
+# Of this run, and of this process among them.
+_count, _index = 1, 0
+
 _leaving = threading.Lock()
 _code_said: int | None = None
 _abort_means = (
@@ -43,20 +42,72 @@ _abort_means = (
 )
 
 
-def join(coordinator: str, count: int, index: int) -> None:
-  """Makes this process number `index` of `count`; returns when all of them are there.
+def join(
+  coordinator: str | None,
+  count: int | None,
+  index: int | None,
+  start_timeout_s: int,
+  heartbeat_timeout_s: int,
+) -> None:
+  """Makes this process one of several, where it is; returns when all of them are there.
 
   Args:
     coordinator: 'HOST:PORT' of process 0, the same for all.
-    count: number of processes.
-    index: of this one, from 0.
+    count: number of processes. Without coordinator and index, 1 lets a process of a cluster be alone.
+    index: of this one, from 0. All three None: what Slurm, Open MPI, Kubernetes or a TPU say.
+    start_timeout_s: seconds that it waits for the others.
+    heartbeat_timeout_s: seconds after which a silent one is taken for dead.
 
   Raises:
     UserError: the numbers or the address cannot be right.
 
-  Where the others do not come in `JOIN_TIMEOUT_S`, or count otherwise, the process ends with one
-  line and `BAD_START`.
+  Where the others do not come in time, or count otherwise, the process ends with one line and
+  `BAD_START`.
   """
+  given = (coordinator, count, index)
+  if given == (None, 1, None):
+    return
+  cluster = '' if any(value is not None for value in given) else clusters.find_cluster()
+  if not cluster:
+    if given == (None, None, None):
+      return
+    _check_membership(coordinator, count, index)
+  others = f'all {count} processes' if count else f'all processes of {cluster}'
+  where = f' at {coordinator}' if coordinator else ''
+  global _abort_means, _count, _index
+  _index = index or 0  # Asking JAX would wait for the others.
+  while_running = _abort_means
+  _abort_means = (
+    BAD_START,
+    f'error: not {others} met{where} within {start_timeout_s} s (processes.start_timeout_s): one is '
+    'missing, two have one id, or the address is wrong.',
+  )
+  _catch_aborts()
+  jax.config.update('jax_enable_preemption_service', False)  # It would swallow SIGTERM.
+  try:
+    jax.distributed.initialize(
+      *given,
+      cluster_detection_method=None if cluster else 'deactivate',
+      initialization_timeout=start_timeout_s,
+      heartbeat_timeout_seconds=heartbeat_timeout_s,
+    )
+    found = len({device.process_index for device in jax.devices()})
+    if count and found != count:
+      leave(BAD_START, f'error: --num_processes is {count} here, but {found} processes came.')
+    multihost_utils.sync_global_devices('start')  # Connects all; late comers would time out.
+  except Exception as error:  # Of many types.
+    if cluster == 'TPU' and 'should be defined' in str(error):
+      return  # Chips of one host that belong to no pod.
+    if 'DEADLINE_EXCEEDED' in str(error):
+      leave(*_abort_means)
+    leave(BAD_START, f'error: the processes did not find each other: {_first_line(error)}')
+  _abort_means = while_running
+  _count, _index = found, jax.process_index()
+
+
+def _check_membership(coordinator: str | None, count: int | None, index: int | None) -> None:
+  if None in (coordinator, count, index):
+    raise UserError('--coordinator, --num_processes and --process_id belong together.')
   host, _, port = coordinator.rpartition(':')
   if not host or not port.isdigit():
     raise UserError(f'--coordinator is {coordinator!r}; expected HOST:PORT of process 0.')
@@ -64,59 +115,16 @@ def join(coordinator: str, count: int, index: int) -> None:
     raise UserError(
       f'--process_id is {index}; expected 0 to {count - 1} with --num_processes={count}.'
     )
-  global _abort_means
-  while_running, _abort_means = (
-    _abort_means,
-    (
-      BAD_START,
-      f'error: not all {count} processes met at '
-      f'{coordinator} within {JOIN_TIMEOUT_S} s: one is missing, two have one id, or the address is wrong.',
-    ),
-  )
-  _catch_aborts()
-  jax.config.update('jax_enable_preemption_service', False)  # It would swallow SIGTERM.
-  try:
-    jax.distributed.initialize(
-      coordinator,
-      count,
-      index,
-      initialization_timeout=JOIN_TIMEOUT_S,
-      heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
-    )
-    found = len({device.process_index for device in jax.devices()})
-    if found != count:
-      leave(BAD_START, f'error: --num_processes is {count} here, but {found} processes came.')
-    multihost_utils.sync_global_devices('start')  # Connects all; late comers would time out.
-  except Exception as error:  # Of many types.
-    leave(BAD_START, f'error: the processes did not find each other: {_first_line(error)}')
-  _abort_means = while_running
 
 
 def several() -> bool:
   """Returns whether the run is one of several processes."""
-  return jax.distributed.is_initialized() and jax.process_count() > 1
+  return _count > 1
 
 
 def writes() -> bool:
   """Returns whether this process writes the logs: the first one alone does."""
-  return not several() or jax.process_index() == 0
-
-
-def place(array: np.ndarray, sharding: Sharding) -> jax.Array:
-  """Returns an array that every process has whole, on the devices; each takes its part."""
-  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def fetch(tree: Any) -> Any:
-  """Returns a tree of arrays in NumPy, whole on every process; all processes must call it."""
-  if not several():
-    return jax.device_get(tree)
-  return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def anywhere(flag: bool) -> bool:
-  """Returns whether `flag` is true in some process; all processes must call it."""
-  return bool(np.any(multihost_utils.process_allgather(np.asarray(flag)))) if several() else flag
+  return _index == 0
 
 
 def is_lost_peer(error: BaseException | None) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from desloc_jax.optimizer.transform import HEALTH
-from desloc_jax.train import processes
+from desloc_jax.train import exchange, processes
 from desloc_jax.train.job import Job
 from desloc_jax.train.metrics import format_bytes, MetricsWriter, progress_bar
 from desloc_jax.train.step import TrainState
@@ -35,7 +35,8 @@ class Recorder:
     self._bar = progress_bar(start, stop, shown=processes.writes())
     self._pending: list[tuple[int, Mapping[str, Any]]] = []
     self._interval_start = time.perf_counter()
-    syncs, health = processes.fetch((state.syncs, state.optimizer.health))
+    self.anyone_stops = False
+    syncs, health = exchange.fetch((state.syncs, state.optimizer.health))
     self._restarts = np.array(health.restarts if health else np.zeros(job.config.workers, int))
     self.syncs = {name: int(count) for name, count in syncs.items()}
 
@@ -49,14 +50,17 @@ class Recorder:
     """Whether the newest step is one to log."""
     return bool(self._pending) and self._pending[-1][0] % self._job.config.log_every == 0
 
-  def fetch(self) -> dict[str, Any]:
+  def fetch(self, stops: bool = False) -> dict[str, Any]:
     """Returns the line of the newest step, after waiting for the metrics of all pending ones.
+
+    Of several processes each says whether it `stops`; then `anyone_stops` tells whether one does.
 
     Raises:
       TrainingDiverged: in one of them a loss or gradient norm is not finite, and it is not one
         of workers that can be left out while others stay.
     """
-    fetched = processes.fetch([metrics for _, metrics in self._pending])
+    metrics = [metrics for _, metrics in self._pending]
+    fetched, self.anyone_stops = exchange.fetch_and_ask(metrics, stops)
     speed = self._speed(time.perf_counter())
     for (step, _), metrics in zip(self._pending, fetched, strict=True):
       check_finite(step, metrics, self._active(step))

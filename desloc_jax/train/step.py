@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import optax
 
 from desloc_jax.optimizer.ddp import local_params
-from desloc_jax.optimizer.over_workers import over_workers
+from desloc_jax.optimizer.over_workers import over_workers, WORKERS
 from desloc_jax.optimizer.transform import DeslocState, synced, WORKER_AXES
 
 LossFunction = Callable[[optax.Params, jax.Array], jax.Array]
@@ -124,7 +124,7 @@ def apply_at_sync(params: optax.Params, updates: optax.Updates, was_synced) -> o
 
 
 def make_eval_step(sequence_losses: LossFunction, mesh: Mesh) -> Callable:
-  """Returns `evaluate(params, tokens, mask) -> float32 scalar`: the sum of the sequences' losses.
+  """Returns `evaluate(params, tokens, mask) -> float32 [workers]`: sums of the sequences' losses.
 
   Args:
     sequence_losses: nats per token of each sequence: (params, [batch, seq_len + 1]) -> [batch].
@@ -137,9 +137,9 @@ def make_eval_step(sequence_losses: LossFunction, mesh: Mesh) -> Callable:
     return jnp.sum(sequence_losses(params, tokens) * mask)
 
   def evaluate(params, tokens, mask):
-    return jnp.sum(over_workers(of_worker, mesh, (None, 0, 0), 0)(params, tokens, mask))
+    return over_workers(of_worker, mesh, (None, 0, 0), 0)(params, tokens, mask)
 
-  return jax.jit(evaluate, out_shardings=NamedSharding(mesh, P()))
+  return jax.jit(evaluate, out_shardings=NamedSharding(mesh, P(WORKERS)))
 
 
 def local_mean(state: TrainState) -> optax.Params:

@@ -1,0 +1,229 @@
+"""Processes that do not belong together, or cannot begin, say so at the start, every one of them."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec as P
+import numpy as np
+import pytest
+
+from desloc_jax.errors import UserError
+from desloc_jax.train import agreement, clusters, exchange, mesh as mesh_lib
+from experiments.several import free_port, ROOT
+from tests.runs import write_text
+
+OPTIONS = (
+  '--config.steps=4', '--config.seq_len=32', '--config.batch_size=2', '--config.model.layers=1',
+  '--config.model.width=32', '--config.model.heads=2', '--config.eval.sequences=4',
+  '--config.schedule.warmup_steps=1', '--config.data.sources.text.path=text',
+  '--config.data.validation_fraction=0.2', '--config.processes.start_timeout_s=40',
+)  # fmt: skip
+
+
+@pytest.fixture
+def start(tmp_path):
+  """Starts a process in a folder of its own, with a text and a workdir beside it."""
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+  started = []
+
+  def start(index, *args, root=ROOT, workdir=tmp_path / 'run', words=300, variables=()):
+    folder = tmp_path / str(len(started))
+    folder.mkdir()
+    if words:
+      write_text(folder / 'text', words=words)
+    command = [sys.executable, root / 'run.py', f'--config={root / "configs/tiny.py"}', *OPTIONS]
+    process = subprocess.Popen(
+      [*command, f'--workdir={workdir}', *([f'--process_id={index}'] if index >= 0 else []), *args],
+      cwd=folder,
+      env=environment | dict(variables),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    started.append(process)
+    return process
+
+  yield start
+  for process in started:
+    process.kill()
+
+
+def together(count=2):
+  return f'--coordinator=127.0.0.1:{free_port()}', f'--num_processes={count}'
+
+
+def all_refuse(processes, message):
+  """Checks that every process ended with code 2 and one line that has the message."""
+  for process in processes:
+    out, err = process.communicate(timeout=200)
+    lines = [line for line in err.splitlines() if line.startswith('error: ')]
+    assert process.returncode == 2, (out, err)
+    assert len(lines) == 1 and message in lines[0], err
+    assert 'Traceback' not in err
+
+
+@pytest.mark.slow
+def test_another_config(start):
+  flags = together()
+  both = [start(0, *flags), start(1, *flags, '--config.periods.params=7', '--config.seed=3')]
+  all_refuse(both, 'processes 0 and 1 do not run the same: config.seed (0 and 3), ')
+
+
+@pytest.mark.slow
+def test_another_text(start):
+  flags = together()
+  both = [start(0, *flags), start(1, *flags, words=310)]
+  all_refuse(both, 'processes 0 and 1 do not run the same: data (')
+
+
+@pytest.mark.slow
+def test_other_code(start, tmp_path):
+  for name in ('desloc_jax', 'configs', 'run.py'):
+    copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+    copy(ROOT / name, tmp_path / 'copy' / name if copy is shutil.copytree else tmp_path / 'copy')
+  with (tmp_path / 'copy' / 'desloc_jax' / 'errors.py').open('a') as file:
+    file.write('# Another version.\n')
+  flags = together()
+  both = [start(0, *flags), start(1, *flags, root=tmp_path / 'copy')]
+  all_refuse(both, 'processes 0 and 1 do not run the same: code of desloc_jax (')
+
+
+@pytest.mark.slow
+def test_a_workdir_that_is_not_shared(start, tmp_path):
+  flags = together()
+  both = [start(0, *flags), start(1, *flags, workdir=tmp_path / 'elsewhere')]
+  all_refuse(both, 'is not the folder that process 0 writes to')
+
+
+@pytest.mark.slow
+def test_data_that_is_missing_for_one(start):
+  flags = together()
+  all_refuse([start(0, *flags), start(1, *flags, words=0)], 'text')
+
+
+@pytest.mark.slow
+def test_a_process_that_never_comes(start):
+  waits = start(0, *together(), '--config.processes.start_timeout_s=5')
+  all_refuse([waits], 'met at 127.0.0.1')
+
+
+@pytest.mark.slow
+def test_processes_that_count_differently(start):
+  address, count = together(2)
+  short = '--config.processes.start_timeout_s=15'
+  all_refuse(
+    [start(0, address, count, short), start(1, address, '--num_processes=3', short)], 'processes'
+  )
+
+
+@pytest.mark.slow
+def test_processes_of_slurm_find_each_other(start):
+  """With the variables that `srun --ntasks=2` sets; JAX takes the port from the number of the job."""
+  variables = {
+    'SLURM_JOB_ID': str(free_port()),
+    'SLURM_STEP_NODELIST': 'localhost',
+    'SLURM_NTASKS': '2',
+    'SLURM_STEP_NUM_NODES': '1',
+  }
+  tasks = [
+    start(-1, variables={**variables, 'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)})
+    for i in range(2)
+  ]
+  for i, task in enumerate(tasks):
+    out, err = task.communicate(timeout=200)
+    assert (task.returncode, 'step 4: validation loss' in out) == (0, i == 0), err
+
+
+CLUSTERS = {
+  'nothing': ({}, ''),
+  'srun of one task': ({'SLURM_STEP_NODELIST': 'a', 'SLURM_NTASKS': '1'}, ''),
+  'a batch script before srun': ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4'}, ''),
+  'srun': ({'SLURM_STEP_NODELIST': 'a[1-2]', 'SLURM_NTASKS': '4'}, 'Slurm'),
+  'mpirun': ({'OMPI_MCA_orte_hnp_uri': 'x', 'OMPI_COMM_WORLD_SIZE': '2'}, 'Open MPI'),
+  'a pod that is no Job': ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, ''),
+}
+
+
+@pytest.mark.parametrize('case', CLUSTERS)
+def test_what_started_this_process(case):
+  environment, found = CLUSTERS[case]
+  assert clusters.find_cluster(environment) == found
+
+
+def test_a_pod_that_cannot_find_the_others_does_not_train_alone(monkeypatch):
+  pod = {'KUBERNETES_SERVICE_HOST': '10.0.0.1', 'JOB_COMPLETION_INDEX': '3'}
+  monkeypatch.setattr(clusters.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(UserError, match='this is pod 3 .* pip install "jax.k8s."'):
+    clusters.find_cluster(pod)
+  monkeypatch.setattr(clusters.importlib.util, 'find_spec', lambda name: name == 'kubernetes')
+  assert clusters.find_cluster(pod) == 'Kubernetes'
+
+
+def test_differences_are_named(monkeypatch):
+  others = {'a': 1, 'b': None, 'd': 'x' * 200}
+  texts = lambda text: [text, text, agreement.json.dumps(others)]
+  monkeypatch.setattr(exchange, 'exchange_text', texts)
+  agreement.compare(dict(others))
+  with pytest.raises(UserError, match=r'processes 0 and 2 .* a \(2 and 1\), c \(3 and unset\), b '):
+    agreement.compare({'a': 2, 'c': 3, 'd': others['d']})
+
+
+class Device:
+  """A device of a pod, as far as a mesh looks at it."""
+
+  def __init__(self, id, process_index, slice_index=None, platform='gpu'):
+    self.id, self.process_index, self.platform = id, process_index, platform
+    self.device_kind = 'test'
+    if slice_index is not None:
+      self.slice_index = slice_index
+
+
+def ids(rows):
+  return [[device.id for device in row] for row in rows]
+
+
+def test_a_worker_is_on_one_host():
+  # Devices that alternate between two hosts.
+  devices = [Device(i, i % 2) for i in range(8)]
+  assert ids(mesh_lib.order_devices(devices, 2)) == [[0, 2], [4, 6], [1, 3], [5, 7]]
+  assert ids(mesh_lib.order_devices(devices, 4)) == [[0, 2, 4, 6], [1, 3, 5, 7]]
+  with pytest.raises(UserError, match='mesh.fsdp=8 .* host 0 has 4 devices.*mesh.fsdp=4'):
+    mesh_lib.order_devices(devices, 8)
+  straddling = mesh_lib.order_devices(devices, 8, straddle=True)
+  assert ids(straddling) == [[0, 2, 4, 6, 1, 3, 5, 7]]
+
+
+def test_hosts_with_fast_links_between_them_share_a_worker():
+  # Two hosts a slice, two slices.
+  devices = [Device(i, i // 2, slice_index=i // 4) for i in range(8)]
+  assert ids(mesh_lib.order_devices(devices, 4)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+  with pytest.raises(UserError, match='slice 0 has 4 devices'):
+    mesh_lib.order_devices(devices, 8)
+
+
+def test_processes_of_a_cpu_host_are_apart():
+  devices = [Device(i, i // 2, slice_index=0, platform='cpu') for i in range(4)]
+  with pytest.raises(UserError, match='process 0 has 2 devices'):
+    mesh_lib.order_devices(devices, 4)
+
+
+def test_values_come_from_whoever_has_them(monkeypatch):
+  """As one of two processes, the other of which has the second half of the workers."""
+  devices = jax.devices()[:4]
+  mesh = jax.sharding.Mesh(np.asarray(devices), ('workers',))
+  rows = jax.device_put(
+    np.arange(8, dtype=np.int32).reshape(4, 2), NamedSharding(mesh, P('workers'))
+  )
+  owners = [(i // 2, (slice(i, i + 1), slice(None))) for i in range(4)]
+  monkeypatch.setattr(exchange, 'several', lambda: True)
+  monkeypatch.setattr(exchange, '_is_here', lambda leaf: leaf.ndim == 0)
+  monkeypatch.setattr(exchange, '_owners', lambda leaf: iter(owners))
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  other = bytes([1]) + np.array([[9, 8], [7, 6]], np.int32).tobytes()
+  monkeypatch.setattr(exchange, '_all_gather', lambda message, size: [message, other])
+  (fetched, scalar), any_flag = exchange.fetch_and_ask((rows, jax.numpy.float32(3)), False)
+  np.testing.assert_array_equal(fetched, [[0, 1], [2, 3], [9, 8], [7, 6]])
+  assert scalar == 3 and any_flag
