@@ -1,0 +1,110 @@
+"""Bytes and time of each method on a real wire, between processes with a slow network between them.
+
+  python -m experiments.wire
+
+Each process is a worker in a network namespace of its own; `tc ... tbf` throttles what it sends and
+the kernel counts the bytes (network.py). Needs root and iproute2.
+
+Writes experiments/results/wire_bytes.csv, wire_time.csv and wire.png. Bytes: at K_x = 256, over whole
+cycles of all periods, beside the ledger's. Time: tokens/s at each rate, beside what the planner says
+of the same ledger, with the time of a step without communication as measured.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+import csv
+import dataclasses
+import pathlib
+import tempfile
+
+import tqdm
+
+from desloc_jax import commands
+from desloc_jax.errors import UserError
+from desloc_jax.tables import align
+from experiments.wire.methods import Case, METHODS, SILENT
+from experiments.wire.network import network, why_no_network
+from experiments.wire.plot import plot
+from experiments.wire.results import bytes_row, BytesRow, time_rows, TimeRow
+from experiments.wire.runs import measure, Phase
+
+RATES = (None, 1000, 100, 10)  # 1e6 bits a second; None: not throttled.
+BYTES_PERIOD, TIME_PERIOD = 256, 64  # K_x.
+GOAL_RATE = 100  # At which DES-LOC with the longer period is timed too.
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+  """Returns the options of the command line."""
+  parser = commands.make_parser('experiments.wire', __doc__)
+  add = parser.add_argument
+  add('--sites', type=int, nargs='+', default=[2, 4], help='processes (default: %(default)s)')
+  add('--methods', nargs='+', default=list(METHODS), choices=METHODS, metavar='METHOD',
+      help='of %(default)s')  # fmt: skip
+  add('--only', choices=('bytes', 'time'), help='of the two parts; default: both')
+  add('--results', default='experiments/results', help='folder of tables and plot')
+  options = parser.parse_args(argv)
+  if min(options.sites) < 2:
+    raise UserError(f'--sites is {min(options.sites)}; expected at least 2.')
+  if why_not := why_no_network():
+    raise UserError(f'no network can be made here: {why_not}.')
+  return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  options = parse(argv)
+  parts = [options.only] if options.only else ['bytes', 'time']
+  cases = [
+    case for sites in options.sites for part in parts for case in _cases(part, sites, options)
+  ]
+  results = pathlib.Path(options.results)
+  results.mkdir(parents=True, exist_ok=True)
+  measured = {}
+  with tempfile.TemporaryDirectory() as runs:
+    for case in (bar := tqdm.tqdm(cases, unit='run')):
+      bar.set_postfix_str(str(case))
+      with network(case.sites) as sites:
+        folder = pathlib.Path(runs, str(len(measured)))
+        measured[case] = measure(
+          sites, folder, case.options, case.phases, log_every=case.log_every, devices=case.devices
+        )
+  if 'bytes' in parts:
+    rows = [bytes_row(case, windows[0]) for case, windows in measured.items() if not case.timed]
+    write(BytesRow, rows, results / 'wire_bytes.csv')
+    print(align([BytesRow.columns(), *(row.cells() for row in rows)]))
+  if 'time' in parts:
+    rows = time_rows({case: windows for case, windows in measured.items() if case.timed})
+    write(TimeRow, rows, results / 'wire_time.csv')
+    print(align([TimeRow.columns(), *(row.cells() for row in rows)]))
+    plot(rows, results / 'wire.png')
+
+
+def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]:
+  if part == 'bytes':
+    for method in options.methods:
+      yield Case(
+        method, sites, BYTES_PERIOD, phases=(Phase(1000, 128 if method == 'ddp' else 1536),)
+      )
+    if 'desloc' in options.methods:
+      yield Case('desloc', sites, BYTES_PERIOD, phases=(Phase(1000, 1536),), devices=2)
+    return
+  for method in dict.fromkeys((SILENT, *options.methods)):
+    cycle = 32 if method == 'ddp' else 6 * TIME_PERIOD
+    yield Case(
+      method, sites, TIME_PERIOD, phases=tuple(Phase(rate, cycle) for rate in RATES), timed=True
+    )
+  if 'desloc' in options.methods:
+    long = (Phase(GOAL_RATE, 6 * BYTES_PERIOD),)
+    yield Case('desloc', sites, BYTES_PERIOD, phases=long, timed=True)
+
+
+def write(kind: type, rows: Sequence, path: pathlib.Path) -> None:
+  """Writes rows of one dataclass as CSV."""
+  with path.open('w', newline='') as file:
+    writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(kind)])
+    writer.writeheader()
+    writer.writerows(map(dataclasses.asdict, rows))
+
+
+if __name__ == '__main__':
+  with commands.one_line_errors():
+    main()

@@ -1,0 +1,62 @@
+"""What runs over the wire: each method at some period, and its ledger."""
+
+import dataclasses
+
+from configs import tiny
+from desloc_jax.optimizer.ledger import Ledger
+from desloc_jax.plan import make_plan
+from experiments.wire.runs import Phase
+
+METHODS = ('ddp', 'local_adam', 'favg_opt', 'diloco', 'desloc')
+SILENT = 'no communication'
+# DDP averages at every step, so that lines of the log are never far from one.
+_LOG_EVERY = {'ddp': 16}
+_COMMON = {'seq_len': 64, 'eval.sequences': 8, 'schedule.warmup_steps': 10}
+_NEVER = dict.fromkeys(('periods.params', 'periods.mu', 'periods.nu'), 0) | {'health.check': False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One run over the wire.
+
+  Attributes:
+    method: of `METHODS`, or `SILENT`.
+    sites: processes, each with one worker.
+    period: K_x.
+    phases: that are measured.
+    timed: whether it is run for its time, with as many sequences as make a step last a while;
+      for bytes a step may be short.
+    devices: virtual CPU devices of each worker.
+  """
+
+  method: str
+  sites: int
+  period: int
+  phases: tuple[Phase, ...]
+  timed: bool = False
+  devices: int = 1
+
+  @property
+  def name(self) -> str:
+    return self.method if self.devices == 1 else f'{self.method}, fsdp={self.devices}'
+
+  @property
+  def log_every(self) -> int:
+    """Steps between lines of the log, half a K_x so that every other one is far from a sync."""
+    return _LOG_EVERY.get(self.method, self.period // 2)
+
+  @property
+  def options(self) -> dict[str, object]:
+    """Options of the run, besides `tiny`'s."""
+    method = {'method': 'desloc', **_NEVER} if self.method == SILENT else {'method': self.method}
+    batch_size = max(4 if self.timed else 1, self.devices)
+    return {**_COMMON, 'batch_size': batch_size, 'periods.params': self.period, **method}
+
+  def ledger(self) -> Ledger:
+    """Returns what a worker sends."""
+    config = tiny.get_config()
+    config.update_from_flattened_dict({**self.options, 'workers': self.sites})
+    return make_plan(config).ledgers[config.method]
+
+  def __str__(self) -> str:
+    return f'{self.name}, K_x {self.period}, {self.sites} processes'

@@ -1,0 +1,126 @@
+"""A slow network inside this machine: a namespace for each process, a bridge, throttled links.
+
+Each namespace is a site of its own with one link, `veth` to a bridge. `tc ... tbf` throttles what it
+sends, the kernel counts the bytes. Needs root and the commands `ip` and `tc`.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import pathlib
+import shutil
+import subprocess
+
+SUBNET = '10.213.0'
+MTU = 1500  # Bytes of a packet, as Ethernet's; 52 of them are headers of IP and TCP.
+_HOSTS = pathlib.Path('/etc/netns')
+_BURST_S = 0.002  # Of the link's rate, in one go; the kernel's timers need some.
+
+
+class Network:
+  """Sites that are there; make one by `network`."""
+
+  def __init__(self, name: str, sites: int):
+    self.sites = sites
+    self._name = name
+
+  def address(self, site: int) -> str:
+    """Returns the IP address of a site."""
+    return f'{SUBNET}.{site + 1}'
+
+  def inside(self, site: int) -> list[str]:
+    """Returns what to put before a command for it to run at a site."""
+    return ['ip', 'netns', 'exec', self.namespace(site)]
+
+  def sent(self) -> list[int]:
+    """Returns the bytes that each site has sent since the network was made, headers included."""
+    return [int(self._counter(site).read_text()) for site in range(self.sites)]
+
+  def namespace(self, site: int) -> str:
+    return f'{self._name}-{site}'
+
+  def port(self, site: int) -> str:
+    """Returns the bridge's end of the link of a site."""
+    return f'{self._name}p{site}'
+
+  def throttle(self, megabits: float | None, delay_ms: float = 0.0) -> None:
+    """Sets the rate of every link, in 1e6 bits a second; None: as fast as the machine is."""
+    for site in range(self.sites):
+      device = ['tc', '-n', self.namespace(site), 'qdisc']
+      subprocess.run([*device, 'del', 'dev', 'eth', 'root'], capture_output=True, check=False)
+      if megabits is not None:
+        burst = max(8 * MTU, int(megabits * 1e6 / 8 * _BURST_S))
+        limits = ['rate', f'{megabits}mbit', 'burst', str(burst), 'latency', '50ms']
+        _run(*device, 'add', 'dev', 'eth', 'root', 'tbf', *limits)
+
+  def _counter(self, site: int) -> pathlib.Path:
+    # What the bridge's end receives is what the site sends, after its throttle.
+    return pathlib.Path('/sys/class/net', self.port(site), 'statistics', 'rx_bytes')
+
+
+def why_no_network() -> str:
+  """Returns why no network can be made here; empty: it can."""
+  if os.geteuid() != 0:
+    return 'network namespaces need root'
+  if missing := [command for command in ('ip', 'tc') if not shutil.which(command)]:
+    return f'{" and ".join(missing)} (of iproute2) is not there'
+  try:
+    with network(1) as made:
+      made.throttle(1)
+  except subprocess.CalledProcessError as error:
+    return f'{" ".join(error.cmd)}: {error.stderr.strip()}'
+  return ''
+
+
+@contextlib.contextmanager
+def network(sites: int) -> Iterator[Network]:
+  """Yields a network of so many sites; it and all processes at them end with the context.
+
+  Raises:
+    subprocess.CalledProcessError: the machine does not permit it.
+  """
+  made = Network(f'desloc{os.getpid()}', sites)
+  bridge = f'{made._name}b'
+  try:
+    _run('ip', 'link', 'add', bridge, 'type', 'bridge')
+    _run('ip', 'link', 'set', bridge, 'up')
+    for site in range(sites):
+      _add_site(made, bridge, site)
+    yield made
+  finally:
+    for site in range(sites):
+      _remove_site(made, site)
+    subprocess.run(['ip', 'link', 'del', bridge], capture_output=True, check=False)
+
+
+def _add_site(made: Network, bridge: str, site: int) -> None:
+  namespace, port = made.namespace(site), made.port(site)
+  _run('ip', 'netns', 'add', namespace)
+  _run('ip', 'link', 'add', port, 'type', 'veth', 'peer', 'name', 'eth', 'netns', namespace)
+  _run('ip', 'link', 'set', port, 'master', bridge, 'up')
+  _run('ip', '-n', namespace, 'addr', 'add', f'{made.address(site)}/24', 'dev', 'eth')
+  for device in ('lo', 'eth'):
+    _run('ip', '-n', namespace, 'link', 'set', device, 'up')
+  # gloo listens at the address that the name of the host resolves to.
+  folder = _HOSTS / namespace
+  folder.mkdir(parents=True)
+  names = os.uname().nodename
+  (folder / 'hosts').write_text(f'127.0.0.1 localhost\n{made.address(site)} {names}\n')
+
+
+def _remove_site(made: Network, site: int) -> None:
+  namespace = made.namespace(site)
+  found = subprocess.run(
+    ['ip', 'netns', 'pids', namespace], capture_output=True, text=True, check=False
+  )
+  for process in found.stdout.split():
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(int(process), 9)
+  subprocess.run(['ip', 'netns', 'del', namespace], capture_output=True, check=False)
+  shutil.rmtree(_HOSTS / namespace, ignore_errors=True)
+  with contextlib.suppress(OSError):
+    _HOSTS.rmdir()  # If nobody else has namespaces.
+
+
+def _run(*command: str) -> None:
+  subprocess.run(command, check=True, capture_output=True, text=True)

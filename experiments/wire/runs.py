@@ -1,0 +1,124 @@
+"""One run over a network whose rate changes while it trains: bytes and seconds at each rate."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import pathlib
+import subprocess
+import time
+
+from desloc_jax.train.metrics import read_metrics
+from experiments.several import kill, start, wait_for_step
+from experiments.wire.network import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """A part of a run at one rate.
+
+  Attributes:
+    megabits: 1e6 bits a second that each process can send; None: not throttled.
+    steps: that are measured.
+  """
+
+  megabits: float | None
+  steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+  """What was measured in one phase.
+
+  Attributes:
+    phase: which.
+    seconds: that its steps took.
+    sent: bytes that each process sent meanwhile, headers of packets included.
+  """
+
+  phase: Phase
+  seconds: float
+  sent: Sequence[int]
+
+  @property
+  def step_s(self) -> float:
+    return self.seconds / self.phase.steps
+
+  @property
+  def bytes_per_step(self) -> float:
+    """Of one process, the mean of all."""
+    return sum(self.sent) / len(self.sent) / self.phase.steps
+
+
+def measure(
+  network: Network,
+  workdir: pathlib.Path,
+  options: Mapping[str, object],
+  phases: Sequence[Phase],
+  *,
+  log_every: int,
+  devices: int = 1,
+) -> list[Window]:
+  """Trains one worker at each site and returns what each phase took.
+
+  Before a phase is measured it runs for two lines of the log, so that no sync of the phase before is
+  among its steps.
+
+  Args:
+    network: with a site for each process.
+    workdir: of the run.
+    options: of the config, by dotted name.
+    phases: whose steps are multiples of `log_every`.
+    log_every: steps between lines of the log, by which steps are told apart.
+    devices: virtual CPU devices of each process.
+
+  Raises:
+    RuntimeError: a process ended.
+  """
+  last = sum(phase.steps + 2 * log_every for phase in phases) + log_every
+  options = {**options, 'log_every': log_every, 'steps': last + 1, 'eval.every': 0}
+  network.throttle(None)
+  processes = start(
+    network.sites,
+    workdir,
+    options,
+    network.sites,
+    host=network.address(0),
+    before=[network.inside(site) for site in range(network.sites)],
+    devices=devices,
+  )
+  try:
+    wait_for_step(workdir, log_every, processes)
+    step, windows = log_every, []
+    for phase in phases:
+      network.throttle(phase.megabits)
+      step += 2 * log_every
+      wait_for_step(workdir, step, processes)
+      before = network.sent()
+      step += phase.steps
+      wait_for_step(workdir, step, processes, timeout=1800)
+      sent = [after - first for after, first in zip(network.sent(), before, strict=True)]
+      windows.append(Window(phase, _seconds(workdir, step - phase.steps, step), sent))
+    _join(network, processes)
+  finally:
+    kill(processes)
+  return windows
+
+
+def _seconds(workdir: pathlib.Path, start_step: int, stop: int) -> float:
+  """Returns the seconds of the steps after `start_step` up to `stop`, as the run measured them."""
+  lines = [line for line in read_metrics(workdir) if 'tokens_per_s' in line]
+  tokens = {line['step']: line['tokens'] for line in lines}
+  seconds, before = 0.0, start_step
+  for line in lines:
+    if start_step < line['step'] <= stop:
+      seconds += (line['tokens'] - tokens[before]) / line['tokens_per_s']
+      before = line['step']
+  return seconds
+
+
+def _join(network: Network, processes: Sequence[subprocess.Popen]) -> None:
+  network.throttle(None)  # The last average and the checkpoint need not be slow.
+  deadline = time.monotonic() + 300
+  for process in processes:
+    process.wait(timeout=max(1, deadline - time.monotonic()))
+  if any(process.returncode for process in processes):
+    raise RuntimeError(f'a process failed: {kill(processes)}')
