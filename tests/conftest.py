@@ -5,6 +5,8 @@ import pathlib
 import shutil
 import tempfile
 
+import pytest
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 # Processes of one test run, those that tests start too, share what they compile.
@@ -12,6 +14,14 @@ _RUN = os.environ.get('PYTEST_XDIST_TESTRUNUID', str(os.getpid()))
 _CACHE = pathlib.Path(tempfile.gettempdir()) / f'desloc_jax-tests-{_RUN}'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(_CACHE)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+
+@pytest.fixture(scope='session')
+def text(tmp_path_factory):
+  """A folder of small text files that tests only read."""
+  from tests.runs import write_text  # It imports JAX, which reads the settings above.
+
+  return write_text(tmp_path_factory.mktemp('data') / 'text')
 
 
 def pytest_sessionfinish(session):

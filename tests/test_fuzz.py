@@ -37,7 +37,7 @@ from desloc_jax.train.config import option, OPTIONS
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.segment import BEGINNING, make_clock
 from desloc_jax.train.workdir import check_workdir
-from tests.runs import small_config, write_text
+from tests.runs import small_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = f'--config={ROOT}/configs/tiny.py'
@@ -72,11 +72,6 @@ def contents(folder):
   """Returns path -> bytes of all files below a folder, links as where they point."""
   read = lambda path: os.readlink(path) if path.is_symlink() else path.read_bytes()
   return {p: p.is_symlink() or not p.is_dir() and read(p) for p in sorted(folder.rglob('*'))}
-
-
-@pytest.fixture(scope='module')
-def text(tmp_path_factory):
-  return write_text(tmp_path_factory.mktemp('data') / 'text', 20, 100)
 
 
 @pytest.fixture(autouse=True)
