@@ -3,8 +3,10 @@
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
+from absl import logging
 import pytest
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -22,6 +24,15 @@ def text(tmp_path_factory):
   from tests.runs import write_text  # It imports JAX, which reads the settings above.
 
   return write_text(tmp_path_factory.mktemp('data') / 'text')
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+  """Runs a test in an empty folder, without a network and without log lines."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setitem(sys.modules, 'datasets', None)
+  monkeypatch.setattr(logging, 'warning', lambda *args: None)
+  return tmp_path
 
 
 def pytest_sessionfinish(session):
