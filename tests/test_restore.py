@@ -18,7 +18,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.train import checksums, loop
 from desloc_jax.train.checkpoint import CheckpointDamaged, Checkpoints, chunks
 from desloc_jax.train.config import flatten
-from desloc_jax.train.config_checks import changed_options
+from desloc_jax.train.config_changes import changed_options
 from desloc_jax.train.leaves import LeafReader, named_leaves
 from desloc_jax.train.metrics import read_metrics
 from desloc_jax.train.restore import begin_or_go_on
