@@ -19,7 +19,7 @@ from ml_collections import config_dict, config_flags
 
 from desloc_jax.tables import align
 from desloc_jax.train import cli
-from desloc_jax.train.config_checks import changed_options
+from desloc_jax.train.config_changes import changed_options
 from desloc_jax.train.loop import train
 from desloc_jax.train.metrics import format_bytes
 from desloc_jax.train.workdir import CONFIG_FILE, SUMMARY_FILE

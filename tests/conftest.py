@@ -3,7 +3,11 @@
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
+
+from absl import logging
+import pytest
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
@@ -12,6 +16,23 @@ _RUN = os.environ.get('PYTEST_XDIST_TESTRUNUID', str(os.getpid()))
 _CACHE = pathlib.Path(tempfile.gettempdir()) / f'desloc_jax-tests-{_RUN}'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(_CACHE)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+
+@pytest.fixture(scope='session')
+def text(tmp_path_factory):
+  """A folder of small text files that tests only read."""
+  from tests.runs import write_text  # It imports JAX, which reads the settings above.
+
+  return write_text(tmp_path_factory.mktemp('data') / 'text')
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+  """Runs a test in an empty folder, without a network and without log lines."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setitem(sys.modules, 'datasets', None)
+  monkeypatch.setattr(logging, 'warning', lambda *args: None)
+  return tmp_path
 
 
 def pytest_sessionfinish(session):

@@ -14,7 +14,7 @@ from desloc_jax.model import parameter_count
 from desloc_jax.train import config as config_lib, mesh as mesh_lib
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.segment import BEGINNING, make_clock
-from tests.runs import small_config, write_text
+from tests.runs import small_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 ONE_DEVICE = {**os.environ, 'XLA_FLAGS': ''}
@@ -177,8 +177,7 @@ def test_help_lists_every_option():
   assert '--workdir' in result.stdout
 
 
-def test_a_prepared_folder_of_another_tokenizer_is_refused(tmp_path):
-  text = write_text(tmp_path / 'text')
+def test_a_prepared_folder_of_another_tokenizer_is_refused(text, tmp_path):
   prepare = [sys.executable, '-m', 'desloc_jax.data.prepare', f'--input={text}']
   subprocess.run(
     [*prepare, f'--output={tmp_path / "shards"}', '--tokenizer=gpt2', '--validation_fraction=0.2'],

@@ -11,15 +11,15 @@ import pytest
 
 from desloc_jax.train.config import flatten
 from experiments import methods
-from tests.runs import small_config, write_text
+from tests.runs import small_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-def test_methods_differ_in_nothing_but_their_own_options(tmp_path, capsys, monkeypatch):
+def test_methods_differ_in_nothing_but_their_own_options(text, tmp_path, capsys, monkeypatch):
   flags.FLAGS(['methods', f'--runs={tmp_path}/runs', f'--results={tmp_path}/results', '--seeds=1'])
-  config = small_config(write_text(tmp_path / 'text'), steps=4)
+  config = small_config(text, steps=4)
   before = flatten(config)
   trained = []
   train = methods.train

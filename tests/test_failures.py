@@ -12,12 +12,7 @@ from desloc_jax.train import loop
 from desloc_jax.train.failures import active_workers, parse_away
 from desloc_jax.train.metrics import read_metrics
 from desloc_jax.train.recorder import TrainingDiverged
-from tests.runs import losses, small_config, write_text
-
-
-@pytest.fixture(scope='module')
-def text(tmp_path_factory):
-  return write_text(tmp_path_factory.mktemp('data') / 'text')
+from tests.runs import losses, small_config
 
 
 def train(config, workdir):

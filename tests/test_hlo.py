@@ -6,13 +6,12 @@ import pytest
 
 from desloc_jax.optimizer.hlo import Collective, read_collectives
 from desloc_jax.train.job import make_job
-from tests.runs import small_config, write_text
+from tests.runs import small_config
 
 
 @pytest.fixture(scope='module')
-def job(tmp_path_factory):
+def job(text):
   """4 workers on 8 devices: each worker is shared by two."""
-  text = write_text(tmp_path_factory.mktemp('data') / 'text')
   return make_job(small_config(text))
 
 

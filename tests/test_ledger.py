@@ -13,7 +13,7 @@ from desloc_jax import desloc
 from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.ledger import read_ledger, transform_ledger, UnconditionalExchangeError
 from desloc_jax.train.job import make_job
-from tests.runs import small_config, write_text
+from tests.runs import small_config
 
 PARAMS = {
   'w': jax.ShapeDtypeStruct((300, 70), jnp.float32),
@@ -35,9 +35,9 @@ def test_the_ratios_of_the_paper_come_out_of_the_jaxprs():
   assert local_adam.bytes_per_step / mine.bytes_per_step == pytest.approx(2.0, abs=1e-12)
 
 
-def test_the_ledger_of_a_whole_training_step(tmp_path):
+def test_the_ledger_of_a_whole_training_step(text):
   """The real model, loss and optimizer, 4 workers on 8 devices."""
-  config = small_config(write_text(tmp_path / 'text'), **{'periods.params': 256, 'steps': 4000})
+  config = small_config(text, **{'periods.params': 256, 'steps': 4000})
   job = make_job(config)
   size = 4 * job.parameters
   health = {'health': 12, 'restarts': 2 * size}

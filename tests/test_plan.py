@@ -27,7 +27,8 @@ from desloc_jax.plan.timing import (
   with_value_size,
 )
 from desloc_jax.train.config import flatten
-from desloc_jax.train.config_checks import changed_options, check_config
+from desloc_jax.train.config_changes import changed_options
+from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.step import accumulate
 from experiments import wallclock
 from tests.runs import small_config

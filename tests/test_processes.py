@@ -10,7 +10,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.train import processes as processes_lib
 from desloc_jax.train.metrics import read_metrics
 from experiments.several import start, wait_for_step
-from tests.runs import losses, write_text
+from tests.runs import losses
 
 OPTIONS = {
   'batch_size': 2, 'seq_len': 32, 'steps': 4000, 'model.layers': 1, 'model.width': 32,
@@ -20,8 +20,7 @@ OPTIONS = {
 
 
 @pytest.fixture(scope='module')
-def options(tmp_path_factory):
-  text = write_text(tmp_path_factory.mktemp('data') / 'text')
+def options(text):
   return OPTIONS | {'data.sources.text.path': text}
 
 

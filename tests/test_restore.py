@@ -18,11 +18,11 @@ from desloc_jax.errors import UserError
 from desloc_jax.train import checksums, loop
 from desloc_jax.train.checkpoint import CheckpointDamaged, Checkpoints, chunks
 from desloc_jax.train.config import flatten
-from desloc_jax.train.config_checks import changed_options
+from desloc_jax.train.config_changes import changed_options
 from desloc_jax.train.leaves import LeafReader, named_leaves
 from desloc_jax.train.metrics import read_metrics
 from desloc_jax.train.restore import begin_or_go_on
-from tests.runs import losses, same_bits, small_config, write_text
+from tests.runs import losses, same_bits, small_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -30,11 +30,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 def train(config, workdir):
   """Trains on two devices, which any even number of workers can share."""
   return loop.train(config, workdir, jax.devices()[:2])
-
-
-@pytest.fixture(scope='module')
-def text(tmp_path_factory):
-  return write_text(tmp_path_factory.mktemp('data') / 'text')
 
 
 @pytest.fixture(scope='module')

@@ -20,11 +20,6 @@ from tests.runs import losses, same_bits, small_config, write_text
 
 
 @pytest.fixture(scope='module')
-def text(tmp_path_factory):
-  return write_text(tmp_path_factory.mktemp('data') / 'text')
-
-
-@pytest.fixture(scope='module')
 def finished(text, tmp_path_factory):
   """A finished run: (config, workdir, summary)."""
   workdir = tmp_path_factory.mktemp('runs') / 'finished'

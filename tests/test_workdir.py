@@ -13,7 +13,7 @@ import pytest
 from desloc_jax.errors import UserError
 from desloc_jax.train.metrics import MetricsWriter, read_metrics
 from desloc_jax.train.workdir import check_workdir
-from tests.runs import losses, write_text
+from tests.runs import losses
 
 ROOT = pathlib.Path(__file__).parent.parent
 ONE_DEVICE = {**os.environ, 'XLA_FLAGS': ''}
@@ -92,8 +92,8 @@ def wait_for_steps(workdir, count, process):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_a_signal_ends_a_run_after_a_checkpoint(tmp_path, number, code):
-  text, workdir = write_text(tmp_path / 'text'), tmp_path / 'run'
+def test_a_signal_ends_a_run_after_a_checkpoint(text, tmp_path, number, code):
+  workdir = tmp_path / 'run'
   process = start(text, workdir)
   wait_for_steps(workdir, 2, process)
   process.send_signal(number)
@@ -109,8 +109,8 @@ def test_a_signal_ends_a_run_after_a_checkpoint(tmp_path, number, code):
 
 
 @pytest.mark.slow
-def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
-  text, workdir = write_text(tmp_path / 'text'), tmp_path / 'run'
+def test_a_run_killed_before_its_first_checkpoint_starts_over(text, tmp_path):
+  workdir = tmp_path / 'run'
   process = start(text, workdir)
   wait_for_steps(workdir, 2, process)
   process.kill()

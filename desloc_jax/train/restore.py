@@ -1,7 +1,7 @@
 """How a run begins, or goes on from a checkpoint: the same run, or with other workers or options.
 
 1. The newest checkpoint whose files are whole is taken; a damaged one is named and set aside.
-2. What differs between its configuration and this one must be permitted (`config_checks.py`).
+2. What differs between its configuration and this one must be permitted (`config_changes.py`).
 3. Nothing differs: the state is restored bit for bit and the run's segment goes on. Otherwise a
    new segment begins, and each array of the new state is made from the checkpoint's arrays.
 """
@@ -19,7 +19,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.train.checkpoint import CheckpointDamaged, Checkpoints
 from desloc_jax.train.config import flatten
-from desloc_jax.train.config_checks import changed_options
+from desloc_jax.train.config_changes import changed_options
 from desloc_jax.train.job import Job, make_job
 from desloc_jax.train.segment import Segment
 from desloc_jax.train.step import TrainState

@@ -7,6 +7,7 @@ of workers is the same. What has no mean, or was not there, begins anew.
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 import re
 from typing import NamedTuple
 
@@ -132,8 +133,12 @@ def _one_worker(leaf: Leaf) -> jax.ShapeDtypeStruct:
 def _spread(value: jax.Array, leaf: Leaf) -> jax.Array:
   if not leaf.per_worker:
     return value
-  repeat = jax.jit(lambda x: jnp.broadcast_to(x, leaf.like.shape), out_shardings=leaf.like.sharding)
-  return repeat(value)
+  return _spread_to(leaf.like.shape, leaf.like.sharding)(value)
+
+
+@functools.cache  # Leaves of the same shape and sharding share what is compiled.
+def _spread_to(shape: tuple[int, ...], sharding: NamedSharding):
+  return jax.jit(lambda x: jnp.broadcast_to(x, shape), out_shardings=sharding)
 
 
 def _begin_anew(job: Job, names: Sequence[str]) -> dict[str, jax.Array]:
