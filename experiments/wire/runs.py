@@ -73,8 +73,9 @@ def measure(
   Raises:
     RuntimeError: a process ended.
   """
-  last = sum(phase.steps + 2 * log_every for phase in phases) + log_every
-  options = {**options, 'log_every': log_every, 'steps': last + 1, 'eval.every': 0}
+  # A line more than are read: the end of a run averages the models once more, to evaluate them.
+  steps = sum(phase.steps + 2 * log_every for phase in phases) + 2 * log_every
+  options = {**options, 'log_every': log_every, 'steps': steps, 'eval.every': 0}
   network.throttle(None)
   processes = start(
     network.sites,
