@@ -171,6 +171,7 @@ def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
     rows.append({
       **result.run.labels,
       'seed': result.seed,
+      'loss': result.loss,
       **{name: result.summary.get(name) for name in _SUMMARY},
       'seconds': round(result.seconds, 1),
       'diverged': result.diverged,
@@ -199,12 +200,19 @@ def loss_table(groups: Groups, what: str) -> list[tuple[str, ...]]:
     table.append((
       str(name),
       mean_spread([result.loss for result in group]),
-      f'{mean("bits_per_byte"):.3f}',
+      f'{statistics.mean(map(_bits_per_byte, group)):.3f}',
       format_bytes(mean('bytes_per_worker')),
       f'{statistics.mean(ratios):.2f}x' if all(ratios) else '-',
       f'{statistics.median(r.summary["tokens_per_s"] for r in group):,.0f}',
     ))  # fmt: skip
   return table
+
+
+def _bits_per_byte(result: Result) -> float:
+  """Returns the final loss in bits per byte; the summary has it of the consensus."""
+  return result.summary['bits_per_byte'] * (
+    1 if result.diverged else result.loss / result.summary['val_loss']
+  )
 
 
 def above(

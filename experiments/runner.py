@@ -105,6 +105,8 @@ def _train(run: Run, folder: pathlib.Path) -> float:
     summary = _so_far(run, workdir)
   else:
     summary, diverged = _train_until_end(run, workdir)
+  if run.measure and not diverged and processes.writes():
+    summary['measured'] = run.measure(workdir)
   seconds = time.monotonic() - begin
   jax.clear_caches()  # Of hundreds of runs, programs would fill the memory.
   if processes.writes():

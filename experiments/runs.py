@@ -1,10 +1,11 @@
 """A run of an experiment, where its files are, and what became of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import hashlib
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -31,19 +32,23 @@ class Run:
     config: of the trainer.
     after: a run that ends early and whose last checkpoint this one goes on from; what differs must
       be in `restore.allow`.
-    keeps_checkpoints: for an `after`, or to look at later; else they are deleted at the end.
+    keeps_checkpoints: for an `after`; else they are deleted at the end.
+    measure: of the run's folder, before its checkpoints are deleted: what it returns, of JSON types, is
+      the result's `summary['measured']`.
   """
 
   labels: dict[str, Any]
   config: config_dict.ConfigDict
   after: 'Run | None' = None
   keeps_checkpoints: bool = False
+  measure: Callable[[pathlib.Path], Any] | None = None
 
   @functools.cached_property
   def key(self) -> str:
     """A hash of all that the result depends on."""
     options = {n: v for n, v in flatten(self.config).items() if not n.startswith(_NOT_IN_KEY)}
-    text = json.dumps([options, self.after and self.after.key], sort_keys=True)
+    measured = self.measure and f'{self.measure.__module__}.{self.measure.__qualname__}'
+    text = json.dumps([options, self.after and self.after.key, measured], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
   @property
@@ -91,8 +96,13 @@ class Result:
 
   @property
   def loss(self) -> float:
-    """Validation loss of the consensus at the end, nats per token; infinite if it diverged."""
-    return self.summary['val_loss']
+    """Validation loss of the mean of the workers' models at the end, nats per token.
+
+    It is the consensus where the run ends with a sync. Infinite if the run diverged.
+    """
+    if self.diverged:
+      return math.inf
+    return self.lines[-1].get('val_loss_local_mean', self.summary['val_loss'])
 
   @property
   def seed(self) -> int:

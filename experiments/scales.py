@@ -6,18 +6,20 @@ paper's data under data/ (see configs/common.py), or the built-in text as `gpu:s
 `test`: seconds a run, to see that the code works.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import copy
 import dataclasses
+import pathlib
 from typing import Any
 
 from ml_collections import config_dict
 
-from configs import gpt_16m, gpt_135m, tiny
+from configs import gpt_1_7b, gpt_1b, gpt_16m, gpt_135m, gpt_360m, gpt_720m, tiny
 from desloc_jax.errors import unknown_choice
+from desloc_jax.train.config import flatten
 from experiments.runs import Run
 
-Shape = tuple[int, int, int]  # Layers, width, heads.
+Options = Mapping[str, Any]  # By dotted name.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Scale:
     seeds: of each variant.
     fast: K_x of the paper's high-frequency regime, 16 there.
     slow: of its low-frequency regime, 256 there.
-    sizes: models of the comparison over sizes.
+    sizes: what differs in the runs of each model of the comparison over sizes, by its name.
   """
 
   name: str
@@ -38,7 +40,7 @@ class Scale:
   seeds: int
   fast: int
   slow: int
-  sizes: Sequence[Shape]
+  sizes: Mapping[str, Options]
 
   def with_seeds(self, seeds: int) -> 'Scale':
     """Returns the scale with another number of seeds."""
@@ -46,11 +48,12 @@ class Scale:
 
   def runs(
     self,
-    variants: Mapping[str, Mapping[str, Any]],
+    variants: Mapping[str, Options],
     *,
     labels: Mapping[str, Any] | None = None,
     after: Sequence[Run] | None = None,
     keep_checkpoints: bool = False,
+    measure: Callable[[pathlib.Path], Any] | None = None,
   ) -> list[Run]:
     """Returns a run of each variant for each seed, all variants of a seed before the next one.
 
@@ -59,6 +62,7 @@ class Scale:
       labels: more columns, the same for all.
       after: the runs that these go on from, one a seed.
       keep_checkpoints: see `Run`.
+      measure: see `Run`.
     """
     return [
       Run(
@@ -66,13 +70,14 @@ class Scale:
         changed(self.config, {**options, 'seed': seed}),
         after[seed] if after else None,
         keep_checkpoints,
+        measure,
       )
       for seed in range(self.seeds)
       for variant, options in variants.items()
     ]
 
 
-def changed(config: config_dict.ConfigDict, options: Mapping[str, Any]) -> config_dict.ConfigDict:
+def changed(config: config_dict.ConfigDict, options: Options) -> config_dict.ConfigDict:
   """Returns a copy of `config` with these options, by dotted name."""
   config = copy.deepcopy(config)  # ConfigDict(config) would share the groups of options.
   config.update_from_flattened_dict(dict(options))
@@ -95,20 +100,20 @@ def _test() -> Scale:
   options = {
     'batch_size': 1, 'seq_len': 16, 'steps': 12, 'log_every': 1, 'periods.params': 2,
     'schedule.warmup_steps': 2, 'model.layers': 1, 'model.width': 16, 'model.heads': 1,
-    'eval.every': 4, 'eval.sequences': 8, 'eval.local_mean': False, 'checkpoint.every': 6,
+    'eval.every': 4, 'eval.sequences': 8, 'checkpoint.every': 6,
     'model.remat': 'none',
   }  # fmt: skip
-  sizes = ((1, 16, 1), (1, 32, 1))
+  sizes = _shapes((1, 16, 1), (1, 32, 1))
   return Scale('test', changed(tiny.get_config(), options), 2, 2, 4, sizes)
 
 
 def _cpu() -> Scale:
   options = {
-    'batch_size': 4, 'seq_len': 64, 'steps': 512, 'log_every': 4, 'periods.params': 16,
-    'schedule.warmup_steps': 32, 'model.layers': 2, 'model.width': 64, 'model.heads': 2,
-    'eval.every': 64, 'eval.sequences': 512, 'eval.local_mean': False, 'checkpoint.every': 256,
+    'batch_size': 4, 'seq_len': 64, 'steps': 384, 'log_every': 4, 'periods.params': 16,
+    'schedule.warmup_steps': 24, 'model.layers': 2, 'model.width': 64, 'model.heads': 2,
+    'eval.every': 64, 'eval.sequences': 512, 'checkpoint.every': 192,
   }  # fmt: skip
-  sizes = ((1, 32, 1), (2, 64, 2), (2, 128, 4))
+  sizes = _shapes((1, 32, 1), (2, 64, 2), (2, 128, 4))
   return Scale('cpu', changed(tiny.get_config(), options), 3, 8, 32, sizes)
 
 
@@ -116,15 +121,31 @@ def _gpu(data: str) -> Scale:
   options = {
     'batch_size': 16, 'accumulation': 1, 'steps': 1536, 'log_every': 8, 'periods.params': 32,
     'schedule.warmup_steps': 128, 'eval.every': 128, 'eval.sequences': 256, 'model.remat': 'none',
-    'eval.local_mean': False,
   }  # fmt: skip
-  sizes = ((2, 128, 2), (4, 256, 4), (6, 384, 6), (12, 768, 12))
+  sizes = _shapes((2, 128, 2), (4, 256, 4), (6, 384, 6), (12, 768, 12))
   return Scale('gpu', changed(gpt_16m.get_config(data), options), 3, 16, 64, sizes)
 
 
 def _paper(data: str) -> Scale:
-  sizes = ((30, 576, 9), (32, 960, 15), (12, 2048, 16), (24, 2048, 16), (32, 2048, 16))
-  return Scale('paper', gpt_135m.get_config(data), 3, 16, 256, sizes)
+  config = gpt_135m.get_config(data)
+  sizes = {
+    module.__name__.removeprefix('configs.'): _difference(module.get_config(data), config)
+    for module in (gpt_135m, gpt_360m, gpt_720m, gpt_1b, gpt_1_7b)
+  }
+  return Scale('paper', config, 3, 16, 256, sizes)
+
+
+def _shapes(*shapes: tuple[int, int, int]) -> dict[str, Options]:
+  """Returns the options of models of so many layers, width and heads."""
+  return {
+    f'{layers} x {width}': {'model.layers': layers, 'model.width': width, 'model.heads': heads}
+    for layers, width, heads in shapes
+  }
+
+
+def _difference(config: config_dict.ConfigDict, base: config_dict.ConfigDict) -> dict[str, Any]:
+  before = flatten(base)
+  return {name: value for name, value in flatten(config).items() if value != before[name]}
 
 
 SCALES = {'cpu': _cpu, 'gpu': _gpu, 'paper': _paper, 'test': _test}

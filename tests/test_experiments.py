@@ -1,7 +1,9 @@
 """The experiments' own code: mostly with a stub in the trainer's place, else on runs of seconds."""
 
 import csv
+import importlib
 import json
+import math
 import os
 import pathlib
 import signal
@@ -13,13 +15,23 @@ from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
+from desloc_jax.data.documents import read_documents
 from desloc_jax.errors import UserError
 from desloc_jax.train.config import default_config, flatten
+from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.metrics import read_metrics
-from experiments import communication, runner, sweep
+from experiments import (
+  all as all_experiments,
+  communication,
+  half_lives,
+  heterogeneous,
+  runner,
+  sweep,
+  toy,
+)  # fmt: skip
 from experiments.progress import Progress
-from experiments.report import Check, confidence_interval, markdown, mean_spread, rows_of
-from experiments.runs import Run, with_those_before
+from experiments.report import Check, confidence_interval, markdown, mean_spread, rows_of, write
+from experiments.runs import Result, Run, with_those_before
 from experiments.scales import changed, make_scale
 from tests import stub
 
@@ -204,7 +216,7 @@ def test_spreads_and_tables_as_text():
   assert markdown([('a|b', 'c'), ('1', '2')]) == '| a\\|b | c |\n|---|---:|\n| 1 | 2 |'
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(
   st.dictionaries(
     st.sampled_from(['seed', 'periods.params', 'periods.mu', 'workers']),
@@ -262,6 +274,100 @@ def test_sweeps_are_drawn(axes, tmp_path, trained):
   assert len(report.rows) == len(results)
   assert len(report.table) == 1 + len(results) // len(axes.get('seed', [0]))
   report.figure.savefig(tmp_path / 'sweep.png')
+
+
+MEASURED = {
+  moment: {str(k): rate * min(k, 14) for k in range(1, 33)}
+  for moment, rate in (('mu', 0.05), ('nu', 0.001))
+}
+WITH_RUNS = [name for name in all_experiments.NAMES if name not in ('toy', 'wallclock')]
+
+
+@pytest.mark.parametrize('name', WITH_RUNS)
+def test_an_experiment_reports_on_its_runs(name, tmp_path, trained, monkeypatch):
+  experiment = importlib.import_module(f'experiments.{name}')
+  if name == 'half_lives':
+    monkeypatch.setattr(experiment, 'measure', lambda workdir: MEASURED)
+  scale = make_scale('test')
+  runs = experiment.runs(scale)
+  results = run_all(runs, tmp_path / 'runs')
+  assert len(trained) == len(with_those_before(runs))
+  report = experiment.report(results, scale)
+  write(report, tmp_path / 'results', name, 'the command')
+  rows = list(csv.DictReader((tmp_path / 'results' / 'results.csv').open()))
+  assert len(rows) == len(runs)
+  assert {row['seed'] for row in rows} == {'0', '1'}
+  assert all(float(row['loss']) > 0 and row['versions'] and row['config'] for row in rows)
+  written = (tmp_path / 'results' / 'results.md').read_text()
+  for check in report.checks:
+    assert check.claim in written
+    assert check.exact or len(check.values) == scale.seeds, check.claim
+  assert (tmp_path / 'results' / f'{name}.png').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize('name', WITH_RUNS)
+@pytest.mark.parametrize('scale', ['cpu', 'gpu', 'gpu:sotu', 'paper'])
+def test_the_configs_of_all_scales_can_work(name, scale):
+  runs = with_those_before(importlib.import_module(f'experiments.{name}').runs(make_scale(scale)))
+  for run in runs:
+    check_config(run.config)
+  assert len({run.key for run in runs}) == len(runs)
+
+
+def test_no_run_at_cpu_scale_reads_a_text_twice():
+  least = min(
+    sum(len(document.text.encode()) for document in read_documents('sotu', f'year:{a}-{b}'))
+    for a, b in heterogeneous.ERAS
+  )
+  for name in WITH_RUNS:
+    for run in importlib.import_module(f'experiments.{name}').runs(make_scale('cpu')):
+      config = run.config
+      tokens = config.workers * config.batch_size * (config.seq_len + 1) * config.steps
+      assert tokens < 0.9 * 4 * least  # All of the text, or each worker its era; 5% are held out.
+
+
+@pytest.mark.parametrize('moment', [half_lives.B1, 0.9], ids=['as it should', 'another half-life'])
+def test_the_half_way_of_a_noisy_moment_is_its_half_life(moment):
+  # The squared change of an average of noise over K steps is 1 - b^K of what it ends at.
+  changes = {str(k): math.sqrt(1 - moment**k) for k in range(4, 129, 4)}
+  result = Result(None, None, {'measured': {'mu': changes}}, '', 0.0)
+  assert half_lives.half_way(result) == pytest.approx(half_lives.half_life(moment), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['nesterov', 'half_lives', 'failures', 'heterogeneous'])
+def test_a_cut_of_what_is_special_to_an_experiment_really_runs(name, tmp_path, capsys):
+  experiment = importlib.import_module(f'experiments.{name}')
+  scale = make_scale('test').with_seeds(1)
+  cut = {'nesterov': slice(2, 3), 'failures': slice(2, 5, 2), 'heterogeneous': slice(-2, -1)}
+  runs = experiment.runs(scale)[cut.get(name, slice(1))]
+  results = run_all(runs, tmp_path)
+  assert all(np.isfinite(result.loss) for result in results)
+  if name == 'nesterov':  # From the checkpoint of DDP.
+    restored = [line['restored'] for line in results[0].lines if 'restored' in line]
+    assert "method (was 'ddp', is 'desloc_nesterov')" in restored[0]
+  if name == 'half_lives':
+    changes = results[0].summary['measured']
+    assert 0 < changes['nu']['1'] and 0 < changes['mu']['1'] < changes['mu']['2']
+  if name == 'failures':
+    away = [line['away'] for line in results[0].lines if 'away' in line]
+    assert away[0] == [4, 5, 6, 7] and away[-1] == []
+    assert experiment.jump(results[0], scale) > 0
+
+
+@pytest.mark.slow
+def test_the_toy_is_reported():
+  report = toy.report([], make_scale('test'))
+  assert len(report.rows) == 2 * 4 * toy.SEEDS
+  assert len(report.checks) == 6
+
+
+@pytest.mark.slow
+def test_all_experiments_are_one_command_that_can_be_asked_for_help():
+  process = command('all', '--help')
+  output, errors = process.communicate()
+  assert process.returncode == 0, errors
+  assert '--scale' in output and '--config.periods.params=16' in output
 
 
 @pytest.mark.slow
