@@ -22,6 +22,7 @@ STYLES = {
   'mt_dao': ('tab:brown', '-.'),
   'desloc_nesterov': ('tab:cyan', '-'),
   'local_sgd': ('tab:gray', ':'),
+  'desloc stochastic': ('tab:olive', '--'),
 }
 
 

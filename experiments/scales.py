@@ -98,7 +98,7 @@ def make_scale(name: str) -> Scale:
 
 def _test() -> Scale:
   options = {
-    'batch_size': 1, 'seq_len': 16, 'steps': 12, 'log_every': 1, 'periods.params': 2,
+    'batch_size': 2, 'seq_len': 16, 'steps': 12, 'log_every': 1, 'periods.params': 2,
     'schedule.warmup_steps': 2, 'model.layers': 1, 'model.width': 16, 'model.heads': 1,
     'eval.every': 4, 'eval.sequences': 8, 'checkpoint.every': 6,
     'model.remat': 'none',
