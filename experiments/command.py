@@ -54,6 +54,7 @@ def _run(experiments, program: str, description: str, argv: Sequence[str]) -> No
       command = shlex.join(['python', '-m', f'experiments.{name}', *_own(argv[1:])])
       report_lib.write(report, folder, name, command)
       print(f'\n{report_lib.text(report)}\n{folder}: results.csv, {name}.png, results.md\n')
+    processes.anywhere(False)  # Nobody leaves before the first process is through.
 
 
 def tell(line: str) -> None:

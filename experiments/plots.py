@@ -26,12 +26,19 @@ STYLES = {
 }
 
 
+# Of what has no look of its own: not blue, which is DES-LOC's.
+_COLORS = [
+  f'tab:{c}' for c in ('orange', 'green', 'red', 'purple', 'brown', 'pink', 'olive', 'cyan')
+]
+
+
 def panels(count: int, title: str, width: float = 5.5, **options: Any) -> tuple[Figure, list[Axes]]:
   """Returns a figure with so many panels in a row."""
   figure = Figure(figsize=(width * count, 4.8), layout='constrained')
   axes = list(np.atleast_1d(figure.subplots(1, count, **options)))
   for each in axes:
     each.grid(alpha=0.3)
+    each.set_prop_cycle(color=_COLORS)
   figure.suptitle(title)
   return figure, axes
 

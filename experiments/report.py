@@ -64,7 +64,8 @@ class Check:
     low, high = self.interval
     if low >= self.at_least and high <= self.at_most:
       return 'holds'
-    return 'does not hold' if high < self.at_least or low > self.at_most else 'open'
+    outside = high < self.at_least or low > self.at_most
+    return 'does not hold' if outside or self.exact else 'open'
 
   def __str__(self) -> str:
     n = len(self.values)
@@ -72,8 +73,11 @@ class Check:
     if diverged:
       return f'{self.claim}: {diverged} of {n} runs diverged: {self.verdict}'
     low, high = self.interval
-    spread = f'n = {n}, 95% CI {low:.3g} to {high:.3g}{self.unit}' if n > 1 else 'n = 1'
-    spread = 'counted' if self.exact else spread
+    between = f'{low:.3g} to {high:.3g}{self.unit}'
+    if self.exact:
+      spread = f'counted, {between}' if low < high else 'counted'
+    else:
+      spread = f'n = {n}, 95% CI {between}' if n > 1 else 'n = 1'
     paper = f'; paper: {self.paper}' if self.paper else ''
     return f'{self.claim}: {statistics.mean(self.values):.3g}{self.unit} ({spread}{paper}): {self.verdict}'
 

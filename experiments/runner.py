@@ -39,7 +39,8 @@ _WAIT_S = 2.0
 def run_all(runs: Sequence[Run], folder: pathlib.Path, progress: Progress) -> list[Result]:
   """Trains what is not trained yet, waits for what others train, and returns the results in order.
 
-  All processes of a run over several (`jax.distributed`) call it alike; the first one decides.
+  All processes of a run over several (`jax.distributed`) call it alike; the first one decides, and it
+  alone has the results.
 
   Raises:
     UserError: a config cannot work; raised before the first run.
@@ -57,7 +58,7 @@ def run_all(runs: Sequence[Run], folder: pathlib.Path, progress: Progress) -> li
     if len(left) == len(waiting):  # The others are at it.
       time.sleep(_WAIT_S)
     waiting = left
-  return [read_result(run, folder) for run in runs]
+  return [read_result(run, folder) for run in runs] if processes.writes() else []
 
 
 def _settle(run: Run, folder: pathlib.Path, progress: Progress) -> bool:
@@ -97,12 +98,12 @@ def claim(workdir: pathlib.Path) -> Iterator[bool]:
 
 def _train(run: Run, folder: pathlib.Path) -> float:
   """Trains a run, or the rest of it, and writes its result; returns the seconds that it took."""
-  workdir, diverged = run.folder(folder), ''
+  workdir = run.folder(folder)
   begin = time.monotonic()
   if processes.writes():
     (workdir / RESULT_FILE).unlink(missing_ok=True)  # Of a run whose checkpoints are wanted again.
-  if run.after and (diverged := _begin_after(run.after, run, folder)):
-    summary = _so_far(run, workdir)
+  if run.after and not _begin_after(run.after, run, folder):
+    summary, diverged = _so_far(run, workdir), f'{run.after.name} diverged'
   else:
     summary, diverged = _train_until_end(run, workdir)
   if run.measure and not diverged and processes.writes():
@@ -127,11 +128,11 @@ def _train_until_end(run: Run, workdir: pathlib.Path) -> tuple[dict[str, Any], s
       return _so_far(run, workdir), str(error)
 
 
-def _begin_after(before: Run, run: Run, folder: pathlib.Path) -> str:
+def _begin_after(before: Run, run: Run, folder: pathlib.Path) -> bool:
   """Copies what a run goes on from, unless it has begun: the checkpoints last, and all at once.
 
   Returns:
-    Why there is nothing to go on from: the run before has diverged; empty: it has not.
+    Whether there is something to go on from: the run before may have diverged.
   """
   source, workdir = before.folder(folder), run.folder(folder)
   if processes.writes() and not (workdir / CHECKPOINTS).exists():
@@ -142,8 +143,7 @@ def _begin_after(before: Run, run: Run, folder: pathlib.Path) -> str:
       shutil.rmtree(partial, ignore_errors=True)
       shutil.copytree(source / CHECKPOINTS, partial)
       partial.rename(workdir / CHECKPOINTS)
-  processes.anywhere(False)  # The others wait for it.
-  return read_result(before, folder).diverged
+  return _first_says(not (processes.writes() and read_result(before, folder).diverged))
 
 
 def _so_far(run: Run, workdir: pathlib.Path) -> dict[str, Any]:

@@ -108,9 +108,10 @@ def _test() -> Scale:
 
 
 def _cpu() -> Scale:
+  # At tiny's rate of 4e-3, and at 3e-3, some seeds have a spike at the end of the warm-up.
   options = {
     'batch_size': 4, 'seq_len': 64, 'steps': 384, 'log_every': 4, 'periods.params': 16,
-    'schedule.warmup_steps': 24, 'model.layers': 2, 'model.width': 64, 'model.heads': 2,
+    'schedule.warmup_steps': 48, 'inner.learning_rate': 2e-3, 'model.layers': 2, 'model.width': 64, 'model.heads': 2,
     'eval.every': 64, 'eval.sequences': 512, 'checkpoint.every': 192,
   }  # fmt: skip
   sizes = _shapes((1, 32, 1), (2, 64, 2), (2, 128, 4))

@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
     words = shlex.join(['python', '-m', 'experiments.sweep', *argv[1:]])
     report_lib.write(report, folder, 'sweep', words)
     print(f'\n{report_lib.text(report)}\n{folder}: results.csv, sweep.png, results.md')
+  processes.anywhere(False)  # Nobody leaves before the first process is through.
 
 
 def load_config(path: str | None) -> config_dict.ConfigDict:

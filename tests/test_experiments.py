@@ -129,7 +129,11 @@ def test_what_goes_on_from_a_run_that_diverged_has_diverged(tmp_path, trained):
   options = {'inner.learning_rate': 1e3}
   before = scale.runs({'warm': {'stop_at': 4, **options}}, keep_checkpoints=True)
   results = run_all(scale.runs({'desloc': options}, after=before), tmp_path)
-  assert all('nan' in result.diverged and result.loss == np.inf for result in results)
+  assert [result.diverged for result in results] == [
+    'warm, seed 0 diverged',
+    'warm, seed 1 diverged',
+  ]
+  assert all(result.loss == np.inf for result in results)
 
 
 def test_a_config_that_cannot_work_is_named_before_anything_is_trained(tmp_path, trained):
@@ -206,6 +210,7 @@ def test_a_check_says_all_that_it_rests_on():
   check = Check('at most 1% above', [0.2, 0.3, 0.4], at_most=1, unit='%', paper='0%')
   assert str(check) == ('at most 1% above: 0.3% (n = 3, 95% CI 0.0516 to 0.548%; paper: 0%): holds')
   assert str(Check('170x', [170.667], 170, 171, 'x', exact=True)) == '170x: 171x (counted): holds'
+  assert Check('equal bytes', [1.0, 1.2], 0.9, 1.1, 'x', exact=True).verdict == 'does not hold'
 
 
 def test_spreads_and_tables_as_text():
