@@ -32,9 +32,10 @@ LONGEST = 128  # Steps of the window, at most a quarter of the run.
 def runs(scale: Scale) -> list[Run]:
   """Returns, for each b2 and seed, a window of steps after a run without checkpoints."""
   config = scale.config
-  end = int(config.steps * (1 - config.schedule.decay_fraction))
-  window = min(LONGEST, config.steps // 4)
-  every = max(1, window // LOOKS)
+  every = max(1, min(LONGEST, config.steps // 4) // LOOKS)
+  # Checkpoints come at multiples of `every`.
+  end = int(config.steps * (1 - config.schedule.decay_fraction)) // every * every
+  window = min(LONGEST, config.steps // 4) // every * every
   found = []
   for b2 in B2:
     options = {'method': 'ddp', 'inner.name': 'adopt', 'inner.b1': B1, 'inner.b2': b2}
@@ -51,7 +52,7 @@ def measure(workdir: pathlib.Path) -> dict[str, dict[int, float]]:
   Only one array of the model is in memory at a time, of all checkpoints.
   """
   checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=1)
-  steps = sorted(checkpoints.steps())
+  steps = sorted(checkpoints.steps())  # At the same distance each.
   like = checkpoints.leaves(steps[-1])
   changes = {}
   for moment in MOMENTS:
@@ -95,34 +96,38 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
     panel.set_title(f'{letter}: {"first" if letter == "u" else "second"} moment')
     panel.legend(fontsize='small')
   panels[0].set_ylabel('||s(t+K) - s(t)|| / ||s(t)||')
-  near = _nearest_half_life(results)
-  table = [('b2', 'half-life of v', f'change of u over {near}', f'of v over {near}', 'u / v')]
+  near, longest = _nearest_half_life(results), _steps(results[0])[-1]
+  table = [
+    ('b2', 'half-life of v', f'change of u over {near}', f'of v over {near}', f'u / v over {near}',
+     f'u / v over {longest}')
+  ]  # fmt: skip
   for b2, group in zip(B2, groups.values(), strict=True):
-    changes = [[_change(r, moment, near) for r in group] for moment in MOMENTS]
-    ratios = [u / v for u, v in zip(*changes, strict=True)]
-    table.append(
-      (f'{b2}', f'{half_life(b2):.0f}', *map(mean_spread, changes), mean_spread(ratios, 1))
-    )
+    changes = [mean_spread([_change(r, moment, near) for r in group]) for moment in MOMENTS]
+    ratios = [mean_spread([_ratio(r, k) for r in group], 1) for k in (near, longest)]
+    table.append((f'{b2}', f'{half_life(b2):.0f}', *changes, *ratios))
   slowest = groups[f'b2 = {B2[-1]}']
   checks = [
     Check(
-      f'at b2 = {B2[-1]} v moves at least 30x slower than u over {near} steps, the half-life of u',
-      [_change(r, 'mu', near) / _change(r, 'nu', near) for r in slowest],
+      f'at b2 = {B2[-1]} v moves at least 30x slower than u over {longest} steps',
+      [_ratio(r, longest) for r in slowest],
       at_least=30,
       unit='x',
       paper='about 100x',
     ),
     Check(
-      "the squared change of u is half of its plateau within a factor of 2 of u's half-life",
+      'u has moved half of its way (its squared change half of its plateau) within its half-life',
       [half_way(r) / half_life(B1) for r in slowest],
-      0.5,
-      2.0,
-      ' half-lives',
+      at_most=1,
+      unit=' half-lives',
     ),
   ]
-  return Report(
-    'Moments move at the pace of their half-lives', rows_of(results), table, checks, figure
-  )
+  notes = [
+    f'The half-life of u is {half_life(B1):.1f} steps. If gradients were independent noise, it would '
+    'have moved half of its way in just that. v moves in proportion to K, so that the ratio depends '
+    'on K; the paper does not say which K its 100x is of.'
+  ]
+  title = 'Moments move at the pace of their half-lives'
+  return Report(title, rows_of(results), table, checks, figure, notes)
 
 
 def half_life(decay: float) -> float:
@@ -143,6 +148,10 @@ def _steps(result: Result) -> list[int]:
 
 def _change(result: Result, moment: str, steps: int) -> float:
   return result.summary['measured'][moment][str(steps)]
+
+
+def _ratio(result: Result, steps: int) -> float:
+  return _change(result, 'mu', steps) / _change(result, 'nu', steps)
 
 
 def _nearest_half_life(results: Sequence[Result]) -> int:
