@@ -7,15 +7,14 @@ K_v = 692, as in arXiv:2505.22549. The paper does not print the inner optimizer'
 start; the two settings here come from a search over Adam and ADOPT, b1 from 0.9 to 0.9999, b2 from
 0.9 to 0.9999, rates from 0.001 to 0.5 and six starts.
 
-Writes experiments/results/toy.csv and toy.png and prints the distance of the consensus from the
-optimum (1, 1), averaged over the last ten rounds of 192 steps.
+What counts is the distance of the consensus from the optimum (1, 1), averaged over the last ten
+rounds of 192 steps. The toy is the same at all scales, but for `test`, and has ten seeds.
 """
 
-import csv
+from collections.abc import Mapping, Sequence
 import functools
-import pathlib
+import sys
 
-from absl import app, flags
 import jax
 import jax.numpy as jnp
 from matplotlib.figure import Figure
@@ -25,7 +24,10 @@ import optax
 from desloc_jax import WORKER_AXES
 from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.methods import make_method
-from desloc_jax.tables import align
+from experiments import command, plots
+from experiments.report import Check, mean_spread, Report
+from experiments.runs import Result, Run
+from experiments.scales import Scale
 
 WORKERS, NOISE, START = 256, 1.5, (0.0, 0.0)
 # In both b1 has a half-life of K_u = 192 steps; in the first b2 has one of K_v = 692, in the second
@@ -40,11 +42,9 @@ PERIODS = {
   'favg_opt': {'params': 192, 'mu': None, 'nu': None},
   'favg_reset': {'params': 192, 'mu': None, 'nu': None},
 }
-ROUND, AVERAGED_ROUNDS = 192, 10
-
-_SEEDS = flags.DEFINE_integer('seeds', 10, 'Runs of each method.', lower_bound=2)
-_ROUNDS = flags.DEFINE_integer('rounds', 60, 'Rounds of 192 steps.', lower_bound=AVERAGED_ROUNDS)
-_RESULTS = flags.DEFINE_string('results', 'experiments/results', 'Folder of the table and plot.')
+ROUND, AVERAGED_ROUNDS, SEEDS = 192, 10, 10
+ROUNDS, TEST_ROUNDS = 60, 12
+NEAR = 1.1  # Times DES-LOC's distance: the curves overlap.
 
 
 def rosenbrock(point: jax.Array) -> jax.Array:
@@ -80,10 +80,17 @@ def distances(setting: str, method: str, steps: int, key: jax.Array) -> jax.Arra
   return jax.lax.scan(step, (state, params), jnp.arange(steps))[1]
 
 
-def main(argv):
-  del argv
-  steps = ROUND * _ROUNDS.value
-  keys = jax.random.split(jax.random.key(0), _SEEDS.value)
+def runs(scale: Scale) -> list[Run]:
+  """Returns no runs of the trainer: the toy is quick, and has a scan of its own."""
+  del scale
+  return []
+
+
+def report(results: Sequence[Result], scale: Scale) -> Report:
+  """Returns the distances of all methods in both settings."""
+  del results
+  steps = ROUND * (TEST_ROUNDS if scale.name == 'test' else ROUNDS)
+  keys = jax.random.split(jax.random.key(0), SEEDS)
   curves = {
     (setting, method): np.asarray(
       jax.vmap(functools.partial(distances, setting, method, steps))(keys)
@@ -92,52 +99,57 @@ def main(argv):
     for method in PERIODS
   }
   ends = {run: curve[:, -ROUND * AVERAGED_ROUNDS :].mean(axis=1) for run, curve in curves.items()}
-  results = pathlib.Path(_RESULTS.value)
-  results.mkdir(parents=True, exist_ok=True)
-  write_rows(ends, results / 'toy.csv')
-  plot(curves, results / 'toy.png')
-  rows = [('setting', 'method', 'distance from the optimum', 'worst seed')]
-  rows += [
-    (*run, f'{values.mean():.4f} ± {values.std(ddof=1):.4f}', f'{values.max():.4f}')
-    for run, values in ends.items()
+  table = [('setting', 'method', 'distance from the optimum', 'worst seed')]
+  table += [(*run, mean_spread(values), f'{values.max():.4f}') for run, values in ends.items()]
+  rows = [
+    {'setting': setting, 'method': method, 'seed': seed, 'distance': float(distance),
+     'jax': jax.__version__, **SETTINGS[setting]}
+    for (setting, method), values in ends.items()
+    for seed, distance in enumerate(values)
+  ]  # fmt: skip
+  notes = [
+    f'{SEEDS} seeds, {steps} steps from {START}. {_title(SETTINGS[s])} ({s}).' for s in SETTINGS
   ]
-  print(align(rows))
-  print(f'{_SEEDS.value} seeds, {steps} steps from {START}')
-  for setting, options in SETTINGS.items():
-    print(f'{setting}: {options}')
+  title = f'The toy: Rosenbrock with {WORKERS} workers'
+  return Report(title, rows, table, checks(ends), plot(curves), notes)
 
 
-def write_rows(ends: dict[tuple[str, str], np.ndarray], path: pathlib.Path) -> None:
-  """Writes a row a run."""
-  options = list(next(iter(SETTINGS.values())))
-  with path.open('w', newline='') as file:
-    writer = csv.writer(file)
-    writer.writerow(['setting', 'method', 'seed', 'distance', *options])
-    for (setting, method), values in ends.items():
-      for seed, distance in enumerate(values):
-        writer.writerow([setting, method, seed, float(distance), *SETTINGS[setting].values()])
+def checks(ends: Mapping[tuple[str, str], np.ndarray]) -> list[Check]:
+  """Returns the paper's claims in both settings, by the final distances of each seed."""
+  found = []
+  for setting in SETTINGS:
+    ratio = {method: ends[setting, method] / ends[setting, 'desloc'] for method in PERIODS}
+    found += [
+      Check(f"{setting}: DES-LOC's and Local Adam's distance are the same within 10%",
+            list(ratio['local_adam']), 1 / NEAR, NEAR, 'x', 'they overlap'),
+      Check(f'{setting}: with local moments it is larger', list(ratio['favg_opt']), NEAR,
+            unit='x', paper='does not converge'),
+      Check(f'{setting}: with reset moments it is larger', list(ratio['favg_reset']), NEAR,
+            unit='x', paper='does not converge'),
+    ]  # fmt: skip
+  return found
 
 
-def plot(curves: dict[tuple[str, str], np.ndarray], path: pathlib.Path) -> None:
+def plot(curves: Mapping[tuple[str, str], np.ndarray]) -> Figure:
   """Draws the distance at each parameter sync: the mean over seeds and their range."""
-  figure = Figure(figsize=(11, 5), layout='constrained')
-  panels = dict(zip(SETTINGS, figure.subplots(1, len(SETTINGS), sharey=True), strict=True))
-  styles = {'desloc': '-', 'local_adam': '--', 'favg_opt': ':', 'favg_reset': '-.'}
+  title = f'Rosenbrock, {WORKERS} workers, {SEEDS} seeds (mean and range)'
+  figure, axes = plots.panels(len(SETTINGS), title, sharey=True)
+  panels = dict(zip(SETTINGS, axes, strict=True))
   for (setting, method), curve in curves.items():
     at_syncs = curve[:, ROUND - 1 :: ROUND]
     steps = ROUND * np.arange(1, at_syncs.shape[1] + 1)
-    (line,) = panels[setting].plot(steps, at_syncs.mean(axis=0), styles[method], label=method)
+    (line,) = panels[setting].plot(
+      steps, at_syncs.mean(axis=0), label=method, **plots.style(method)
+    )
     panels[setting].fill_between(
       steps, at_syncs.min(axis=0), at_syncs.max(axis=0), alpha=0.15, color=line.get_color()
     )
   for setting, axes in panels.items():
     axes.set(xlabel='step', yscale='log', title=f'{setting}: {_title(SETTINGS[setting])}')
-    axes.grid(alpha=0.3)
   axes = panels[next(iter(SETTINGS))]
   axes.set_ylabel('distance of the consensus from the optimum')
   axes.legend()
-  figure.suptitle(f'Rosenbrock, {WORKERS} workers, {len(curve)} seeds (mean and range)')
-  figure.savefig(path, dpi=120)
+  return figure
 
 
 def _title(options: dict[str, str | float]) -> str:
@@ -147,4 +159,4 @@ def _title(options: dict[str, str | float]) -> str:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.main(sys.modules[__name__])

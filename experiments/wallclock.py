@@ -8,25 +8,27 @@ average of the model over 100 Gb/s. How often a method averages comes from the l
 at K_x = 256. Averages of DDP's gradients may hide behind a share of the arithmetic, the same for all
 models.
 
-Writes experiments/results/wallclock.csv and wallclock.png: days of each method against bandwidth.
+It is arithmetic, the same at every scale: days of each method against bandwidth.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
-import csv
 import dataclasses
-import pathlib
 import statistics
+import sys
+from typing import Any
 
 from matplotlib.figure import Figure
 import numpy as np
 
 from configs import gpt_1b
-from desloc_jax import commands
 from desloc_jax.optimizer.ledger import EVERY_STEP, Ledger
 from desloc_jax.plan import make_plan, Plan
 from desloc_jax.plan.timing import all_reduce_seconds, Link, step_time
 from desloc_jax.tables import align
+from experiments import command, plots
+from experiments.report import Check, Report
+from experiments.runs import Result, Run
+from experiments.scales import Scale
 
 PAPER_DAYS = {
   '1B': {'ddp': 1.41, 'local_adam': 0.64, 'desloc': 0.63},
@@ -41,7 +43,6 @@ ROUNDING = 0.005  # Of days with two decimals.
 SHARES = np.linspace(0, 0.5, 51)  # Of arithmetic, that may hide DDP's averages.
 GBPS = 10 ** np.linspace(0, 3, 31)
 DAY = 86_400
-STYLES = {'ddp': '-', 'local_adam': '--', 'favg_opt': ':', 'desloc': '-'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,49 +142,44 @@ def one_setting(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> tuple[flo
   return batch, count, shared
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-  """Returns the options of the command line."""
-  parser = commands.make_parser('experiments.wallclock', __doc__)
-  parser.add_argument('--results', default='experiments/results', help='folder of table and plot')
-  return parser.parse_args(argv)
+def runs(scale: Scale) -> list[Run]:
+  """Returns no runs: nothing is trained."""
+  del scale
+  return []
 
 
-def main(argv: Sequence[str] | None = None):
-  results = pathlib.Path(parse(argv).results)
-  results.mkdir(parents=True, exist_ok=True)
+def report(results: Sequence[Result], scale: Scale) -> Report:
+  """Returns the fits to the paper's days and what they mean."""
+  del results, scale
   plans = {size: plan_of(size) for size in SHAPES}
   by_share = fits_by_share(plans)
   error = {share: largest(residuals(fits, plans)) for share, fits in by_share.items()}
   best = min(error, key=error.get)
   fitting = [share for share in error if error[share] < ROUNDING]
   fits = by_share[best]
-  write_rows(fits, plans, results / 'wallclock.csv')
-  plot(fits, plans, results / 'wallclock.png')
-
   batch, count, shared = one_setting(fits, plans)
-  rows = [('model', 'method', 'paper', 'nothing hidden', f'{best:.2f} hidden', 'one setting')]
+  table = [('model', 'method', 'paper', 'nothing hidden', f'{best:.2f} hidden', 'one setting')]
   errors = [residuals(each, plans) for each in (by_share[0.0], fits, shared)]
   for size, method in errors[0]:
     days = PAPER_DAYS[size][method]
-    rows.append((size, method, f'{days:.2f}', *(f'{e[size, method]:+.3f}' for e in errors)))
-  print(align(rows))
-  print('Days of the paper, and of each fit less those.')
-  print(
+    table.append((size, method, f'{days:.2f}', *(f'{e[size, method]:+.3f}' for e in errors)))
+  notes = [
+    'Days of the paper, and of each fit less those.',
     f'Hidden: the share of arithmetic behind which DDP averages gradients. From {min(fitting):.2f} to '
     f'{max(fitting):.2f} all nine are within rounding.'
     if fitting
-    else 'No share of arithmetic that DDP hides behind fits all nine within rounding.'
-  )
-  print(
+    else 'No share of arithmetic that DDP hides behind fits all nine within rounding.',
     f'One setting: {TOKENS_PER_PARAMETER} tokens a parameter, batches of {batch:,.0f} tokens and '
-    f'{count:.1f} H100s at an MFU of 0.4 for all three.\n'
-  )
-  print(align(explanations(fits, plans)))
-  print(
+    f'{count:.1f} H100s at an MFU of 0.4 for all three.',
+    f'```\n{align(explanations(fits, plans))}\n```',
     f'The {best:.2f} fit, given {gpt_1b.get_config().workers} workers that average float32 over '
     f"{PAPER_GBPS:g} Gb/s each: H100s at an MFU of 0.4, if a batch is the paper's 2.1M tokens "
-    f'or else if a run is {TOKENS_PER_PARAMETER} tokens a parameter.'
-  )
+    f'or else if a run is {TOKENS_PER_PARAMETER} tokens a parameter.',
+  ]
+  claim = "the best fit's largest error in days, of nine, is within the paper's rounding"
+  check = Check(claim, [error[best]], at_most=ROUNDING, unit=' days', exact=True)
+  title = "The paper's days, K_x = 256, fitted at 100 Gb/s"
+  return Report(title, rows(fits, plans), table, [check], plot(fits, plans), notes)
 
 
 def explanations(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> list[tuple[str, ...]]:
@@ -213,35 +209,34 @@ def explanations(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> list[tup
   return rows
 
 
-def write_rows(fits: Mapping[str, Fit], plans: Mapping[str, Plan], path: pathlib.Path) -> None:
-  """Writes the days of each model, method and bandwidth, with the paper's where it has them."""
-  with path.open('w', newline='') as file:
-    writer = csv.writer(file)
-    writer.writerow(['model', 'method', 'gbps', 'days', 'paper_days'])
-    for size, run in fits.items():
-      for method, ledger in plans[size].ledgers.items():
-        for gbps in GBPS:
-          paper = PAPER_DAYS[size].get(method, '') if np.isclose(gbps, PAPER_GBPS) else ''
-          writer.writerow([size, method, f'{gbps:.4g}', f'{run.days(ledger, gbps):.4f}', paper])
+def rows(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> list[dict[str, Any]]:
+  """Returns the days of each model, method and bandwidth, with the paper's where it has them."""
+  found = []
+  for size, run in fits.items():
+    for method, ledger in plans[size].ledgers.items():
+      for gbps in GBPS:
+        paper = PAPER_DAYS[size].get(method, '') if np.isclose(gbps, PAPER_GBPS) else ''
+        days = {'days': f'{run.days(ledger, gbps):.4f}', 'paper_days': paper}
+        found.append({'model': size, 'method': method, 'gbps': f'{gbps:.4g}', **days})
+  return found
 
 
-def plot(fits: Mapping[str, Fit], plans: Mapping[str, Plan], path: pathlib.Path) -> None:
+def plot(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> Figure:
   """Draws days against bandwidth, a panel a model."""
-  figure = Figure(figsize=(13, 4.5), layout='constrained')
-  panels = figure.subplots(1, len(fits))
+  figure, panels = plots.panels(
+    len(fits), 'Days of a run against bandwidth, K_x = 256, fitted to the paper at 100 Gb/s', 4.4
+  )
   for axes, (size, run) in zip(panels, fits.items(), strict=True):
     for method, ledger in plans[size].ledgers.items():
-      axes.plot(GBPS, [run.days(ledger, gbps) for gbps in GBPS], STYLES[method], label=method)
+      days = [run.days(ledger, gbps) for gbps in GBPS]
+      axes.plot(GBPS, days, label=method, **plots.style(method))
     days = list(PAPER_DAYS[size].values())
     axes.plot([PAPER_GBPS] * len(days), days, 'kx', label='the paper')
     axes.set(xscale='log', yscale='log', xlabel='Gb/s a worker', title=size)
-    axes.grid(alpha=0.3, which='both')
   panels[0].set_ylabel('days')
   panels[0].legend()
-  figure.suptitle('Days of a run against bandwidth, K_x = 256, fitted to the paper at 100 Gb/s')
-  figure.savefig(path, dpi=120)
+  return figure
 
 
 if __name__ == '__main__':
-  with commands.one_line_errors():
-    main()
+  command.main(sys.modules[__name__])

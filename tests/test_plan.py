@@ -31,6 +31,8 @@ from desloc_jax.train.config_changes import changed_options
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.step import accumulate
 from experiments import wallclock
+from experiments.report import write
+from experiments.scales import make_scale
 from tests.runs import small_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -214,10 +216,13 @@ def test_the_planner_alone_gives_the_days_of_7b(paper_plans):
     assert plan.days(method) == pytest.approx(days, abs=wallclock.ROUNDING)
 
 
-def test_the_experiment_writes_its_table_and_plot(tmp_path, capsys):
-  wallclock.main(['--results', str(tmp_path)])
-  assert 'From 0.22 to 0.25 all nine are within rounding.' in capsys.readouterr().out
-  rows = list(csv.DictReader((tmp_path / 'wallclock.csv').open()))
+def test_the_experiment_writes_its_table_and_plot(tmp_path):
+  report = wallclock.report([], make_scale('test'))
+  write(report, tmp_path, 'wallclock', 'the command')
+  written = (tmp_path / 'results.md').read_text()
+  assert 'From 0.22 to 0.25 all nine are within rounding.' in written
+  assert written.rstrip().endswith(': holds') and '`the command`' in written
+  rows = list(csv.DictReader((tmp_path / 'results.csv').open()))
   assert len(rows) == 3 * 4 * len(wallclock.GBPS)  # Models, methods, bandwidths.
   marked = [row for row in rows if row['paper_days']]
   assert len(marked) == 9 and {row['gbps'] for row in marked} == {'100'}

@@ -23,11 +23,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     _print_help(argv[0])
     sys.exit(0)
   try:
-    _check_option_names(argv[1:])
+    check_option_names(argv[1:])
     rest = flags.FLAGS(list(argv))
     if len(rest) > 1:
       raise UserError(f'{rest[1]!r} is not an option; options begin with --. See --help.')
-    _check_config_loaded()
+    check_config_loaded()
     return rest
   except Exception as error:  # A config file is a program: it may raise anything.
     fail(error)
@@ -101,13 +101,18 @@ def end(code: int, text: str) -> None:
   sys.exit(code)
 
 
-def _check_config_loaded() -> None:
+def check_config_loaded(values: flags.FlagValues = flags.FLAGS) -> None:
+  """Checks that --config names a file that gives a config.
+
+  Raises:
+    UserError: it does not, or is missing.
+  """
   # ml_collections reports a config file that it could not load when the config is first used.
-  if not flags.FLAGS['config'].present:
+  if not values['config'].present:
     raise UserError('--config is missing, e.g. --config=configs/tiny.py. See --help.')
-  config = flags.FLAGS['config'].value
+  config = values['config'].value
   # What follows a colon is the argument of get_config.
-  path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
+  path = config_flags.get_config_filename(values['config']).partition(':')[0]
   if not os.path.isfile(path):
     near = difflib.get_close_matches(path, glob.glob('configs/*.py'), n=1, cutoff=0.3)
     hint = f' Did you mean {near[0]}?' if near else ''
@@ -119,7 +124,12 @@ def _check_config_loaded() -> None:
     )
 
 
-def _check_option_names(args: Sequence[str]) -> None:
+def check_option_names(args: Sequence[str]) -> None:
+  """Checks the names of arguments `--config.NAME`.
+
+  Raises:
+    UserError: there is no such option; names the nearest one.
+  """
   from desloc_jax.train.config import OPTIONS
 
   for arg in (arg for arg in args if arg.startswith('-')):

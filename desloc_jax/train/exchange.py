@@ -64,6 +64,11 @@ def exchange_text(text: str) -> list[str]:
   return [message[:size].decode() for message, size in zip(messages, sizes, strict=True)]
 
 
+def anywhere(flag: bool) -> bool:
+  """Returns whether `flag` is true on some process."""
+  return fetch_and_ask((), flag)[1]
+
+
 def wait_for_all() -> None:
   """Returns when all processes have called it."""
   if several():

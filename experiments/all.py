@@ -1,0 +1,34 @@
+"""All experiments one after another, with the time left of all of them.
+
+  python -m experiments.all --scale=cpu
+
+Each writes its results as its own command does. Processes that share --runs divide the work: start the
+same command as often as there are cards, or machines that share the folder.
+"""
+
+import importlib
+
+from experiments import command
+
+NAMES = (
+  'toy',
+  'wallclock',
+  'communication',
+  'periods',
+  'half_lives',
+  'nesterov',
+  'muon',
+  'heterogeneous',
+  'failures',
+  'scale',
+  'beyond',
+)
+
+
+def main() -> None:
+  experiments = {name: importlib.import_module(f'experiments.{name}') for name in NAMES}
+  command.run_experiments(experiments, 'experiments.all', __doc__)
+
+
+if __name__ == '__main__':
+  main()

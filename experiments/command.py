@@ -1,0 +1,139 @@
+"""The command line that all experiments share: scale, overrides, and where runs and results go."""
+
+import argparse
+from collections.abc import Sequence
+import pathlib
+import shlex
+import sys
+import types
+
+from absl import flags, logging
+from ml_collections import config_dict, config_flags
+
+from desloc_jax import commands
+from desloc_jax.errors import UserError
+from desloc_jax.train import cli, exchange, processes
+from desloc_jax.train.config import options_help
+from desloc_jax.train.config_checks import check_config
+from experiments import report as report_lib
+from experiments.progress import Progress
+from experiments.runner import run_all
+from experiments.runs import with_those_before
+from experiments.scales import make_scale, Scale, SCALES
+
+RUNS, RESULTS = 'runs/experiments', 'experiments/results'
+
+
+def main(experiment: types.ModuleType) -> None:
+  """Runs one experiment from the command line; ends the process on an error.
+
+  `experiment.runs(scale)` gives its runs, and `experiment.report(results, scale)` a Report.
+  """
+  name = experiment.__spec__.name.rpartition('.')[2]
+  run_experiments({name: experiment}, f'experiments.{name}', experiment.__doc__)
+
+
+def run_experiments(
+  experiments: dict[str, types.ModuleType], program: str, description: str
+) -> None:
+  """Runs experiments from the command line, one after another, with the time left of all."""
+  cli.exit_with_one_line(lambda argv: _run(experiments, program, description, argv))(sys.argv)
+
+
+def _run(experiments, program: str, description: str, argv: Sequence[str]) -> None:
+  options, scale = parse(program, description, argv[1:])
+  logging.set_verbosity(logging.ERROR)
+  join(options, scale.config)
+  runs = {name: experiment.runs(scale) for name, experiment in experiments.items()}
+  everything = with_those_before([run for each in runs.values() for run in each])
+  progress = Progress({run.key: run.arithmetic for run in everything}, tell)
+  for name, experiment in experiments.items():
+    results = run_all(runs[name], pathlib.Path(options.runs), progress)
+    if processes.writes():
+      report = experiment.report(results, scale)
+      folder = pathlib.Path(options.results) / f'{name}-{scale.name}'
+      command = shlex.join(['python', '-m', f'experiments.{name}', *_own(argv[1:])])
+      report_lib.write(report, folder, name, command)
+      print(f'\n{report_lib.text(report)}\n{folder}: results.csv, {name}.png, results.md\n')
+    exchange.wait_for_all()  # Nobody leaves before the first process is through.
+
+
+def tell(line: str) -> None:
+  """Prints a line of progress, of several processes in the first alone."""
+  if processes.writes():
+    print(line, flush=True)
+
+
+def parse(program: str, description: str, args: Sequence[str]) -> tuple[argparse.Namespace, Scale]:
+  """Returns the options of an experiment and its scale, with what --config.X overrides.
+
+  Raises:
+    UserError: an option is unknown, or its value cannot be used.
+  """
+  parser = make_parser(program, description)
+  parser.add_argument(
+    '--scale', default='cpu', help=f'{", ".join(SCALES)}; gpu:sotu for the built-in text'
+  )
+  parser.add_argument('--seeds', type=int, help='of each variant; default: of the scale')
+  parser.add_argument('--results', default=RESULTS, help='results go to a folder in it')
+  options, rest = parser.parse_known_args(args)
+  if options.seeds is not None and options.seeds < 1:
+    raise UserError(f'--seeds is {options.seeds}; expected at least 1.')
+  scale = make_scale(options.scale)
+  override(scale.config, rest)
+  return options, scale.with_seeds(options.seeds or scale.seeds)
+
+
+def make_parser(program: str, description: str) -> argparse.ArgumentParser:
+  """Returns a parser of what experiments and sweeps have in common; its help lists all options."""
+  parser = commands.make_parser(program, description)
+  parser.epilog = f'--config.NAME=VALUE changes an option of all runs:\n{options_help()}'
+  add = parser.add_argument
+  add('--runs', default=RUNS, help='folder of the runs, which processes may share (%(default)s)')
+  add('--coordinator', help='HOST:PORT of process 0, if each run is of several processes')
+  add('--num_processes', type=int, help='how many they are')
+  add('--process_id', type=int, help='which of them this is, from 0')
+  return parser
+
+
+def join(options: argparse.Namespace, config: config_dict.ConfigDict) -> None:
+  """Joins the processes that train each run together, if there are several.
+
+  Raises:
+    UserError: only some of their three options are given, or the config cannot work.
+  """
+  check_config(config)
+  processes.join(
+    options.coordinator,
+    options.num_processes,
+    options.process_id,
+    config.processes.start_timeout_s,
+    config.processes.heartbeat_timeout_s,
+  )
+
+
+def override(config: config_dict.ConfigDict, args: Sequence[str]) -> None:
+  """Changes options of `config` by arguments `--config.NAME=VALUE`, each to a value of its type.
+
+  Raises:
+    UserError: an argument is another one, or a value is of another type.
+  """
+  for arg in args:
+    if not arg.startswith('--config.') or '=' not in arg:
+      raise UserError(
+        f'{arg} is unknown; options of runs are given as --config.NAME=VALUE. See --help.'
+      )
+  cli.check_option_names(args)
+  values = flags.FlagValues()
+  argv = ['experiment', *args]
+  config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
+  try:
+    values(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(f'{error}. See --help.') from error
+
+
+def _own(args: Sequence[str]) -> list[str]:
+  """Returns the arguments that decide what comes out, not where it goes."""
+  elsewhere = ('--runs', '--results', '--coordinator', '--num_processes', '--process_id')
+  return [arg for arg in args if not arg.startswith(elsewhere)]

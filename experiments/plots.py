@@ -1,0 +1,100 @@
+"""Parts of plots that several experiments have: curves with the spread of seeds, points, panels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+import numpy as np
+
+from experiments.runs import Result
+
+LOSS = 'validation loss (nats per token)'
+MEGABYTES = 'payload sent by each worker (MB)'
+# One look for each method in all plots.
+STYLES = {
+  'ddp': ('black', '-'),
+  'local_adam': ('tab:orange', '--'),
+  'desloc': ('tab:blue', '-'),
+  'favg_opt': ('tab:green', ':'),
+  'favg_reset': ('tab:red', '-.'),
+  'diloco': ('tab:purple', '--'),
+  'mt_dao': ('tab:brown', '-.'),
+  'desloc_nesterov': ('tab:cyan', '-'),
+  'local_sgd': ('tab:gray', ':'),
+  'desloc stochastic': ('tab:olive', '--'),
+}
+
+
+# Of what has no look of its own: not blue, which is DES-LOC's.
+_COLORS = [
+  f'tab:{c}' for c in ('orange', 'green', 'red', 'purple', 'brown', 'pink', 'olive', 'cyan')
+]
+
+
+def panels(count: int, title: str, width: float = 5.5, **options: Any) -> tuple[Figure, list[Axes]]:
+  """Returns a figure with so many panels in a row."""
+  figure = Figure(figsize=(width * count, 4.8), layout='constrained')
+  axes = list(np.atleast_1d(figure.subplots(1, count, **options)))
+  for each in axes:
+    each.grid(alpha=0.3)
+    each.set_prop_cycle(color=_COLORS)
+  figure.suptitle(title)
+  return figure, axes
+
+
+def style(name: str) -> dict[str, Any]:
+  """Returns color and line style of a method, nothing for other names."""
+  return dict(zip(('color', 'linestyle'), STYLES.get(name, ()), strict=False))
+
+
+def curves(
+  axes: Axes,
+  groups: Mapping[str, Sequence[Result]],
+  y: str = 'val_loss',
+  x: str = 'step',
+  x_scale: float = 1.0,
+  first_step: int = 1,
+) -> None:
+  """Draws a metric of each group: the mean over seeds, and their range as a band."""
+  for name, group in groups.items():
+    lines = [
+      [line for line in result.lines if y in line and line['step'] >= first_step]
+      for result in group
+    ]
+    shortest = min(map(len, lines))  # One that diverged has fewer.
+    values = np.array([[line[y] for line in each[:shortest]] for each in lines])
+    at = [line[x] * x_scale for line in lines[0][:shortest]]
+    (drawn,) = axes.plot(at, values.mean(axis=0), label=name, **style(name))
+    axes.fill_between(
+      at, values.min(axis=0), values.max(axis=0), color=drawn.get_color(), alpha=0.15
+    )
+
+
+def points(
+  axes: Axes,
+  groups: Mapping[str, Sequence[Result]],
+  x: Callable[[Result], float],
+  y: Callable[[Result], float] = lambda result: result.loss,
+) -> None:
+  """Draws a point a run, a color a group."""
+  for name, group in groups.items():
+    finite = [result for result in group if np.isfinite(y(result))]
+    color = style(name).get('color')
+    axes.plot(
+      [x(r) for r in finite], [y(r) for r in finite], 'o', label=name, color=color, alpha=0.7
+    )
+
+
+def mean_line(
+  axes: Axes, at: Sequence[float], values: Sequence[Sequence[float]], label: str, **options: Any
+) -> None:
+  """Draws the mean of values [points][seeds], with their standard deviation as error bars."""
+  means = [np.mean(each) for each in values]
+  spread = [np.std(each, ddof=1) if len(each) > 1 else 0.0 for each in values]
+  axes.errorbar(at, means, spread, marker='o', capsize=3, label=label, **options)
+
+
+def bytes_of(result: Result) -> float:
+  """Returns the megabytes that each worker has sent in a run."""
+  return result.summary['bytes_per_worker'] / 1e6
