@@ -105,6 +105,10 @@ OPTIONS = {
   'failures.away': ('', "workers that are away in some steps, e.g. '3:100-199, 0-1:500-'"),
   'failures.rate': (0.0, 'probability that a worker goes away in a step'),
   'failures.steps': (100, 'steps that it then stays away, on average'),
+  'topology': (
+    '',
+    "of --mode=compile: the TPUs to compile for, e.g. 'v5e:8x8', or '4x v5e:8x8': four slices",
+  ),
   'plan.bandwidth_gbps': (
     100.0,
     'of --mode=plan: 1e9 bits a second from a worker to the next, over all of its devices',

@@ -20,6 +20,7 @@ from desloc_jax.train.config import (
   worker_batch_size,
 )
 from desloc_jax.train.failures import parse_away
+from desloc_jax.train.topology import parse_topology
 
 SCHEDULE_UNITS = ('steps', 'tokens')
 _LIMIT = 2**31  # Of the integers that steps and sizes are counted in on devices.
@@ -44,6 +45,7 @@ RESUMABLE = (
   'restore.',
   'model.loss_chunk',
   'plan.',
+  'topology',
 )
 PLAN_QUANTITIES = (
   'plan.bandwidth_gbps',
@@ -154,6 +156,8 @@ def check_config(config: config_dict.ConfigDict) -> None:
     if name not in ALLOWABLE:
       raise unknown_choice('restore.allow', name, ALLOWABLE)
   parse_away(config.failures.away, config.workers)
+  if config.topology:
+    parse_topology(config.topology)
   weights = config.worker_weights
   if weights and not (len(weights) == config.workers and _are_weights(weights)):
     raise UserError(

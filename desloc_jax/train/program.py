@@ -48,10 +48,18 @@ def make_worker_mesh(config: config_dict.ConfigDict, devices: Sequence[jax.Devic
     UserError: the devices cannot be shared out evenly, or not the sequences of a micro-batch.
   """
   mesh = mesh_lib.make_mesh(config.workers, config.mesh.fsdp, devices)
-  if _micro_batch(config) % mesh.shape[mesh_lib.FSDP]:
+  fsdp, sequences = mesh.shape[mesh_lib.FSDP], config_lib.worker_batch_size(config)
+  if _micro_batch(config) % fsdp:
+    most = sequences // fsdp
+    fitting = [n for n in range(1, most + 1) if sequences % (n * fsdp) == 0]
+    hint = (
+      f'accumulation can be {" or ".join(map(str, fitting))}'
+      if fitting
+      else (f'batch_size can be {max(1, round(sequences / fsdp)) * fsdp} with accumulation=1')
+    )
     raise UserError(
-      f'batch_size / accumulation is {_micro_batch(config)}, which '
-      f'mesh.fsdp={mesh.shape[mesh_lib.FSDP]} devices of a worker cannot share evenly.'
+      f'batch_size / accumulation is {_micro_batch(config)}, which mesh.fsdp={fsdp} devices of a '
+      f'worker cannot share evenly; {hint}.'
     )
   return mesh
 
