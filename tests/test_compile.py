@@ -158,7 +158,7 @@ def test_tiny_for_a_tpu():
 
 @pytest.mark.skipif(NO_LIBTPU, reason='libtpu is not installed: requirements-tpu.txt')
 def test_a_slice_that_libtpu_does_not_know():
-  with pytest.raises(UserError, match=r"'v5e:3x3', which libtpu refuses .* Did you mean 'v5e:"):
+  with pytest.raises(UserError, match=r"'v5e:3x3', which libtpu refuses .* Nearest: 'v5e:2x4'"):
     topology_devices(parse_topology('v5e:3x3'))
 
 

@@ -209,6 +209,25 @@ def test_what_a_device_sends_in_a_ring_of_four(opcode, sent):
   assert Collective(opcode, 100, ((0, 1, 2, 3), (4, 5, 6, 7)), False).sent_bytes == sent
 
 
+def test_averages_between_slices_go_through_the_hosts():
+  """What libtpu 0.0.42 makes of an average over 4 slices; the program is that of one of them."""
+  attributes = (
+    '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous='
+    '"psum.246_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2,3,4}x{0:1}",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"'
+  )
+  send = (
+    '%send.1 = (f32[57,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%bitcast.2, %after-all.1), '
+    f'channel_id=12, is_host_transfer=true, frontend_attributes={{{attributes}}}'
+  )
+  text = HLO.replace('num_partitions=4', 'num_partitions=2').replace(
+    '%all-reduce.1 = f32[8]{0} all-reduce(%p), replica_groups={GROUPS}, to_apply=%sum', send
+  )
+  assert read_collectives(text)[0] == Collective(
+    'all-reduce', 57 * 8 * 128 * 4, ((0, 2, 4, 6), (1, 3, 5, 7)), conditional=True
+  )
+
+
 def test_the_trips_of_a_loop_are_those_that_xla_notes():
   noted = TPU.replace(
     'body=%wide.region_1.5_spmd.clone,',

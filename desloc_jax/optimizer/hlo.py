@@ -24,11 +24,18 @@ OPCODES = (
 )
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _COLLECTIVE = re.compile(rf'= (.*?) ({"|".join(OPCODES)})(-start)?\(')
+_TYPE = re.compile(r'= (.*?) [a-z][\w\-]*\(')
 _ARRAY = re.compile(r'(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
 # Computations of XLA for TPU: an all-reduce of which each device keeps a part, and the loops that
 # pass weights or sums around a ring of devices, a matmul at each of them.
 _REDUCE_SCATTER = 'all-reduce-scatter'
 _RING = re.compile(r'windowed_dot_general_body_(ag|rs)')
+# Between slices the hosts exchange what the chips send them: the program is of one slice, and these
+# attributes name the slices and the range of the devices of each.
+_BETWEEN_SLICES = re.compile(
+  r'= \((\S+), .* send\(.*_xla_megascale_target="\{([\d,]+)\}x\{(\d+):(\d+)\}"'
+  r'.*_xla_megascale_transfer_type="(\w+)"'
+)
 _RING_OPCODES = {'ag': 'all-gather', 'rs': 'reduce-scatter'}
 
 
@@ -81,28 +88,36 @@ def read_collectives(hlo_text: str) -> list[Collective]:
   device_count = _device_count(hlo_text)
   found = []
   for name, lines in computations.items():
-    started = any('"AsyncCollectiveStart"' in line for line in lines)
+    # Of a chain of pieces the one that starts it counts.
+    piece = not any('"AsyncCollectiveStart"' in line for line in lines)
     for line in lines:
-      match = _COLLECTIVE.search(line)
-      if not match or ('chain_id=' in line and not started):  # Of a chain the first one counts.
+      if not (read := _read(line, name, lines, device_count)) or piece and 'chain_id=' in line:
         continue
-      opcode, result = match[2], match[1]
-      if match[3] and opcode != 'all-reduce':
-        result = _result_of_start(result)
-      if opcode == 'all-reduce' and name.startswith(_REDUCE_SCATTER):
-        opcode, result = 'reduce-scatter', hlo_loops.root(lines).partition(' = ')[2].split(' ')[0]
+      opcode, size, groups = read
+      ring = _ring_of(line, name, lines, rings) if opcode == 'collective-permute' else None
+      conditional = name not in unconditional
       found.append(
-        Collective(
-          opcode,
-          _bytes(result),
-          _groups(line, device_count),
-          name not in unconditional,
-          times.get(name),
-          _ring_of(line, name, lines, rings) if opcode == 'collective-permute' else None,
-          _source(line),
-        )
+        Collective(opcode, size, groups, conditional, times.get(name), ring, _source(line))
       )
   return found
+
+
+def _read(
+  line: str, name: str, lines: list[str], device_count: int
+) -> tuple[str, int, tuple[tuple[int, ...], ...]] | None:
+  """Returns opcode, result bytes and groups of an instruction, None if it is no collective."""
+  if match := _BETWEEN_SLICES.search(line):
+    opcode = match[5].lower().replace('_', '-')
+    return opcode, _bytes(match[1]), _groups_of_slices(match, device_count)
+  match = _COLLECTIVE.search(line)
+  if not match:
+    return None
+  result, opcode, start = match.groups()
+  if start and opcode != 'all-reduce':
+    result = _result_of_start(result)
+  if opcode == 'all-reduce' and name.startswith(_REDUCE_SCATTER):
+    opcode, result = 'reduce-scatter', _TYPE.search(hlo_loops.root(lines))[1]
+  return opcode, _bytes(result), _groups(line, device_count)
 
 
 def _result_of_start(types: str) -> str:
@@ -170,6 +185,13 @@ def _device_count(hlo_text: str) -> int:
   header = hlo_text.splitlines()[0]
   counts = [int(n) for n in re.findall(r'(?:num_partitions|replica_count)=(\d+)', header)]
   return math.prod(counts) if counts else 1
+
+
+def _groups_of_slices(match: re.Match, device_count: int) -> tuple[tuple[int, ...], ...]:
+  """Returns groups of the same device of each slice, counted through slice after slice."""
+  first, last = int(match[3]), int(match[4])
+  slices = range(len(match[2].split(',')))
+  return tuple(tuple(s * device_count + i for s in slices) for i in range(first, last + 1))
 
 
 def _groups(line: str, device_count: int) -> tuple[tuple[int, ...], ...]:

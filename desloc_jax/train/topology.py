@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 import dataclasses
-import difflib
 import importlib.util
+import math
 import os
 import re
 from types import MappingProxyType
@@ -23,7 +23,6 @@ _ENVIRONMENT = MappingProxyType(
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'TPU_LOG_DIR': 'disabled',
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # It only compiles: a job on the chips is not in the way.
   }
 )
 _FORM = re.compile(r'(?:(\d+) ?x ?)?(\w+):(\d+(?:x\d+){1,2})')
@@ -121,8 +120,9 @@ def topology_devices(name: TopologyName) -> list[jax.Device]:
 
 
 def _refusal(name: TopologyName, chip: Chip, message: str) -> str:
-  near = difflib.get_close_matches(name.shape, chip.slices, n=1, cutoff=0)
+  chips = lambda shape: math.prod(map(int, shape.split('x')))
+  near = min(chip.slices, key=lambda shape: abs(math.log(chips(shape) / max(1, chips(name.shape)))))
   return (
     f"topology is '{name}', which libtpu refuses ({message.removeprefix('INVALID_ARGUMENT: ')}). "
-    f"Did you mean '{name.chip}:{near[0]}'? Usual ones: {', '.join(chip.slices)}."
+    f"Nearest: '{name.chip}:{near}'. Usual ones: {', '.join(chip.slices)}."
   )
