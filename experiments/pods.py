@@ -19,6 +19,7 @@ import jax
 from tqdm import tqdm
 
 from desloc_jax import commands
+from desloc_jax.errors import UserError
 from desloc_jax.plan import compile_step, CompiledStep
 from desloc_jax.plan.compile_table import (
   BETWEEN,
@@ -31,11 +32,11 @@ from desloc_jax.plan.compile_table import (
 from desloc_jax.tables import align
 from desloc_jax.train.metrics import format_bytes
 
+TEXTS = ('config', 'topology')
 # Config, topology, micro-batches of a step.
 RUNS = (
   ('gpt_1b', 'v5e:8x8', 8),
   ('gpt_1b', 'v5e:16x16', 4),
-  ('gpt_1b', '4x v5e:4x4', 8),
   ('gpt_1b', '4x v5e:8x8', 4),
   ('gpt_1_7b', 'v5e:8x8', 8),
   ('gpt_1_7b', 'v5e:16x16', 4),
@@ -91,7 +92,7 @@ def table(rows: Sequence[dict[str, object]]) -> str:
       (
         row['config'],
         row['topology'],
-        str(row['chips']),
+        f'{row["chips"]:.0f}',
         size('parts'),
         size('xla'),
         f'{row["xla_bytes"] / row["parts_bytes"]:.3f}',
@@ -112,27 +113,51 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line."""
   parser = commands.make_parser('experiments.pods', __doc__)
   parser.add_argument('--results', type=pathlib.Path, default='experiments/results')
+  parser.add_argument('--only', default='', help='compile those whose name has this, keep others')
   with commands.one_line_errors():
     _compile_all(parser.parse_args(argv))
 
 
 def _compile_all(args: argparse.Namespace) -> None:
   jax.config.update('jax_platforms', 'cpu')
+  names = {f'{name} on {topology}': run for run in RUNS for name, topology, _ in [run]}
+  chosen = [name for name in names if args.only in name]
+  if not chosen:
+    raise UserError(f'--only is {args.only!r}; expected a part of one of: {", ".join(names)}.')
+  path = args.results / 'pods.csv'
   args.results.mkdir(parents=True, exist_ok=True)
-  rows = []
-  bar = tqdm(RUNS, unit='step')
-  for name, topology, accumulation in bar:
-    bar.set_description(f'{name} on {topology}')
-    rows.append(row_of(name, compile_run(name, topology, accumulation)))
-    with (args.results / 'pods.csv').open('w', newline='') as file:
-      writer = csv.DictWriter(file, rows[0])
-      writer.writeheader()
-      writer.writerows(rows)
-  print(table(rows))
+  rows = _read(path) if args.only else {}
+  bar = tqdm(chosen, unit='step')
+  for name in bar:
+    bar.set_description(name)
+    rows[name] = row_of(names[name][0], compile_run(*names[name]))
+    _write(path, [rows[name] for name in names if name in rows])
+  print(table(list(_read(path).values())))
   print(
-    'Bytes of one chip and step; all-gather, reduce-scatter and other are inside a worker. Between '
-    'workers nothing is sent in every step; at syncs: in a step in which all of them come.'
+    'Bytes of one chip and step. All-gather, reduce-scatter and other are inside a worker; between '
+    'is what workers exchange in every step, at syncs where all of them come in one step.'
   )
+
+
+def _read(path: pathlib.Path) -> dict[str, dict[str, object]]:
+  """Returns the rows of an earlier run by config and topology; none where there was no run."""
+  if not path.exists():
+    return {}
+  with path.open(newline='') as file:
+    rows = [
+      {key: text if key in TEXTS else float(text) for key, text in row.items()}
+      for row in csv.DictReader(file)
+    ]
+  return {f'{row["config"]} on {row["topology"]}': row for row in rows}
+
+
+def _write(path: pathlib.Path, rows: Sequence[dict[str, object]]) -> None:
+  with path.open('w', newline='') as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(
+      {key: f'{x:.15g}' if isinstance(x, float) else x for key, x in row.items()} for row in rows
+    )
 
 
 if __name__ == '__main__':
