@@ -23,6 +23,7 @@ _ENVIRONMENT = MappingProxyType(
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'TPU_LOG_DIR': 'disabled',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # Several may compile at once: no chip is in use.
   }
 )
 _FORM = re.compile(r'(?:(\d+) ?x ?)?(\w+):(\d+(?:x\d+){1,2})')
