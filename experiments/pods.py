@@ -37,6 +37,7 @@ TEXTS = ('config', 'topology')
 RUNS = (
   ('gpt_1b', 'v5e:8x8', 8),
   ('gpt_1b', 'v5e:16x16', 4),
+  ('gpt_1b', '4x v5e:4x4', 8),
   ('gpt_1b', '4x v5e:8x8', 4),
   ('gpt_1_7b', 'v5e:8x8', 8),
   ('gpt_1_7b', 'v5e:16x16', 4),
