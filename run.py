@@ -4,6 +4,7 @@
   python run.py --config=configs/tiny.py --config.periods.params=64 --config.workers=8
   python run.py --config=configs/tiny.py --config.method=ddp --workdir=runs/ddp
   python run.py --config=configs/gpt_1b.py --mode=plan --config.plan.bandwidth_gbps=10
+  python run.py --config=configs/gpt_1b.py --mode=compile --config.topology=v5e:8x8
 
 The same command with the same --workdir resumes a run that was stopped.
 """
@@ -33,7 +34,11 @@ _PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Which of them this is, from 0.', lower_bound=0
 )
 _MODE = flags.DEFINE_enum(
-  'mode', 'train', ['train', 'plan'], 'plan: print memory, bytes and time; needs no device or data.'
+  'mode',
+  'train',
+  ['train', 'plan', 'compile'],
+  'plan: print memory, bytes and time; compile: what XLA makes of the step for the TPUs of '
+  '--config.topology. Neither needs a device or data.',
 )
 
 
@@ -41,8 +46,8 @@ def main(argv):
   del argv
   logging.set_verbosity(logging.WARNING)
   # Imported here, so that --help and typing errors answer at once.
-  if _MODE.value == 'plan':
-    return print_plan()
+  if _MODE.value != 'train':
+    return print_before_booking(_MODE.value)
   from desloc_jax.train import processes
   from desloc_jax.train.config_checks import check_config
   from desloc_jax.train.loop import train
@@ -60,13 +65,16 @@ def main(argv):
   train(config, pathlib.Path(_WORKDIR.value or f'runs/{name}'))
 
 
-def print_plan():
+def print_before_booking(mode):
   import jax
 
   jax.config.update('jax_platforms', 'cpu')  # An accelerator may be at work on something else.
-  from desloc_jax.plan import make_plan, plan_text
+  from desloc_jax import plan
 
-  print(plan_text(make_plan(_CONFIG.value)))
+  if mode == 'plan':
+    print(plan.plan_text(plan.make_plan(_CONFIG.value)))
+  else:
+    print(plan.compiled_text(plan.compile_step(_CONFIG.value)))
 
 
 if __name__ == '__main__':

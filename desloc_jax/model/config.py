@@ -34,7 +34,8 @@ class GPTConfig:
       outputs of the four projections; 'full': only the input of the block.
     attention: 'xla', 'cudnn' (flash attention) or 'auto': cuDNN where it can be used. 'auto' takes
       every GPU for one with cuDNN flash attention (NVIDIA Ampere or later): on others say 'xla'.
-    loss_chunk: about how many tokens have their logits in memory at once, in each replica.
+    loss_chunk: about how many tokens have their logits in memory at once, for each worker on each
+      device.
 
   Raises:
     errors.UserError: a field is invalid, or the fields do not go together.

@@ -20,6 +20,7 @@ one scan, so that the time to compile does not grow with depth. The whole tree, 
   final_norm/scale         [D]
 """
 
+from collections.abc import Callable
 import dataclasses
 import math
 from typing import Any
@@ -83,9 +84,7 @@ class GPT(nn.Module):
     embedding_VxD = self.param(
       'embedding', nn.initializers.normal(_INIT_STDDEV), (config.vocab_size, config.width)
     )
-    # Looked up before the cast: the gradient of a lookup is a sum over repeats of a token, and so
-    # it is taken in float32.
-    x_BxLxD = jnp.take(embedding_VxD, tokens_BxL, axis=0).astype(config.dtype)
+    x_BxLxD = look_up(embedding_VxD, tokens_BxL, config.dtype)
     blocks = nn.scan(
       _remat(Block, config.remat),
       variable_axes={'params': 0},
@@ -164,19 +163,58 @@ def _remat(block: type[nn.Module], remat: str) -> type[nn.Module]:
   return nn.remat(block, policy=policies[remat], prevent_cse=False)
 
 
-def split_batch(x_BxLxD: jax.Array) -> jax.Array:
-  """Returns x with its sequences split over `BATCH_AXIS`, or x where that cannot be.
+def look_up(embedding_VxD: jax.Array, tokens_BxL: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """Returns the embeddings [B, L, D] of tokens in `dtype`."""
 
-  It cannot be without that axis in the mesh of the surrounding `shard_map` or `set_mesh`, where the
-  axis must be of type Auto, or with a number of sequences that the axis does not divide.
+  # Looked up before the cast: the gradient of a lookup is a sum over repeats of a token, and so
+  # it is taken in float32.
+  def of_part(embedding_VxD, tokens_BxL):
+    return jnp.take(embedding_VxD, tokens_BxL, axis=0).astype(dtype)
+
+  return over_batch_parts(of_part, embedding_VxD, tokens_BxL)
+
+
+def over_batch_parts(function: Callable, weights: jax.Array, *inputs: jax.Array) -> jax.Array:
+  """Returns `function(weights, *inputs)`, each device with a whole copy of `weights` for its part.
+
+  Sums over sequences in the gradient of `weights` stay on each device until that gradient is done,
+  also where they are taken in a loop, and then are added up over devices once.
+
+  Args:
+    function: maps weights and arrays [sequences, ...] to an array [sequences, ...].
+    weights: however they are split over `BATCH_AXIS`.
+    *inputs: [B, ...].
   """
+  parts = batch_parts(inputs[0].shape[0])
+  if parts == 1:
+    return function(weights, *inputs)
+  # As many copies as devices, one on each: their gradient is a sum over devices by itself.
+  copies = jnp.broadcast_to(weights, (parts, *weights.shape))
+  split = [x.reshape(parts, -1, *x.shape[1:]) for x in inputs]
+  out = jax.vmap(function)(_split_first(copies), *map(_split_first, split))
+  return _split_first(out).reshape(-1, *out.shape[2:])
+
+
+def batch_parts(batch: int) -> int:
+  """Returns over how many devices `batch` sequences are split: 1 where they cannot be.
+
+  They cannot be without `BATCH_AXIS` in the mesh of the surrounding `shard_map` or `set_mesh`, where
+  it must be of type Auto, or with a number of sequences that the axis does not divide.
+  """
+  devices = jax.sharding.get_abstract_mesh().shape.get(BATCH_AXIS, 1)
+  return 1 if batch % devices else devices
+
+
+def split_batch(x_BxLxD: jax.Array) -> jax.Array:
+  """Returns x with its sequences split over `BATCH_AXIS`, or x where that cannot be."""
   # Given parameters split over the same axis, the partitioner would otherwise leave them where they
   # are and gather the activations around every matmul.
-  mesh = jax.sharding.get_abstract_mesh()
-  if BATCH_AXIS not in mesh.axis_names or x_BxLxD.shape[0] % mesh.shape[BATCH_AXIS]:
-    return x_BxLxD
-  spec = jax.sharding.PartitionSpec(BATCH_AXIS, None, None)
-  return jax.lax.with_sharding_constraint(x_BxLxD, spec)
+  return x_BxLxD if batch_parts(x_BxLxD.shape[0]) == 1 else _split_first(x_BxLxD)
+
+
+def _split_first(x: jax.Array) -> jax.Array:
+  spec = jax.sharding.PartitionSpec(BATCH_AXIS, *[None] * (x.ndim - 1))
+  return jax.lax.with_sharding_constraint(x, spec)
 
 
 def attention_implementation(config: GPTConfig) -> str:

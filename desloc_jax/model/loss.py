@@ -7,6 +7,7 @@ computes the scores of each chunk again.
 B: sequences, L: tokens in a sequence, N: chunks, C: positions in a chunk, D: width, V: vocabulary.
 """
 
+import functools
 import math
 
 import jax
@@ -52,10 +53,17 @@ def token_losses(
     hidden_BxLxD: what `GPT` returns.
     embedding_VxD: float32, tied: scores are its product with the hidden states.
     targets_BxL: integers in [0, V). One above that range has a loss of NaN.
-    loss_chunk: tokens to have scores of at once, rounded down to a multiple of B, and at least B.
+    loss_chunk: tokens to have scores of at once on each device, rounded down to a multiple of its
+      sequences, and at least one of each.
   """
+  of_part = functools.partial(_part_losses, loss_chunk)
+  return gpt.over_batch_parts(of_part, embedding_VxD, hidden_BxLxD, targets_BxL)
+
+
+def _part_losses(loss_chunk: int, embedding_VxD, hidden_BxLxD, targets_BxL) -> jax.Array:
+  """Returns the losses of the sequences of one device."""
   batch, length, _ = hidden_BxLxD.shape
-  # Chunks are cut along positions, never along sequences, whose axis may be sharded.
+  # Chunks are cut along positions, so that each has all sequences.
   chunks = math.ceil(length / max(1, loss_chunk // batch))
   positions = math.ceil(length / chunks)
 

@@ -3,12 +3,15 @@
 The ledger sees what was written; this sees what XLA made of it, including what it added by itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 import math
 import re
 
 import numpy as np
+
+from desloc_jax.optimizer import hlo_loops
+from desloc_jax.optimizer.hlo_loops import Computations
 
 OPCODES = (
   'all-reduce',
@@ -21,13 +24,19 @@ OPCODES = (
 )
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _COLLECTIVE = re.compile(rf'= (.*?) ({"|".join(OPCODES)})(-start)?\(')
-_BRANCHES = re.compile(
-  r'(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=(%?[\w.\-]+))'
-)
-_CALLS = re.compile(
-  r'(?:to_apply|calls|body|condition|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)'
-)
+_TYPE = re.compile(r'= (.*?) [a-z][\w\-]*\(')
 _ARRAY = re.compile(r'(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
+# Computations of XLA for TPU: an all-reduce of which each device keeps a part, and the loops that
+# pass weights or sums around a ring of devices, a matmul at each of them.
+_REDUCE_SCATTER = 'all-reduce-scatter'
+_RING = re.compile(r'windowed_dot_general_body_(ag|rs)')
+# Between slices the hosts exchange what the chips send them: the program is of one slice, and these
+# attributes name the slices and the range of the devices of each.
+_BETWEEN_SLICES = re.compile(
+  r'= \((\S+), .* send\(.*_xla_megascale_target="\{([\d,]+)\}x\{(\d+):(\d+)\}"'
+  r'.*_xla_megascale_transfer_type="(\w+)"'
+)
+_RING_OPCODES = {'ag': 'all-gather', 'rs': 'reduce-scatter'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +48,31 @@ class Collective:
     result_bytes: of its result on one device.
     groups: ids of the devices that exchange data with each other.
     conditional: whether it is only reached through a branch of a conditional.
+    times: how often a step runs it, if the branches that it is in are taken; None: in a loop whose
+      number of trips cannot be read.
+    ring: what a 'collective-permute' is a piece of, 'all-gather' or 'reduce-scatter', where XLA has
+      cut one into the steps of a matmul.
+    source: the name of the operation that it comes from.
   """
 
   opcode: str
   result_bytes: int
   groups: tuple[tuple[int, ...], ...]
   conditional: bool
+  times: int | None = 1
+  ring: str | None = None
+  source: str = dataclasses.field(default='', compare=False)
+
+  @property
+  def sent_bytes(self) -> float:
+    """Bytes that a device sends each time, where the devices of a group form a ring."""
+    devices = max(map(len, self.groups), default=1)
+    if self.opcode == 'reduce-scatter':  # The result is one of as many parts.
+      return self.result_bytes * (devices - 1)
+    passes = {'all-reduce': 2, 'all-gather': 1, 'all-to-all': 1, 'ragged-all-to-all': 1}
+    if self.opcode not in passes:
+      return self.result_bytes
+    return passes[self.opcode] * self.result_bytes * (devices - 1) / devices
 
   def crosses(self, worker_of_device: Sequence[int]) -> bool:
     """Returns whether devices of different workers exchange data."""
@@ -54,21 +82,83 @@ class Collective:
 def read_collectives(hlo_text: str) -> list[Collective]:
   """Returns the collectives of a compiled program, from `compiled.as_text()`."""
   computations, entry = _split(hlo_text)
-  unconditional = _reachable(computations, entry)
+  unconditional = hlo_loops.reachable(computations, entry)
+  times = hlo_loops.times_of(computations, entry)
+  rings = _ring_sources(computations)
   device_count = _device_count(hlo_text)
   found = []
   for name, lines in computations.items():
+    # Of a chain of pieces the one that starts it counts.
+    piece = not any('"AsyncCollectiveStart"' in line for line in lines)
     for line in lines:
-      if match := _COLLECTIVE.search(line):
-        found.append(
-          Collective(
-            match.group(2),
-            _bytes(match.group(1)),
-            _groups(line, device_count),
-            name not in unconditional,
-          )
-        )
+      if not (read := _read(line, name, lines, device_count)) or piece and 'chain_id=' in line:
+        continue
+      opcode, size, groups = read
+      ring = _ring_of(line, name, lines, rings) if opcode == 'collective-permute' else None
+      conditional = name not in unconditional
+      found.append(
+        Collective(opcode, size, groups, conditional, times.get(name), ring, _source(line))
+      )
   return found
+
+
+def _read(
+  line: str, name: str, lines: list[str], device_count: int
+) -> tuple[str, int, tuple[tuple[int, ...], ...]] | None:
+  """Returns opcode, result bytes and groups of an instruction, None if it is no collective."""
+  if match := _BETWEEN_SLICES.search(line):
+    opcode = match[5].lower().replace('_', '-')
+    return opcode, _bytes(match[1]), _groups_of_slices(match, device_count)
+  match = _COLLECTIVE.search(line)
+  if not match:
+    return None
+  result, opcode, start = match.groups()
+  if start and opcode != 'all-reduce':
+    result = _result_of_start(result)
+  if opcode == 'all-reduce' and name.startswith(_REDUCE_SCATTER):
+    opcode, result = 'reduce-scatter', _TYPE.search(hlo_loops.root(lines))[1]
+  return opcode, _bytes(result), _groups(line, device_count)
+
+
+def _result_of_start(types: str) -> str:
+  """Returns the result of what `-start` returns: operands, results and what it keeps to itself."""
+  parts, depth = [''], 0
+  for character in types.strip()[1:-1] if types.startswith('(') else types:
+    depth += (character in '([{') - (character in ')]}')
+    if character == ',' and not depth:
+      parts.append('')
+    else:
+      parts[-1] += character
+  return parts[1] if len(parts) > 1 else types
+
+
+def _source(line: str) -> str:
+  match = re.search(r'op_name="([^"]*)"', line)
+  return match[1] if match else ''
+
+
+def _ring_sources(computations: Computations) -> dict[str, set[str]]:
+  """Returns by source of a matmul in a ring what its rings do, 'ag' or 'rs'."""
+  sources: dict[str, set[str]] = {}
+  for lines in computations.values():
+    for line in lines:
+      if hlo_loops.is_loop(line) and (ring := _RING.search(line)):
+        sources.setdefault(_source(line), set()).add(ring[1])
+  return sources
+
+
+def _ring_of(line: str, name: str, lines: list[str], rings: dict[str, set[str]]) -> str | None:
+  if ring := _RING.search(name):
+    return _RING_OPCODES[ring[1]]
+  # Before a ring of an all-gather comes its first permute, after one of a reduce-scatter its last.
+  kinds = rings.get(_source(line), set())
+  if len(kinds) == 2:
+    operand = re.search(r'collective-permute(?:-start)?\((%[\w.\-]+)', line)
+    taken = operand and any(
+      x.startswith(f'{operand[1]} = ') and ' get-tuple-element(' in x for x in lines
+    )
+    kinds = {'rs' if taken else 'ag'}
+  return _RING_OPCODES[next(iter(kinds))] if kinds else None
 
 
 def _split(hlo_text: str) -> tuple[dict[str, list[str]], str]:
@@ -84,22 +174,6 @@ def _split(hlo_text: str) -> tuple[dict[str, list[str]], str]:
   return computations, entry
 
 
-def _reachable(computations: dict[str, list[str]], entry: str) -> set[str]:
-  """Returns the computations reached from `entry` without going through a branch."""
-  seen, waiting = set(), [entry]
-  while waiting:
-    name = waiting.pop()
-    if name not in seen:
-      seen.add(name)
-      waiting.extend(callee for line in computations.get(name, ()) for callee in _calls(line))
-  return seen
-
-
-def _calls(line: str) -> Iterator[str]:
-  for match in _CALLS.finditer(_BRANCHES.sub('', line)):
-    yield from (name.strip().lstrip('%') for name in match.group(1).split(','))
-
-
 def _bytes(types: str) -> int:
   return sum(
     math.prod(int(n) for n in shape.split(',') if n) * max(1, int(bits or 8) // 8)
@@ -111,6 +185,13 @@ def _device_count(hlo_text: str) -> int:
   header = hlo_text.splitlines()[0]
   counts = [int(n) for n in re.findall(r'(?:num_partitions|replica_count)=(\d+)', header)]
   return math.prod(counts) if counts else 1
+
+
+def _groups_of_slices(match: re.Match, device_count: int) -> tuple[tuple[int, ...], ...]:
+  """Returns groups of the same device of each slice, counted through slice after slice."""
+  first, last = int(match[3]), int(match[4])
+  slices = range(len(match[2].split(',')))
+  return tuple(tuple(s * device_count + i for s in slices) for i in range(first, last + 1))
 
 
 def _groups(line: str, device_count: int) -> tuple[tuple[int, ...], ...]:

@@ -18,8 +18,10 @@ def memory_bytes(
 
   The state is exact but for leaves too small to split. Gradients are one tree like the parameters,
   and with several micro-batches two: their sum, and the one that is added. Activations are an
-  estimate, see `activation_bytes`. Besides, `weights in use`: one block and the embedding, whole
-  and in the compute dtype, as they are gathered from the other devices.
+  estimate, see `activation_bytes`. Besides, `weights in use`: a device's own ones in the compute
+  dtype, to which XLA casts them once a step; one block and the embedding, whole, as they are gathered
+  from the other devices; and with several devices the embedding's gradient, whole and in float32,
+  before it is summed over them.
 
   Args:
     model: whose `seq_len` is that of the training sequences.
@@ -33,7 +35,9 @@ def memory_bytes(
   parameters = tree_bytes(params_like)
   own = tree_bytes(state.params)
   block = tree_bytes(params_like['blocks']) / model.layers
-  in_use = (block + tree_bytes(params_like['embedding'])) * model.dtype.itemsize / 4
+  embedding = tree_bytes(params_like['embedding'])
+  cast = parameters / devices if model.dtype.itemsize < 4 else 0
+  in_use = (cast + block + embedding) * model.dtype.itemsize / 4 + embedding * (devices > 1)
   return {
     'parameters': (own or parameters) / devices,
     'consensus copy': (parameters if own else 0) / devices,  # DDP has one model only.

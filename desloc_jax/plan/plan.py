@@ -65,7 +65,8 @@ def make_plan(config: config_dict.ConfigDict) -> Plan:
   clock = make_clock(config, BEGINNING)
   micro_batch = config_lib.worker_batch_size(config) // config.accumulation
   devices = _devices_per_worker(config, micro_batch)
-  model = dataclasses.replace(_model(config), seq_len=config.seq_len)
+  model = config_lib.model_config(config, vocabulary_size(config))
+  model = dataclasses.replace(model, seq_len=config.seq_len)
   params_like = jax.eval_shape(functools.partial(model_lib.init_params, model), jax.random.key(0))
   tx, ledgers = _ledgers(config, params_like, clock)
   options = config.plan
@@ -86,10 +87,10 @@ def make_plan(config: config_dict.ConfigDict) -> Plan:
   )
 
 
-def _model(config: config_dict.ConfigDict) -> model_lib.GPTConfig:
+def vocabulary_size(config: config_dict.ConfigDict) -> int:
+  """Returns the size of the embedding, or of the tokenizer's vocabulary if that decides it."""
   # With a size of its own the embedding needs no tokenizer, whose file may be elsewhere.
-  vocab_size = config.model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
-  return config_lib.model_config(config, vocab_size)
+  return config.model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
 
 
 def _devices_per_worker(config: config_dict.ConfigDict, micro_batch: int) -> int:

@@ -111,6 +111,10 @@ OPTIONS = {
     20,
     'seconds after which a silent process is taken for dead: noticed a few later, told within 30',
   ),
+  'topology': (
+    '',
+    "of --mode=compile: the TPUs to compile for, e.g. 'v5e:8x8', or '4x v5e:8x8': four slices",
+  ),
   'plan.bandwidth_gbps': (
     100.0,
     'of --mode=plan: 1e9 bits a second from a worker to the next, over all of its devices',

@@ -19,6 +19,7 @@ RESUMABLE = (
   'processes.',
   'model.loss_chunk',
   'plan.',
+  'topology',
 )
 # What may differ where the number of workers does, which always may.
 FOLLOW_WORKERS = ('workers', 'worker_weights', 'accumulation', 'failures.away')

@@ -14,6 +14,7 @@ from desloc_jax.train.config import ALLOWABLE, option, worker_batch_size
 from desloc_jax.train.config_changes import allowed_names
 from desloc_jax.train.config_types import check_types
 from desloc_jax.train.failures import parse_away
+from desloc_jax.train.topology import parse_topology
 
 _LIMIT = 2**31  # Of the integers that steps and sizes are counted in on devices.
 _FLOAT32_LIMIT, _FLOAT32_LEAST = 2.0**128, 2.0**-126
@@ -77,6 +78,8 @@ def check_config(config: config_dict.ConfigDict) -> None:
         raise UserError(f'{name} is {value!r}; expected {expected}.')
   _check_choices(config)
   parse_away(config.failures.away, config.workers)
+  if config.topology:
+    parse_topology(config.topology)
   _check_weights(config)
   _check_sizes(config)
 

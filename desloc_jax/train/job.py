@@ -8,13 +8,11 @@ from typing import Any
 
 from absl import logging
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh
 from ml_collections import config_dict
 import numpy as np
 
 from desloc_jax import model as model_lib
-from desloc_jax.errors import UserError
 from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.hlo import read_collectives
 from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
@@ -22,21 +20,15 @@ from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, is_local
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.transform import desloc
-from desloc_jax.train import config as config_lib, mesh as mesh_lib
+from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.agreement import compare, together
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.data import Data, load_data
 from desloc_jax.train.failures import active_workers
-from desloc_jax.train.optimizer import make_optimizer, sent_periods
+from desloc_jax.train.optimizer import sent_periods
+from desloc_jax.train.program import make_program, make_worker_mesh
 from desloc_jax.train.segment import BEGINNING, Clock, make_clock, Segment
-from desloc_jax.train.step import (
-  finite_workers,
-  init_state,
-  make_eval_step,
-  make_train_step,
-  STATE_AXES,
-  TrainState,
-)
+from desloc_jax.train.step import finite_workers, make_eval_step, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,50 +85,21 @@ def make_job(
   """
   check_config(config)
   clock = make_clock(config, segment)
-  active = active_workers(config)
-  mesh = mesh_lib.make_mesh(config.workers, config.mesh.fsdp, devices, config.mesh.straddle)
-  micro_batch = config_lib.worker_batch_size(config) // config.accumulation
-  if micro_batch % mesh.shape[mesh_lib.FSDP]:
-    raise UserError(
-      f'batch_size / accumulation is {micro_batch}, which mesh.fsdp={mesh.shape[mesh_lib.FSDP]} '
-      'devices of a worker cannot share evenly.'
-    )
+  mesh = make_worker_mesh(config, devices)
   local_workers = together(lambda: mesh_lib.local_workers(mesh, config.workers))
   data = together(lambda: load_data(config, segment.stream_start, local_workers))
   compare({'data': data.fingerprint})
-  model = config_lib.model_config(config, data.tokenizer.vocab_size)
-  init_params = functools.partial(model_lib.init_params, model)
-  params_like = jax.eval_shape(init_params, jax.random.key(0))
-  schedule, inner, periods, tx = make_optimizer(config, params_like, clock)
-
-  new_state = functools.partial(
-    init_state, init_params, tx, config.workers, jax.random.key(config.seed)
-  )
-  state_like = jax.eval_shape(new_state)
-  state_shardings = mesh_lib.shardings(mesh, state_like, STATE_AXES)
-  state_like = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state_like, state_shardings
-  )
-  tokens_like = jax.ShapeDtypeStruct(
-    (config.workers, config.accumulation, micro_batch, config.seq_len + 1),
-    jnp.int32,
-    sharding=NamedSharding(mesh, P(mesh_lib.WORKERS, None, mesh_lib.FSDP)),
-  )
-  loss = functools.partial(model_lib.next_token_loss, config=model)
-  step = make_train_step(loss, tx, schedule, mesh)
-  active_like = None
-  if active:
-    active_like = jax.ShapeDtypeStruct((config.workers,), bool, sharding=NamedSharding(mesh, P()))
+  program = make_program(config, data.tokenizer.vocab_size, clock, mesh)
+  params_like, (_, inner, periods, tx) = program.params_like, program.optimizer
   named = sent_periods(periods)
   if is_local(mesh):  # What separate workers would send.
     ledger = transform_ledger(tx, params_like, named, config.workers, AXIS_NAMES)
   else:
-    jaxpr = jax.make_jaxpr(step)(state_like, tokens_like, active_like)
-    ledger = read_ledger(jaxpr, named, config.workers)
+    arguments = (program.state_like, program.tokens_like, program.active_like)
+    ledger = read_ledger(jax.make_jaxpr(program.step)(*arguments), named, config.workers)
 
   start = time.perf_counter()
-  jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
-  compiled = jitted.lower(state_like, tokens_like, active_like).compile()
+  compiled = program.lower().compile()
   compile_s = time.perf_counter() - start
   _check_compiled(config, mesh, compiled)
 
@@ -144,19 +107,21 @@ def make_job(
   return Job(
     config=config,
     data=data,
-    model=model,
+    model=program.model,
     mesh=mesh,
     periods=periods,
     parameters=sum(x.size for x in jax.tree.leaves(params_like)),
-    new_state=new_state,
-    state_like=state_like,
+    new_state=program.new_state,
+    state_like=program.state_like,
     clock=clock,
-    active=active,
+    active=active_workers(config),
     local_workers=local_workers,
-    tokens_like=tokens_like,
+    tokens_like=program.tokens_like,
     train_step=compiled,
     finite=jax.jit(finite_workers),
-    eval_step=make_eval_step(functools.partial(model_lib.sequence_losses, config=model), mesh),
+    eval_step=make_eval_step(
+      functools.partial(model_lib.sequence_losses, config=program.model), mesh
+    ),
     ledger=ledger,
     ddp_ledger=transform_ledger(ddp(inner), params_like, {}, config.workers),
     local_adam_ledger=transform_ledger(

@@ -1,0 +1,116 @@
+"""The training step of a run with all that it is compiled for: it needs no data and no device."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from ml_collections import config_dict
+import optax
+
+from desloc_jax import model as model_lib
+from desloc_jax.errors import UserError
+from desloc_jax.train import config as config_lib, mesh as mesh_lib
+from desloc_jax.train.failures import active_workers
+from desloc_jax.train.optimizer import make_optimizer, Optimizer
+from desloc_jax.train.segment import Clock
+from desloc_jax.train.step import init_state, make_train_step, STATE_AXES, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A training step before it is compiled."""
+
+  model: model_lib.GPTConfig
+  mesh: Mesh
+  params_like: optax.Params  # Shapes of the parameters of one worker.
+  optimizer: Optimizer
+  new_state: Callable[[], TrainState]  # To be jitted: the state before the first step.
+  state_like: TrainState  # Shapes, dtypes and shardings.
+  tokens_like: jax.ShapeDtypeStruct  # int32 [workers, micro-batches, sequences, seq_len + 1].
+  active_like: jax.ShapeDtypeStruct | None  # Boolean [workers], where workers come and go.
+  step: Callable[..., tuple[TrainState, dict[str, Any]]]  # See `make_train_step`.
+
+  def lower(self) -> jax.stages.Lowered:
+    """Returns the step as it is compiled, with the state donated and its shardings kept."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.state_like)
+    jitted = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
+    return jitted.lower(self.state_like, self.tokens_like, self.active_like)
+
+
+def make_worker_mesh(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | None) -> Mesh:
+  """Returns the mesh of a run over `devices`, all of this machine's if None.
+
+  Raises:
+    UserError: the devices cannot be shared out evenly, or not the sequences of a micro-batch.
+  """
+  mesh = mesh_lib.make_mesh(config.workers, config.mesh.fsdp, devices, config.mesh.straddle)
+  fsdp, sequences = mesh.shape[mesh_lib.FSDP], config_lib.worker_batch_size(config)
+  if _micro_batch(config) % fsdp:
+    most = sequences // fsdp
+    fitting = [n for n in range(1, most + 1) if sequences % (n * fsdp) == 0]
+    hint = (
+      f'accumulation can be {" or ".join(map(str, fitting))}'
+      if fitting
+      else (f'batch_size can be {max(1, round(sequences / fsdp)) * fsdp} with accumulation=1')
+    )
+    raise UserError(
+      f'batch_size / accumulation is {_micro_batch(config)}, which mesh.fsdp={fsdp} devices of a '
+      f'worker cannot share evenly; {hint}.'
+    )
+  return mesh
+
+
+def make_program(
+  config: config_dict.ConfigDict, vocab_size: int, clock: Clock, mesh: Mesh
+) -> Program:
+  """Returns the training step of a checked configuration.
+
+  Args:
+    config: of the run.
+    vocab_size: of its tokenizer.
+    clock: of its segment.
+    mesh: from `make_worker_mesh`; its devices may be some that only a compiler knows.
+
+  Raises:
+    UserError: the model or the optimizer cannot be made as configured.
+  """
+  model = config_lib.model_config(config, vocab_size)
+  init_params = functools.partial(model_lib.init_params, model)
+  params_like = jax.eval_shape(init_params, jax.random.key(0))
+  optimizer = make_optimizer(config, params_like, clock)
+  new_state = functools.partial(
+    init_state, init_params, optimizer.tx, config.workers, jax.random.key(config.seed)
+  )
+  state_like = jax.eval_shape(new_state)
+  state_like = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    state_like,
+    mesh_lib.shardings(mesh, state_like, STATE_AXES),
+  )
+  active_like = None
+  if active_workers(config):
+    active_like = jax.ShapeDtypeStruct((config.workers,), bool, sharding=NamedSharding(mesh, P()))
+  loss = functools.partial(model_lib.next_token_loss, config=model)
+  return Program(
+    model=model,
+    mesh=mesh,
+    params_like=params_like,
+    optimizer=optimizer,
+    new_state=new_state,
+    state_like=state_like,
+    tokens_like=jax.ShapeDtypeStruct(
+      (config.workers, config.accumulation, _micro_batch(config), config.seq_len + 1),
+      jnp.int32,
+      sharding=NamedSharding(mesh, P(mesh_lib.WORKERS, None, mesh_lib.FSDP)),
+    ),
+    active_like=active_like,
+    step=make_train_step(loss, optimizer.tx, optimizer.schedule, mesh),
+  )
+
+
+def _micro_batch(config: config_dict.ConfigDict) -> int:
+  return config_lib.worker_batch_size(config) // config.accumulation
