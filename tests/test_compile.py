@@ -14,7 +14,8 @@ from desloc_jax.plan import compile as compile_lib, compile_step, compiled_text
 from desloc_jax.plan.compile_table import BETWEEN, EVERY_STEP, INSIDE, ON_CONDITION, traffic
 from desloc_jax.train import topology as topology_lib
 from desloc_jax.train.config import flatten
-from desloc_jax.train.config_checks import changed_options, check_config
+from desloc_jax.train.config_changes import changed_options
+from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.topology import parse_topology, topology_devices, TopologyName
 from experiments import pods
 from tests.runs import small_config

@@ -84,6 +84,8 @@ def _fast_links(device: jax.Device) -> tuple[str, int]:
   if device.platform == 'cpu':  # Between processes these talk over TCP, on one host too.
     return 'process', device.process_index
   place = getattr(device, 'slice_index', None)  # TPU: of the slice. GPU: of the host.
+  if place is None and device.platform == 'tpu':
+    place = 0  # All are of one slice.
   return ('host', device.process_index) if place is None else ('slice', place)
 
 
