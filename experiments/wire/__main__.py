@@ -11,7 +11,7 @@ of the same ledger, with the time of a step without communication as measured.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import csv
 import dataclasses
 import pathlib
@@ -26,7 +26,7 @@ from experiments.wire.methods import Case, METHODS, SILENT
 from experiments.wire.network import network, why_no_network
 from experiments.wire.plot import plot
 from experiments.wire.results import bytes_row, BytesRow, time_rows, TimeRow
-from experiments.wire.runs import measure, Phase
+from experiments.wire.runs import measure, Phase, Window
 
 RATES = (None, 1000, 100, 10)  # 1e6 bits a second; None: not throttled.
 BYTES_PERIOD, TIME_PERIOD = 256, 64  # K_x.
@@ -67,15 +67,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured[case] = measure(
           sites, folder, case.options, case.phases, log_every=case.log_every, devices=case.devices
         )
-  if 'bytes' in parts:
-    rows = [bytes_row(case, windows[0]) for case, windows in measured.items() if not case.timed]
-    write(BytesRow, rows, results / 'wire_bytes.csv')
-    print(align([BytesRow.columns(), *(row.cells() for row in rows)]))
-  if 'time' in parts:
-    rows = time_rows({case: windows for case, windows in measured.items() if case.timed})
-    write(TimeRow, rows, results / 'wire_time.csv')
-    print(align([TimeRow.columns(), *(row.cells() for row in rows)]))
-    plot(rows, results / 'wire.png')
+      tables = _write_results(measured, results)
+  print('\n\n'.join(tables))
+
+
+def _write_results(measured: Mapping[Case, Sequence[Window]], results: pathlib.Path) -> list[str]:
+  """Writes what there is so far; returns the tables as text."""
+  tables = []
+  sent = [bytes_row(case, windows[0]) for case, windows in measured.items() if not case.timed]
+  if sent:
+    write(BytesRow, sent, results / 'wire_bytes.csv')
+    tables.append(align([BytesRow.columns(), *(row.cells() for row in sent)]))
+  took = time_rows({case: windows for case, windows in measured.items() if case.timed})
+  if took:
+    write(TimeRow, took, results / 'wire_time.csv')
+    plot(took, results / 'wire.png')
+    tables.append(align([TimeRow.columns(), *(row.cells() for row in took)]))
+  return tables
 
 
 def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]:

@@ -116,6 +116,8 @@ def _remove_site(made: Network, site: int) -> None:
   for process in found.stdout.split():
     with contextlib.suppress(ProcessLookupError):
       os.kill(int(process), 9)
+  # The namespace goes some time after it is deleted, and its link only then; this one goes at once.
+  subprocess.run(['ip', 'link', 'del', made.port(site)], capture_output=True, check=False)
   subprocess.run(['ip', 'netns', 'del', namespace], capture_output=True, check=False)
   shutil.rmtree(_HOSTS / namespace, ignore_errors=True)
   with contextlib.suppress(OSError):
