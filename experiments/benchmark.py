@@ -57,13 +57,13 @@ def plain_program(job: Job) -> Program:
   """Returns the inner optimizer alone on each worker, inside the same shard_map."""
   config = job.config
   _, inner = schedule_and_inner(config, job.clock)
-  loss = functools.partial(model_lib.next_token_loss, config=job.model)
+  loss = functools.partial(model_lib.next_token_loss_and_metrics, config=job.model)
 
   def of_worker(state, tokens):
     params, inner_state = state
-    value, grads = jax.value_and_grad(loss)(params, tokens[0])
+    (value, about_model), grads = jax.value_and_grad(loss, has_aux=True)(params, tokens[0])
     updates, inner_state = inner.update(grads, inner_state, params)
-    metrics = {'loss': value, 'grad_norm': optax.tree.norm(grads)}
+    metrics = {'loss': value, 'model': about_model, 'grad_norm': optax.tree.norm(grads)}
     return (optax.apply_updates(params, updates), inner_state), metrics
 
   def new_state():

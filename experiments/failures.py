@@ -67,7 +67,7 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
   """Returns losses and gradient norms of both parts, and how far each method is perturbed."""
   parts = {part: grouped(group) for part, group in grouped(results, 'part').items()}
   figure, panels = plots.panels(
-    4, f'Workers that join at step {joining_step(scale)}, and that fail; K_x = '
+    6, f'Workers that join at step {joining_step(scale)}, and that fail; K_x = '
     f'{scale.config.periods.params}: mean and range of {scale.seeds} seeds', 4.5
   )  # fmt: skip
   places = iter(panels)
@@ -75,6 +75,7 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
     for metric, label in (
       ('loss', 'training loss (nats per token)'),
       ('grad_norm', 'gradient norm'),
+      ('activation_norm', 'activations before the final norm (RMS)'),
     ):
       panel = next(places)
       plots.curves(panel, groups, y=metric)

@@ -1,6 +1,7 @@
 """Parts of plots that several experiments have: curves with the spread of seeds, points, panels."""
 
 from collections.abc import Callable, Mapping, Sequence
+import math
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -26,6 +27,7 @@ STYLES = {
 }
 
 
+_IN_A_ROW = 3
 # Of what has no look of its own: not blue, which is DES-LOC's.
 _COLORS = [
   f'tab:{c}' for c in ('orange', 'green', 'red', 'purple', 'brown', 'pink', 'olive', 'cyan')
@@ -33,9 +35,11 @@ _COLORS = [
 
 
 def panels(count: int, title: str, width: float = 5.5, **options: Any) -> tuple[Figure, list[Axes]]:
-  """Returns a figure with so many panels in a row."""
-  figure = Figure(figsize=(width * count, 4.8), layout='constrained')
-  axes = list(np.atleast_1d(figure.subplots(1, count, **options)))
+  """Returns a figure with so many panels, three in a row at most."""
+  rows = math.ceil(count / _IN_A_ROW)
+  columns = math.ceil(count / rows)
+  figure = Figure(figsize=(width * columns, 4.8 * rows), layout='constrained')
+  axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
   for each in axes:
     each.grid(alpha=0.3)
     each.set_prop_cycle(color=_COLORS)

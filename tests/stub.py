@@ -45,6 +45,7 @@ def _line(config, step, offset):
   losses = {
     'loss': 3 + offset + 1 / (1 + step),
     'grad_norm': 1.0,
+    'activation_norm': 1.0,
     'tokens_per_s': 1000.0,
     'lr': 0.1,
   }

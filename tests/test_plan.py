@@ -116,7 +116,7 @@ def test_memory_is_about_what_xla_plans(remat, micro_batches):
   """On a CPU, where attention holds its scores."""
   model = model_lib.GPTConfig(1024, 8, 256, 4, 256, remat=remat, attention='xla', loss_chunk=512)
   params = jax.eval_shape(functools.partial(model_lib.init_params, model), jax.random.key(0))
-  loss = functools.partial(model_lib.next_token_loss, config=model)
+  loss = functools.partial(model_lib.next_token_loss_and_metrics, config=model)
 
   def step(params, tokens):
     return jax.tree.map(lambda p, g: p - g, params, accumulate(loss, params, tokens)[1])

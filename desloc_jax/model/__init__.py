@@ -2,7 +2,12 @@
 
 from desloc_jax.model.config import GPTConfig
 from desloc_jax.model.gpt import GPT, init_params, logits
-from desloc_jax.model.loss import next_token_loss, sequence_losses, token_losses
+from desloc_jax.model.loss import (
+  next_token_loss,
+  next_token_loss_and_metrics,
+  sequence_losses,
+  token_losses,
+)
 from desloc_jax.model.size import (
   activation_bytes,
   flops_per_token,
@@ -19,6 +24,7 @@ __all__ = [
   'logits',
   'matmul_parameter_count',
   'next_token_loss',
+  'next_token_loss_and_metrics',
   'parameter_count',
   'sequence_losses',
   'token_losses',

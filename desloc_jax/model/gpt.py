@@ -37,6 +37,7 @@ Params = dict[str, Any]
 
 _INIT_STDDEV = 0.02  # GPT-2; the projections back into the residual stream get less, see `Block`.
 _PROJECTION = 'projection'
+METRICS, ACTIVATION_NORM = 'metrics', 'activation_norm'  # What `GPT` sows besides its result.
 
 BATCH_AXIS = 'fsdp'  # The mesh axis that sequences are split over, where a mesh has it.
 
@@ -55,6 +56,11 @@ def logits(params: Params, hidden_BxLxD: jax.Array) -> jax.Array:
   once: `loss.token_losses` does not, and is the one to train with.
   """
   return tied_logits(hidden_BxLxD, params['embedding'].astype(hidden_BxLxD.dtype))
+
+
+def root_mean_square(x: jax.Array) -> jax.Array:
+  """Returns the root of the mean square of all of x, a float32 scalar without a gradient."""
+  return jnp.sqrt(jnp.mean(jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32))))
 
 
 def tied_logits(hidden_BxLxD: jax.Array, embedding_VxD: jax.Array) -> jax.Array:
@@ -93,6 +99,7 @@ class GPT(nn.Module):
       length=config.layers,
     )(config, name='blocks')
     x_BxLxD, _ = blocks(x_BxLxD, rope_tables(length, config.head_dim, config.rope_base))
+    self.sow(METRICS, ACTIVATION_NORM, root_mean_square(x_BxLxD))
     return nn.RMSNorm(dtype=config.dtype, name='final_norm')(x_BxLxD)
 
 

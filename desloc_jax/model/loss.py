@@ -34,11 +34,28 @@ def next_token_loss(params: gpt.Params, tokens_BxL1: jax.Array, config: gpt.GPTC
 
 def sequence_losses(params: gpt.Params, tokens_BxL1: jax.Array, config: gpt.GPTConfig) -> jax.Array:
   """Returns float32 [B], each sequence's mean loss in nats per token, as `next_token_loss`."""
-  hidden_BxLxD = gpt.GPT(config).apply({'params': params}, tokens_BxL1[:, :-1])
+  return _losses_and_metrics(params, tokens_BxL1, config)[0].mean(axis=1)
+
+
+def next_token_loss_and_metrics(
+  params: gpt.Params, tokens_BxL1: jax.Array, config: gpt.GPTConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns `next_token_loss` and `{'activation_norm': ...}`, float32 scalars.
+
+  That is the root mean square of what the last block hands to the final norm.
+  """
+  losses_BxL, metrics = _losses_and_metrics(params, tokens_BxL1, config)
+  return losses_BxL.mean(axis=1).mean(), metrics
+
+
+def _losses_and_metrics(params, tokens_BxL1, config) -> tuple[jax.Array, dict[str, jax.Array]]:
+  hidden_BxLxD, sown = gpt.GPT(config).apply(
+    {'params': params}, tokens_BxL1[:, :-1], mutable=[gpt.METRICS]
+  )
   losses_BxL = token_losses(
     hidden_BxLxD, params['embedding'], tokens_BxL1[:, 1:], config.loss_chunk
   )
-  return losses_BxL.mean(axis=1)
+  return losses_BxL, {name: value for name, (value,) in sown[gpt.METRICS].items()}
 
 
 def token_losses(

@@ -94,7 +94,7 @@ def make_program(
   active_like = None
   if active_workers(config):
     active_like = jax.ShapeDtypeStruct((config.workers,), bool, sharding=NamedSharding(mesh, P()))
-  loss = functools.partial(model_lib.next_token_loss, config=model)
+  loss = functools.partial(model_lib.next_token_loss_and_metrics, config=model)
   return Program(
     model=model,
     mesh=mesh,

@@ -82,6 +82,7 @@ class Recorder:
       'loss': finite_mean(metrics['loss'], active),
       'lr': float(metrics['learning_rate']),
       'grad_norm': finite_mean(metrics['grad_norm'], active),
+      **{name: finite_mean(values, active) for name, values in metrics['model'].items()},
       'tokens_per_s': speed,
       'bytes_per_worker': self._job.bytes_after(syncs),
       'synced': synced,

@@ -17,7 +17,8 @@ from desloc_jax.optimizer.ddp import local_params
 from desloc_jax.optimizer.over_workers import over_workers, WORKERS
 from desloc_jax.optimizer.transform import DeslocState, synced, WORKER_AXES
 
-LossFunction = Callable[[optax.Params, jax.Array], jax.Array]
+# Loss of one worker's parameters on [batch, seq_len + 1] tokens, and scalars about the model by name.
+LossFunction = Callable[[optax.Params, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 class TrainState(NamedTuple):
@@ -32,7 +33,8 @@ class TrainState(NamedTuple):
 STATE_AXES = TrainState(step=None, params=None, optimizer=WORKER_AXES, syncs=None)
 # Metrics of a step: float32 [workers] of each worker, and scalars.
 METRIC_AXES = {
-  'loss': 0, 'grad_norm': 0, 'drift': 0, 'health': 0, 'learning_rate': None, 'syncs': None
+  'loss': 0, 'model': 0, 'grad_norm': 0, 'drift': 0, 'health': 0, 'learning_rate': None,
+  'syncs': None,
 }  # fmt: skip
 
 
@@ -58,7 +60,7 @@ def make_train_step(
   """Returns `step(state, tokens, active) -> (state, metrics)`, to be jitted with `state` donated.
 
   Args:
-    loss: mean loss in nats per token of one worker's parameters on [batch, seq_len + 1] tokens.
+    loss: in nats per token, the mean over the tokens.
     tx: over the axes `over_workers.AXIS_NAMES`.
     schedule: of the learning rate, for the metrics.
     mesh: from `mesh.make_mesh`.
@@ -68,7 +70,8 @@ def make_train_step(
   """
 
   def worker_step(state: TrainState, tokens: jax.Array, active: jax.Array | None):
-    mean_loss, grads = accumulate(loss, local_params(state.optimizer, state.params), tokens)
+    params = local_params(state.optimizer, state.params)
+    (mean_loss, about_model), grads = accumulate(loss, params, tokens)
     updates, optimizer = tx.update(
       grads, state.optimizer, state.params, value=mean_loss, active=active
     )
@@ -81,6 +84,7 @@ def make_train_step(
     )
     metrics = {
       'loss': mean_loss,
+      'model': about_model,
       'grad_norm': optax.tree.norm(grads),
       'drift': optimizer.drift,
       'health': optimizer.health._asdict() if optimizer.health else {},
@@ -98,16 +102,17 @@ def make_train_step(
 
 def accumulate(
   loss: LossFunction, params: optax.Params, tokens: jax.Array
-) -> tuple[jax.Array, optax.Updates]:
-  """Returns mean loss and gradient over tokens [micro-batches, sequences, seq_len + 1]."""
-  value_and_grad = jax.value_and_grad(loss)
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], optax.Updates]:
+  """Returns what `loss` does and its gradient, means over [micro-batches, sequences, seq_len + 1]."""
+  value_and_grad = jax.value_and_grad(loss, has_aux=True)
   if tokens.shape[0] == 1:
     return value_and_grad(params, tokens[0])
 
   def add(total, micro_batch):
     return optax.tree.add(total, value_and_grad(params, micro_batch)), None
 
-  zeros = (jnp.zeros([], jnp.float32), optax.tree.zeros_like(params))
+  values = jax.tree.map(jnp.zeros_like, jax.eval_shape(loss, params, tokens[0]))
+  zeros = (values, optax.tree.zeros_like(params))
   total, _ = jax.lax.scan(add, zeros, tokens)
   return optax.tree.scale(1 / tokens.shape[0], total)
 
@@ -123,7 +128,9 @@ def apply_at_sync(params: optax.Params, updates: optax.Updates, was_synced) -> o
   )
 
 
-def make_eval_step(sequence_losses: LossFunction, mesh: Mesh) -> Callable:
+def make_eval_step(
+  sequence_losses: Callable[[optax.Params, jax.Array], jax.Array], mesh: Mesh
+) -> Callable:
   """Returns `evaluate(params, tokens, mask) -> float32 [workers]`: sums of the sequences' losses.
 
   Args:
