@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import csv
 import dataclasses
 import pathlib
+import signal
+import sys
 import tempfile
 
 import tqdm
@@ -114,5 +116,6 @@ def write(kind: type, rows: Sequence, path: pathlib.Path) -> None:
 
 
 if __name__ == '__main__':
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # The network goes with this process.
   with commands.one_line_errors():
     main()

@@ -15,6 +15,11 @@ SUBNET = '10.213.0'
 MTU = 1500  # Bytes of a packet, as Ethernet's; 52 of them are headers of IP and TCP.
 _HOSTS = pathlib.Path('/etc/netns')
 _BURST_S = 0.002  # Of the link's rate, in one go; the kernel's timers need some.
+# Long enough for the bursts of a sender: packets that a short queue drops are sent twice.
+_QUEUE = '500ms'
+# BBR, the default of some systems, looks for a link's rate by itself and leaves up to a fifth of a
+# slow one unused.
+_CONGESTION = 'cubic'
 
 
 class Network:
@@ -50,7 +55,7 @@ class Network:
       subprocess.run([*device, 'del', 'dev', 'eth', 'root'], capture_output=True, check=False)
       if megabits is not None:
         burst = max(8 * MTU, int(megabits * 1e6 / 8 * _BURST_S))
-        limits = ['rate', f'{megabits}mbit', 'burst', str(burst), 'latency', '50ms']
+        limits = ['rate', f'{megabits}mbit', 'burst', str(burst), 'latency', _QUEUE]
         _run(*device, 'add', 'dev', 'eth', 'root', 'tbf', *limits)
 
   def _counter(self, site: int) -> pathlib.Path:
@@ -101,6 +106,8 @@ def _add_site(made: Network, bridge: str, site: int) -> None:
   _run('ip', '-n', namespace, 'addr', 'add', f'{made.address(site)}/24', 'dev', 'eth')
   for device in ('lo', 'eth'):
     _run('ip', '-n', namespace, 'link', 'set', device, 'up')
+  route = [f'{SUBNET}.0/24', 'dev', 'eth', 'src', made.address(site)]
+  _run('ip', '-n', namespace, 'route', 'change', *route, 'congctl', _CONGESTION)
   # gloo listens at the address that the name of the host resolves to.
   folder = _HOSTS / namespace
   folder.mkdir(parents=True)
