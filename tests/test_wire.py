@@ -48,8 +48,8 @@ def test_local_steps_send_nothing_but_heartbeats_and_lines_of_the_log(tmp_path):
 
 def test_rows_and_plot(tmp_path):
   phases = (Phase(None, 64), Phase(100, 64))
-  silent = Case(SILENT, 2, 64, phases, timed=True)
-  ddp = Case('ddp', 2, 64, phases, timed=True)
+  silent = Case(SILENT, 2, 64, phases, timed=True, batch_size=4)
+  ddp = Case('ddp', 2, 64, phases, timed=True, batch_size=4)
   windows = {
     silent: [Window(phase, 64 * 0.01, [0, 0]) for phase in phases],
     ddp: [Window(phases[0], 64 * 0.02, [0, 0]), Window(phases[1], 64 * 0.2, [0, 0])],

@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 import csv
 import dataclasses
+import functools
 import pathlib
 import signal
 import sys
@@ -30,9 +31,9 @@ from experiments.wire.plot import plot
 from experiments.wire.results import bytes_row, BytesRow, time_rows, TimeRow
 from experiments.wire.runs import measure, Phase, Window
 
-RATES = (None, 1000, 100, 10)  # 1e6 bits a second; None: not throttled.
+RATES = (1000, 100, 10)  # 1e6 bits a second, after a part without a limit.
 BYTES_PERIOD, TIME_PERIOD = 256, 64  # K_x.
-GOAL_RATE = 100  # At which DES-LOC with the longer period is timed too.
+LONG_RATE = 100  # At which DES-LOC with the longer period is timed too.
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,10 +44,27 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add('--methods', nargs='+', default=list(METHODS), choices=METHODS, metavar='METHOD',
       help='of %(default)s')  # fmt: skip
   add('--only', choices=('bytes', 'time'), help='of the two parts; default: both')
+  add(
+    '--rates',
+    type=float,
+    nargs='+',
+    default=list(RATES),
+    help='1e6 bits a second of the links, for the time (default: %(default)s)',
+  )
+  add(
+    '--batch_size',
+    type=int,
+    default=4,
+    help='sequences a worker and step for the time: how long a step is (default: %(default)s)',
+  )
   add('--results', default='experiments/results', help='folder of tables and plot')
   options = parser.parse_args(argv)
   if min(options.sites) < 2:
     raise UserError(f'--sites is {min(options.sites)}; expected at least 2.')
+  if min(options.rates) <= 0:
+    raise UserError(f'--rates is {min(options.rates)}; expected more than 0.')
+  if options.batch_size < 1:
+    raise UserError(f'--batch_size is {options.batch_size}; expected at least 1.')
   if why_not := why_no_network():
     raise UserError(f'no network can be made here: {why_not}.')
   return options
@@ -97,14 +115,13 @@ def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]
     if 'desloc' in options.methods:
       yield Case('desloc', sites, BYTES_PERIOD, phases=(Phase(1000, 1536),), devices=2)
     return
+  timed = functools.partial(Case, sites=sites, timed=True, batch_size=options.batch_size)
   for method in dict.fromkeys((SILENT, *options.methods)):
     cycle = 32 if method == 'ddp' else 6 * TIME_PERIOD
-    yield Case(
-      method, sites, TIME_PERIOD, phases=tuple(Phase(rate, cycle) for rate in RATES), timed=True
-    )
-  if 'desloc' in options.methods:
-    long = (Phase(GOAL_RATE, 6 * BYTES_PERIOD),)
-    yield Case('desloc', sites, BYTES_PERIOD, phases=long, timed=True)
+    phases = tuple(Phase(rate, cycle) for rate in (None, *options.rates))
+    yield timed(method, period=TIME_PERIOD, phases=phases)
+  if 'desloc' in options.methods and LONG_RATE in options.rates:
+    yield timed('desloc', period=BYTES_PERIOD, phases=(Phase(LONG_RATE, 6 * BYTES_PERIOD),))
 
 
 def write(kind: type, rows: Sequence, path: pathlib.Path) -> None:

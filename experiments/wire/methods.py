@@ -24,8 +24,8 @@ class Case:
     sites: processes, each with one worker.
     period: K_x.
     phases: that are measured.
-    timed: whether it is run for its time, with as many sequences as make a step last a while;
-      for bytes a step may be short.
+    timed: whether it is run for its time, else for its bytes.
+    batch_size: sequences of a worker and step.
     devices: virtual CPU devices of each worker.
   """
 
@@ -34,6 +34,7 @@ class Case:
   period: int
   phases: tuple[Phase, ...]
   timed: bool = False
+  batch_size: int = 1
   devices: int = 1
 
   @property
@@ -49,7 +50,7 @@ class Case:
   def options(self) -> dict[str, object]:
     """Options of the run, besides `tiny`'s."""
     method = {'method': 'desloc', **_NEVER} if self.method == SILENT else {'method': self.method}
-    batch_size = max(4 if self.timed else 1, self.devices)
+    batch_size = max(self.batch_size, self.devices)
     return {**_COMMON, 'batch_size': batch_size, 'periods.params': self.period, **method}
 
   def ledger(self) -> Ledger:
