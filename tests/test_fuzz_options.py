@@ -12,7 +12,7 @@ import jax
 from ml_collections import config_dict, config_flags
 import pytest
 
-from desloc_jax.train import cli, job as job_lib
+from desloc_jax.train import cli, job as job_lib, program
 from desloc_jax.train.config import option, OPTIONS
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.workdir import check_workdir
@@ -60,7 +60,7 @@ class Reached(Exception):
 @pytest.fixture
 def until_the_step(monkeypatch):
   """Ends every job before its training step is traced: milliseconds."""
-  monkeypatch.setattr(job_lib, 'make_train_step', mock.Mock(side_effect=Reached))
+  monkeypatch.setattr(program, 'make_train_step', mock.Mock(side_effect=Reached))
 
 
 @pytest.fixture
