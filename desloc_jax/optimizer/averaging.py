@@ -10,9 +10,8 @@ import numpy as np
 import optax
 
 AxisName = str | Sequence[str]
-PACKED_BYTES = (
-  2**22
-)  # Up to which an array is sent with others; from there on its latency is little.
+# Up to which an array is sent with others; a longer one takes much longer than its latency anyway.
+PACKED_BYTES = 2**22
 Tree = TypeVar('Tree')
 
 

@@ -12,7 +12,6 @@ of the same ledger, with the time of a step without communication as measured.
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-import csv
 import dataclasses
 import functools
 import pathlib
@@ -25,14 +24,16 @@ import tqdm
 from desloc_jax import commands
 from desloc_jax.errors import UserError
 from desloc_jax.tables import align
-from experiments.wire.methods import Case, METHODS, SILENT
+from desloc_jax.train.workdir import write_text
+from experiments.report import csv_text
+from experiments.wire.methods import Case, METHODS, SILENT, TIME_PERIOD
 from experiments.wire.network import network, why_no_network
 from experiments.wire.plot import plot
 from experiments.wire.results import bytes_row, BytesRow, time_rows, TimeRow
 from experiments.wire.runs import measure, Phase, Window
 
 RATES = (1000, 100, 10)  # 1e6 bits a second, after a part without a limit.
-BYTES_PERIOD, TIME_PERIOD = 256, 64  # K_x.
+BYTES_PERIOD = 256  # K_x.
 LONG_RATE = 100  # At which DES-LOC with the longer period is timed too.
 
 
@@ -96,11 +97,11 @@ def _write_results(measured: Mapping[Case, Sequence[Window]], results: pathlib.P
   tables = []
   sent = [bytes_row(case, windows[0]) for case, windows in measured.items() if not case.timed]
   if sent:
-    write(BytesRow, sent, results / 'wire_bytes.csv')
+    write_text(results / 'wire_bytes.csv', csv_text(list(map(dataclasses.asdict, sent))))
     tables.append(align([BytesRow.columns(), *(row.cells() for row in sent)]))
   took = time_rows({case: windows for case, windows in measured.items() if case.timed})
   if took:
-    write(TimeRow, took, results / 'wire_time.csv')
+    write_text(results / 'wire_time.csv', csv_text(list(map(dataclasses.asdict, took))))
     plot(took, results / 'wire.png')
     tables.append(align([TimeRow.columns(), *(row.cells() for row in took)]))
   return tables
@@ -122,14 +123,6 @@ def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]
     yield timed(method, period=TIME_PERIOD, phases=phases)
   if 'desloc' in options.methods and LONG_RATE in options.rates:
     yield timed('desloc', period=BYTES_PERIOD, phases=(Phase(LONG_RATE, 6 * BYTES_PERIOD),))
-
-
-def write(kind: type, rows: Sequence, path: pathlib.Path) -> None:
-  """Writes rows of one dataclass as CSV."""
-  with path.open('w', newline='') as file:
-    writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(kind)])
-    writer.writeheader()
-    writer.writerows(map(dataclasses.asdict, rows))
 
 
 if __name__ == '__main__':

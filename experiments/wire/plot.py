@@ -5,7 +5,8 @@ import pathlib
 
 from matplotlib.figure import Figure
 
-from experiments.wire.methods import SILENT
+from experiments import plots
+from experiments.wire.methods import SILENT, TIME_PERIOD
 from experiments.wire.results import TimeRow
 
 
@@ -20,7 +21,10 @@ def plot(rows: Sequence[TimeRow], path: pathlib.Path) -> None:
       line = [row for row in here if (row.method, row.K_x) == (name, period)]
       rates = [row.megabits for row in line]
       label = name if name in ('ddp', SILENT) else f'{name}, K_x = {period}'
-      (drawn,) = axes.plot(rates, [row.tokens_per_s for row in line], 'o', label=label)
+      color, _ = plots.STYLES.get(name, (None, None))
+      marker = 'o' if period == TIME_PERIOD else 's'
+      measured = [row.tokens_per_s for row in line]
+      (drawn,) = axes.plot(rates, measured, marker, color=color, label=label)
       predicted = [row.tokens_per_s * row.step_s / row.predicted_s for row in line]
       axes.plot(rates, predicted, '--', color=drawn.get_color(), linewidth=1)
     axes.set(
