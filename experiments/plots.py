@@ -40,6 +40,9 @@ def panels(count: int, title: str, width: float = 5.5, **options: Any) -> tuple[
   columns = math.ceil(count / rows)
   figure = Figure(figsize=(width * columns, 4.8 * rows), layout='constrained')
   axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+  for unused in axes[count:]:
+    unused.remove()
+  del axes[count:]
   for each in axes:
     each.grid(alpha=0.3)
     each.set_prop_cycle(color=_COLORS)

@@ -25,6 +25,7 @@ from experiments import (
   communication,
   half_lives,
   heterogeneous,
+  plots,
   runner,
   sweep,
   toy,
@@ -418,3 +419,9 @@ def test_a_run_is_told_apart_by_what_it_goes_on_from():
   run = Run({}, config)
   assert run.key == Run({'variant': 'x'}, changed(config, {'restore.allow': 'method'})).key
   assert run.key != Run({}, config, after=run).key
+
+
+@pytest.mark.parametrize('count', [1, 3, 4, 5, 7])
+def test_there_are_as_many_panels_as_asked_for(count):
+  figure, axes = plots.panels(count, 'title')
+  assert len(axes) == len(figure.axes) == count

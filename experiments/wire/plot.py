@@ -21,7 +21,7 @@ def plot(rows: Sequence[TimeRow], path: pathlib.Path) -> None:
       line = [row for row in here if (row.method, row.K_x) == (name, period)]
       rates = [row.megabits for row in line]
       label = name if name in ('ddp', SILENT) else f'{name}, K_x = {period}'
-      color, _ = plots.STYLES.get(name, (None, None))
+      color, _ = plots.STYLES.get(name, ('tab:gray', ''))
       marker = 'o' if period == TIME_PERIOD else 's'
       measured = [row.tokens_per_s for row in line]
       (drawn,) = axes.plot(rates, measured, marker, color=color, label=label)
