@@ -109,7 +109,7 @@ OPTIONS = {
   'processes.start_timeout_s': (120, 'seconds that a process waits for the others at the start'),
   'processes.heartbeat_timeout_s': (
     20,
-    'seconds after which a silent process is taken for dead: noticed a few later, told within 30',
+    'seconds after which a silent process is taken for dead; the others end a few later',
   ),
   'topology': (
     '',
