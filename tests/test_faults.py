@@ -3,7 +3,10 @@
 import random
 
 import pytest
+import tensorstore
 
+from desloc_jax.errors import UserError
+from desloc_jax.train.checkpoint import one_line_error
 from desloc_jax.train.workdir import CHECKPOINTS
 from experiments.faults import campaign, disks, injectors as faults, runs
 
@@ -59,6 +62,23 @@ def test_a_full_disk_and_a_read_only_folder(bench, disk):
   injectors = [faults.fill_disk, faults.make_read_only]
   injections = campaign.inject(bench, disk, injectors, random.Random(0))
   check(injections, 'full disk', 'read-only folder')
+
+
+@pytest.mark.parametrize('transactional', [False, True])
+def test_the_system_s_reason_is_told_whatever_the_length_of_the_path(tmp_path, transactional):
+  if why_not := disks.why_no_mounts():
+    pytest.skip(f'nothing can be mounted here: {why_not}')
+  folder = tmp_path / ('long' * 50) / ('longer' * 30)
+  folder.mkdir(parents=True)
+  with disks.read_only(folder), pytest.raises(UserError) as raised:
+    with one_line_error('cannot be saved', tmp_path):
+      store = tensorstore.KvStore.open(f'file://{folder}/').result()
+      if transactional:
+        with tensorstore.Transaction() as transaction:
+          store.with_transaction(transaction)['name'] = b'x'
+      else:
+        store.write('name', b'x').result()
+  assert ' cannot be saved: Read-only file system. What' in str(raised.value)
 
 
 def test_a_difference_from_the_reference_is_seen(bench):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import functools
 import logging as std_logging
+import os
 import pathlib
 import re
 from typing import Any
@@ -42,7 +43,7 @@ class Checkpoints:
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
-    with _one_line('cannot be opened', self.folder):
+    with one_line_error('cannot be opened', self.folder):
       return ocp.CheckpointManager(
         self.folder,
         options=ocp.CheckpointManagerOptions(
@@ -76,7 +77,7 @@ class Checkpoints:
       STATE: ocp.args.StandardSave(leaves, save_args=save_args),
       POSITION: ocp.args.JsonSave(position),
     }
-    with _one_line('cannot be saved', self.folder):
+    with one_line_error('cannot be saved', self.folder):
       self._manager.wait_until_finished()
       self._saving = step
       if not self._manager.save(step, args=ocp.args.Composite(**items)):
@@ -140,7 +141,7 @@ class Checkpoints:
     names = (
       self.folder / f'damaged-{step}{suffix}' for suffix in ('', *map('-{}'.format, range(1, 1000)))
     )
-    with _one_line('cannot be set aside', folder):
+    with one_line_error('cannot be set aside', folder):
       if processes.writes():
         folder.rename(next(name for name in names if not name.exists()))
       exchange.wait_for_all()
@@ -149,7 +150,7 @@ class Checkpoints:
   def close(self) -> None:
     """Waits until everything is on disk."""
     if '_manager' in vars(self):
-      with _one_line('cannot be saved', self.folder):
+      with one_line_error('cannot be saved', self.folder):
         self._manager.close()
 
   def _sign(self) -> None:
@@ -185,7 +186,8 @@ def _damage_of(folder: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_line(what: str, folder: pathlib.Path) -> Iterator[None]:
+def one_line_error(what: str, folder: pathlib.Path) -> Iterator[None]:
+  """Turns whatever keeps `folder` from being written into a UserError with the system's reason."""
   try:
     yield
   except Exception as error:
@@ -202,6 +204,6 @@ def _reason(error: BaseException) -> str:
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   lines = str(error).strip().splitlines() or [type(error).__name__]
-  # tensorstore says why after all of the path: '[OS error 30: EROFS Read-only file system]'.
-  from_system = re.search(r'\[OS error \d+: \w+ ([^\]]+)\]', lines[0])
-  return from_system.group(1) if from_system else lines[0][:300]
+  # tensorstore says why after all of the path, with the system's number in brackets.
+  from_system = re.search(r"\[os_error_code='(\d+)'|\[OS error (\d+)", str(error))
+  return os.strerror(int(from_system[1] or from_system[2])) if from_system else lines[0][:300]
