@@ -50,12 +50,16 @@ def test_rows_and_plot(tmp_path):
   phases = (Phase(None, 64), Phase(100, 64))
   silent = Case(SILENT, 2, 64, phases, timed=True, batch_size=4)
   ddp = Case('ddp', 2, 64, phases, timed=True, batch_size=4)
-  windows = {
-    silent: [Window(phase, 64 * 0.01, [0, 0]) for phase in phases],
-    ddp: [Window(phases[0], 64 * 0.02, [0, 0]), Window(phases[1], 64 * 0.2, [0, 0])],
-  }
+  of = lambda *steps: [Window(p, 64 * s, [0, 0]) for p, s in zip(phases, steps, strict=True)]
+  # A machine that is half as fast in the second round.
+  windows = {silent: [of(0.01, 0.01), of(0.02, 0.02), of(0.01, 0.01)], ddp: [of(0.02, 0.2)]}
+  windows[ddp] += [of(0.04, 0.4), of(0.02, 0.1)]
   rows = time_rows(windows)
   assert [row.over_silent for row in rows] == pytest.approx([1, 1, 2, 20])
+  assert [(row.least, row.most) for row in rows[2:]] == [
+    pytest.approx((2, 2)),
+    pytest.approx((10, 20)),
+  ]
   assert [row.predicted_s for row in rows[::2]] == [None, None]
   assert rows[1].predicted_s == pytest.approx(0.01)
   # 1,772,032 bytes of gradients, and a ring of two sends each once.
@@ -63,4 +67,6 @@ def test_rows_and_plot(tmp_path):
   assert rows[3].tokens_per_s == pytest.approx(2 * 4 * 64 / 0.2)
   plot(rows, tmp_path / 'wire.png')
   assert (tmp_path / 'wire.png').stat().st_size > 10_000
-  assert rows[3].cells()[-1] == '20.00x'
+  assert rows[3].cells()[-2:] == ('20.00x', '10.00-20.00x')
+  # While the second round is in progress.
+  assert [row.rounds for row in time_rows(windows | {ddp: windows[ddp][:1]})] == [3, 3, 1, 1]

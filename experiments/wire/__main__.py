@@ -7,11 +7,12 @@ the kernel counts the bytes (network.py). Needs root and iproute2.
 
 Writes experiments/results/wire_bytes.csv, wire_time.csv and wire.png. Bytes: at K_x = 256, over whole
 cycles of all periods, beside the ledger's. Time: tokens/s at each rate, beside what the planner says
-of the same ledger, with the time of a step without communication as measured.
+of the same ledger, with the time of a step without communication as measured. A machine is not equally
+fast all of the time: with --rounds all methods take turns so often, and medians are what is written.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import pathlib
@@ -29,8 +30,8 @@ from experiments.report import csv_text
 from experiments.wire.methods import Case, METHODS, SILENT, TIME_PERIOD
 from experiments.wire.network import network, why_no_network
 from experiments.wire.plot import plot
-from experiments.wire.results import bytes_row, BytesRow, time_rows, TimeRow
-from experiments.wire.runs import measure, Phase, Window
+from experiments.wire.results import bytes_row, BytesRow, Measured, time_rows, TimeRow
+from experiments.wire.runs import measure, Phase
 
 RATES = (1000, 100, 10)  # 1e6 bits a second, after a part without a limit.
 BYTES_PERIOD = 256  # K_x.
@@ -58,6 +59,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     default=4,
     help='sequences a worker and step for the time: how long a step is (default: %(default)s)',
   )
+  add(
+    '--rounds', type=int, default=1, help='times that each method is timed (default: %(default)s)'
+  )
   add('--results', default='experiments/results', help='folder of tables and plot')
   options = parser.parse_args(argv)
   if min(options.sites) < 2:
@@ -66,6 +70,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     raise UserError(f'--rates is {min(options.rates)}; expected more than 0.')
   if options.batch_size < 1:
     raise UserError(f'--batch_size is {options.batch_size}; expected at least 1.')
+  if options.rounds < 1:
+    raise UserError(f'--rounds is {options.rounds}; expected at least 1.')
   if why_not := why_no_network():
     raise UserError(f'no network can be made here: {why_not}.')
   return options
@@ -75,31 +81,36 @@ def main(argv: Sequence[str] | None = None) -> None:
   options = parse(argv)
   parts = [options.only] if options.only else ['bytes', 'time']
   cases = [
-    case for sites in options.sites for part in parts for case in _cases(part, sites, options)
+    case
+    for sites in options.sites
+    for part in parts
+    for _ in range(options.rounds if part == 'time' else 1)
+    for case in _cases(part, sites, options)
   ]
   results = pathlib.Path(options.results)
   results.mkdir(parents=True, exist_ok=True)
-  measured = {}
+  measured: Measured = {}
   with tempfile.TemporaryDirectory() as runs:
-    for case in (bar := tqdm.tqdm(cases, unit='run')):
+    for number, case in enumerate(bar := tqdm.tqdm(cases, unit='run')):
       bar.set_postfix_str(str(case))
       with network(case.sites) as sites:
-        folder = pathlib.Path(runs, str(len(measured)))
-        measured[case] = measure(
+        folder = pathlib.Path(runs, str(number))
+        windows = measure(
           sites, folder, case.options, case.phases, log_every=case.log_every, devices=case.devices
         )
+      measured.setdefault(case, []).append(windows)
       tables = _write_results(measured, results)
   print('\n\n'.join(tables))
 
 
-def _write_results(measured: Mapping[Case, Sequence[Window]], results: pathlib.Path) -> list[str]:
+def _write_results(measured: Measured, results: pathlib.Path) -> list[str]:
   """Writes what there is so far; returns the tables as text."""
   tables = []
-  sent = [bytes_row(case, windows[0]) for case, windows in measured.items() if not case.timed]
+  sent = [bytes_row(case, rounds[0][0]) for case, rounds in measured.items() if not case.timed]
   if sent:
     write_text(results / 'wire_bytes.csv', csv_text(list(map(dataclasses.asdict, sent))))
     tables.append(align([BytesRow.columns(), *(row.cells() for row in sent)]))
-  took = time_rows({case: windows for case, windows in measured.items() if case.timed})
+  took = time_rows({case: rounds for case, rounds in measured.items() if case.timed})
   if took:
     write_text(results / 'wire_time.csv', csv_text(list(map(dataclasses.asdict, took))))
     plot(took, results / 'wire.png')

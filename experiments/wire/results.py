@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import statistics
 
 from desloc_jax.plan.timing import Link, step_time
 from desloc_jax.train.metrics import format_bytes
 from experiments.wire.methods import Case, SILENT
 from experiments.wire.network import MTU
-from experiments.wire.runs import Window
+from experiments.wire.runs import Phase, Window
 
 # Of a packet: Ethernet 14 bytes, IP 20, TCP 32 with its timestamp.
 _ETHERNET, _HEADERS = 14, 52
 PAYLOAD_SHARE = (MTU - _HEADERS) / (MTU + _ETHERNET)
+# For each case what each round measured, phase by phase.
+Measured = dict[Case, list[Sequence[Window]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,23 +57,30 @@ def bytes_row(case: Case, window: Window) -> BytesRow:
 
 @dataclasses.dataclass(frozen=True)
 class TimeRow:
-  """Seconds of a mean step at one rate."""
+  """Seconds of a mean step at one rate, medians over rounds.
+
+  `over_silent` is how many times the step without communication it takes, at the same rate and in the
+  same round; `least` and `most` are of single rounds.
+  """
 
   processes: int
   method: str
   K_x: int
   megabits: float | None
   steps: int
+  rounds: int
   step_s: float
   tokens_per_s: float
   predicted_s: float | None  # By the planner; None where no rate limits.
-  over_silent: float  # Times the step without communication, at the same rate.
+  over_silent: float
+  least: float
+  most: float
 
   @staticmethod
   def columns() -> tuple[str, ...]:
     return (
       'method', 'processes', 'K_x', 'Mbit/s', 'step', 'tokens/s', 'predicted', 'off by',
-      'over no communication',
+      'over no communication', 'in rounds',
     )  # fmt: skip
 
   def cells(self) -> tuple[str, ...]:
@@ -88,39 +98,49 @@ class TimeRow:
       predicted,
       off,
       f'{self.over_silent:.2f}x',
+      f'{self.least:.2f}-{self.most:.2f}x' if self.rounds > 1 else '-',
     )
 
 
-def time_rows(measured: Mapping[Case, Sequence[Window]]) -> list[TimeRow]:
-  """Returns a row for each phase of each run.
+def time_rows(measured: Measured) -> list[TimeRow]:
+  """Returns a row for each phase of each run, of those rounds whose silent run is there.
 
   A step's arithmetic is taken to be what a run without communication takes, unthrottled.
   """
   silent = {
-    (case.sites, window.phase.megabits): window.step_s
-    for case, windows in measured.items()
+    case.sites: [{window.phase.megabits: window.step_s for window in windows} for windows in rounds]
+    for case, rounds in measured.items()
     if case.method == SILENT
-    for window in windows
   }
   return [
-    _time_row(case, window, silent) for case, windows in measured.items() for window in windows
+    _time_row(case, phase, [windows[place].step_s for windows in rounds], silent[case.sites])
+    for case, rounds in measured.items()
+    for place, phase in enumerate(case.phases)
   ]
 
 
-def _time_row(case: Case, window: Window, silent: Mapping[tuple, float]) -> TimeRow:
-  megabits, predicted = window.phase.megabits, None
-  if megabits is not None:
-    link = Link(megabits * 1e6 / 8 * PAYLOAD_SHARE)
-    predicted = step_time(case.ledger(), link, silent[case.sites, None]).total_s
-  tokens = case.sites * case.options['batch_size'] * case.options['seq_len']
+def _time_row(
+  case: Case, phase: Phase, seconds: Sequence[float], silent: Sequence[Mapping[float | None, float]]
+) -> TimeRow:
+  predicted = None
+  if phase.megabits is not None:
+    link = Link(phase.megabits * 1e6 / 8 * PAYLOAD_SHARE)
+    arithmetic = statistics.median(steps[None] for steps in silent)
+    predicted = step_time(case.ledger(), link, arithmetic).total_s
+  # The round in progress may have its silent run only.
+  over = [step / steps[phase.megabits] for step, steps in zip(seconds, silent, strict=False)]
+  step_s = statistics.median(seconds)
   return TimeRow(
-    case.sites,
-    case.method,
-    case.period,
-    megabits,
-    window.phase.steps,
-    window.step_s,
-    tokens / window.step_s,
-    predicted,
-    window.step_s / silent[case.sites, megabits],
+    processes=case.sites,
+    method=case.method,
+    K_x=case.period,
+    megabits=phase.megabits,
+    steps=phase.steps,
+    rounds=len(seconds),
+    step_s=step_s,
+    tokens_per_s=case.sites * case.options['batch_size'] * case.options['seq_len'] / step_s,
+    predicted_s=predicted,
+    over_silent=statistics.median(over),
+    least=min(over),
+    most=max(over),
   )
