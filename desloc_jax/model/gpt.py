@@ -20,7 +20,6 @@ one scan, so that the time to compile does not grow with depth. The whole tree, 
   final_norm/scale         [D]
 """
 
-from collections.abc import Callable
 import dataclasses
 import math
 from typing import Any
@@ -32,14 +31,13 @@ import jax.numpy as jnp
 
 from desloc_jax import errors
 from desloc_jax.model.config import GPTConfig
+from desloc_jax.model.splitting import over_batch_parts, split_batch
 
 Params = dict[str, Any]
 
 _INIT_STDDEV = 0.02  # GPT-2; the projections back into the residual stream get less, see `Block`.
 _PROJECTION = 'projection'
 METRICS, ACTIVATION_NORM = 'metrics', 'activation_norm'  # What `GPT` sows besides its result.
-
-BATCH_AXIS = 'fsdp'  # The mesh axis that sequences are split over, where a mesh has it.
 
 
 def init_params(config: GPTConfig, key: jax.Array) -> Params:
@@ -152,8 +150,21 @@ class Block(nn.Module):
     self, name: str, x: jax.Array, features: int, stddev: float = _INIT_STDDEV
   ) -> jax.Array:
     init = nn.initializers.normal(stddev)
-    dense = nn.Dense(features, use_bias=False, dtype=self.config.dtype, kernel_init=init, name=name)
+    dense = Dense(features, self.config.dtype, init, name=name)
     return jax.ad_checkpoint.checkpoint_name(dense(x), _PROJECTION)
+
+
+class Dense(nn.Module):
+  """A product with weights; these, and the sums of their gradients over devices, in `dtype`."""
+
+  features: int
+  dtype: jnp.dtype
+  init: nn.initializers.Initializer
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.param('kernel', self.init, (x.shape[-1], self.features))
+    return over_batch_parts(lambda kernel, x: x @ kernel, kernel.astype(self.dtype), x)
 
 
 def _remat(block: type[nn.Module], remat: str) -> type[nn.Module]:
@@ -179,49 +190,6 @@ def look_up(embedding_VxD: jax.Array, tokens_BxL: jax.Array, dtype: jnp.dtype) -
     return jnp.take(embedding_VxD, tokens_BxL, axis=0).astype(dtype)
 
   return over_batch_parts(of_part, embedding_VxD, tokens_BxL)
-
-
-def over_batch_parts(function: Callable, weights: jax.Array, *inputs: jax.Array) -> jax.Array:
-  """Returns `function(weights, *inputs)`, each device with a whole copy of `weights` for its part.
-
-  Sums over sequences in the gradient of `weights` stay on each device until that gradient is done,
-  also where they are taken in a loop, and then are added up over devices once.
-
-  Args:
-    function: maps weights and arrays [sequences, ...] to an array [sequences, ...].
-    weights: however they are split over `BATCH_AXIS`.
-    *inputs: [B, ...].
-  """
-  parts = batch_parts(inputs[0].shape[0])
-  if parts == 1:
-    return function(weights, *inputs)
-  # As many copies as devices, one on each: their gradient is a sum over devices by itself.
-  copies = jnp.broadcast_to(weights, (parts, *weights.shape))
-  split = [x.reshape(parts, -1, *x.shape[1:]) for x in inputs]
-  out = jax.vmap(function)(_split_first(copies), *map(_split_first, split))
-  return _split_first(out).reshape(-1, *out.shape[2:])
-
-
-def batch_parts(batch: int) -> int:
-  """Returns over how many devices `batch` sequences are split: 1 where they cannot be.
-
-  They cannot be without `BATCH_AXIS` in the mesh of the surrounding `shard_map` or `set_mesh`, where
-  it must be of type Auto, or with a number of sequences that the axis does not divide.
-  """
-  devices = jax.sharding.get_abstract_mesh().shape.get(BATCH_AXIS, 1)
-  return 1 if batch % devices else devices
-
-
-def split_batch(x_BxLxD: jax.Array) -> jax.Array:
-  """Returns x with its sequences split over `BATCH_AXIS`, or x where that cannot be."""
-  # Given parameters split over the same axis, the partitioner would otherwise leave them where they
-  # are and gather the activations around every matmul.
-  return x_BxLxD if batch_parts(x_BxLxD.shape[0]) == 1 else _split_first(x_BxLxD)
-
-
-def _split_first(x: jax.Array) -> jax.Array:
-  spec = jax.sharding.PartitionSpec(BATCH_AXIS, *[None] * (x.ndim - 1))
-  return jax.lax.with_sharding_constraint(x, spec)
 
 
 def attention_implementation(config: GPTConfig) -> str:

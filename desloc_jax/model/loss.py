@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from desloc_jax.model import gpt
+from desloc_jax.model.splitting import over_batch_parts
 
 
 def next_token_loss(params: gpt.Params, tokens_BxL1: jax.Array, config: gpt.GPTConfig) -> jax.Array:
@@ -74,7 +75,7 @@ def token_losses(
       sequences, and at least one of each.
   """
   of_part = functools.partial(_part_losses, loss_chunk)
-  return gpt.over_batch_parts(of_part, embedding_VxD, hidden_BxLxD, targets_BxL)
+  return over_batch_parts(of_part, embedding_VxD, hidden_BxLxD, targets_BxL)
 
 
 def _part_losses(loss_chunk: int, embedding_VxD, hidden_BxLxD, targets_BxL) -> jax.Array:

@@ -14,6 +14,8 @@ AXIS_NAMES = (WORKERS, REPLICAS)
 def over_workers(function: Callable, mesh: Mesh, in_axes, out_axes) -> Callable:
   """Maps `function` of one worker over all: over devices by shard_map, and on each by vmap.
 
+  With one worker a device its arrays have no axis for workers inside `function`.
+
   The program is manual over the mesh axis 'workers', so that nothing crosses it but what `function`
   writes; any other mesh axis stays as it is, and XLA shards each worker over it.
 
@@ -23,9 +25,9 @@ def over_workers(function: Callable, mesh: Mesh, in_axes, out_axes) -> Callable:
     in_axes: a prefix of the arguments: 0 where they are [workers, ...], None where they are not.
     out_axes: likewise, of the results.
   """
-  replicas = jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=REPLICAS)
+  replicas = _over_replicas(function, in_axes, out_axes)
   if is_local(mesh):
-    return _with_axis_of_one(replicas)
+    return _with_axis_of_one(replicas, WORKERS)
   # The types of varying axes have no rule for a mean over a manual and a vmapped axis at once.
   return jax.shard_map(
     replicas,
@@ -46,9 +48,36 @@ def is_local(mesh: Mesh) -> bool:
   return mesh.shape[WORKERS] == 1 and mesh.size > 1
 
 
-def _with_axis_of_one(function: Callable) -> Callable:
-  """Binds the axis of the workers to one element."""
-  mapped = jax.vmap(function, in_axes=None, out_axes=0, axis_size=1, axis_name=WORKERS)
+def _over_replicas(function: Callable, in_axes, out_axes) -> Callable:
+  """Maps `function` over the workers of a device."""
+
+  def of_worker(*args):
+    # A mapped axis of one would be the first of every array: XLA for TPUs then sums gradients by
+    # all-reduces, at twice the bytes, where it could scatter the sums.
+    results = _with_axis_of_one(function, REPLICAS)(*_per_axis(lambda x: x[0], in_axes, args))
+    return _per_axis(lambda x: x[None], out_axes, results)
+
+  def call(*args):
+    if 1 in jax.tree.leaves(_per_axis(lambda x: x.shape[0], in_axes, args, lambda _: None)):
+      return of_worker(*args)
+    return jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=REPLICAS)(*args)
+
+  return call
+
+
+def _per_axis(mapped: Callable, axes, trees, shared: Callable = lambda x: x):
+  """Returns `trees` with `mapped` of the arrays that are [workers, ...], and `shared` of the others."""
+  return jax.tree.map(
+    lambda axis, tree: jax.tree.map(shared if axis is None else mapped, tree),
+    axes,
+    trees,
+    is_leaf=lambda axis: axis is None,
+  )
+
+
+def _with_axis_of_one(function: Callable, name: str) -> Callable:
+  """Binds the axis `name` to one element, which no array is mapped over."""
+  mapped = jax.vmap(function, in_axes=None, out_axes=0, axis_size=1, axis_name=name)
 
   def call(*args):
     return jax.tree.map(lambda x: x[0], mapped(*args))

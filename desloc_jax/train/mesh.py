@@ -9,9 +9,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from desloc_jax.errors import UserError
+from desloc_jax.model.splitting import BATCH_AXIS as FSDP, split_dimension
 from desloc_jax.optimizer.over_workers import WORKERS
-
-FSDP = 'fsdp'
 
 # Parameters under this name are stacked over layers, and a scan takes one layer at a time.
 STACKED = 'blocks'
@@ -130,9 +129,9 @@ def _spec(path, shape: tuple[int, ...], worker_axis: int | None, mesh: Mesh) -> 
   if worker_axis is not None:
     spec[0] = WORKERS
   stacked = any(getattr(key, 'key', None) == STACKED for key in path)
-  candidates = [i for i in range(first + stacked, len(shape)) if shape[i] % mesh.shape[FSDP] == 0]
-  if candidates and mesh.shape[FSDP] > 1:
-    spec[max(candidates, key=lambda i: shape[i])] = FSDP
+  first += stacked
+  if (split := split_dimension(shape[first:], mesh.shape[FSDP])) is not None:
+    spec[first + split] = FSDP
   return PartitionSpec(*spec)
 
 
