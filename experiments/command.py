@@ -17,9 +17,10 @@ from desloc_jax.train.config import options_help
 from desloc_jax.train.config_checks import check_config
 from experiments import report as report_lib
 from experiments.progress import Progress
-from experiments.runner import run_all
+from experiments.runner import claim, run_all
 from experiments.runs import with_those_before
 from experiments.scales import make_scale, Scale, SCALES
+from experiments.share import shared
 
 RUNS, RESULTS = 'runs/experiments', 'experiments/results'
 
@@ -43,6 +44,12 @@ def run_experiments(
 def _run(experiments, program: str, description: str, argv: Sequence[str]) -> None:
   options, scale = parse(program, description, argv[1:])
   logging.set_verbosity(logging.ERROR)
+  rest = without_option(argv[1:], '--processes')
+  with shared(options.processes, program, rest):
+    _run_all(experiments, options, scale, rest)
+
+
+def _run_all(experiments, options: argparse.Namespace, scale: Scale, args: Sequence[str]) -> None:
   join(options, scale.config)
   runs = {name: experiment.runs(scale) for name, experiment in experiments.items()}
   everything = with_those_before([run for each in runs.values() for run in each])
@@ -52,10 +59,18 @@ def _run(experiments, program: str, description: str, argv: Sequence[str]) -> No
     if processes.writes():
       report = experiment.report(results, scale)
       folder = pathlib.Path(options.results) / f'{name}-{scale.name}'
-      command = shlex.join(['python', '-m', f'experiments.{name}', *_own(argv[1:])])
-      report_lib.write(report, folder, name, command)
-      print(f'\n{report_lib.text(report)}\n{folder}: results.csv, {name}.png, results.md\n')
+      command = shlex.join(['python', '-m', f'experiments.{name}', *_own(args)])
+      write_report(report, folder, name, command, options)
     exchange.wait_for_all()  # Nobody leaves before the first process is through.
+
+
+def write_report(
+  report: report_lib.Report, folder: pathlib.Path, name: str, command: str, options
+) -> None:
+  """Prints a report and writes its files, which others that share the runs write too."""
+  with claim(pathlib.Path(options.runs), wait=True):
+    report_lib.write(report, folder, name, command)
+  print(f'\n{report_lib.text(report)}\n{folder}: results.csv, {name}.png, results.md\n')
 
 
 def tell(line: str) -> None:
@@ -90,6 +105,8 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
   parser.epilog = f'--config.NAME=VALUE changes an option of all runs:\n{options_help()}'
   add = parser.add_argument
   add('--runs', default=RUNS, help='folder of the runs, which processes may share (%(default)s)')
+  add('--processes', type=int, default=1,
+      help='so many at once on this machine, which divide runs and cores; for small runs')  # fmt: skip
   add('--coordinator', help='HOST:PORT of process 0, if each run is of several processes')
   add('--num_processes', type=int, help='how many they are')
   add('--process_id', type=int, help='which of them this is, from 0')
@@ -133,7 +150,15 @@ def override(config: config_dict.ConfigDict, args: Sequence[str]) -> None:
     raise UserError(f'{error}. See --help.') from error
 
 
+def without_option(args: Sequence[str], name: str) -> list[str]:
+  """Returns arguments without `name` and its value, written as `NAME=VALUE` or `NAME VALUE`."""
+  values = [i + 1 for i, arg in enumerate(args) if arg == name]
+  named = lambda arg: arg == name or arg.startswith(f'{name}=')
+  return [arg for i, arg in enumerate(args) if not named(arg) and i not in values]
+
+
 def _own(args: Sequence[str]) -> list[str]:
   """Returns the arguments that decide what comes out, not where it goes."""
-  elsewhere = ('--runs', '--results', '--coordinator', '--num_processes', '--process_id')
-  return [arg for arg in args if not arg.startswith(elsewhere)]
+  for name in ('--runs', '--results', '--coordinator', '--num_processes', '--process_id'):
+    args = without_option(args, name)
+  return list(args)

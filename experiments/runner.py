@@ -84,12 +84,15 @@ def _first_says(flag: bool) -> bool:
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path) -> Iterator[bool]:
-  """Gives whether this process now holds the run's lock, which ends with the process at the latest."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / CLAIM_FILE).open('a') as file:
+def claim(folder: pathlib.Path, wait: bool = False) -> Iterator[bool]:
+  """Gives whether this process now holds the folder's lock, which ends with it at the latest.
+
+  With `wait` it does, when others have given it back.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / CLAIM_FILE).open('a') as file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
       yield False
     else:

@@ -26,11 +26,13 @@ import numpy as np
 from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.train import cli, exchange, processes
 from desloc_jax.train.config import option, OPTIONS
-from experiments import command, plots, report as report_lib
+from experiments import command, plots
 from experiments.progress import Progress
+from experiments.report import loss_table, Report, rows_of
 from experiments.runner import run_all
 from experiments.runs import Result, Run, with_those_before
 from experiments.scales import changed
+from experiments.share import shared
 
 Values = Mapping[str, Sequence[Any]]  # Values by option.
 _BETWEEN_VALUES = re.compile(r',(?![^()]*\))')  # Not those of numbers in parentheses.
@@ -46,16 +48,20 @@ def main(argv: Sequence[str]) -> None:
   command.override(config, [arg for arg in rest if not arg.startswith('--sweep')])
   axes = parse_axes([arg for arg in rest if arg.startswith('--sweep')], config)
   logging.set_verbosity(logging.ERROR)
+  args = command.without_option(argv[1:], '--processes')
+  with shared(options.processes, 'experiments.sweep', args):
+    _run_all(axes, config, options, args)
+
+
+def _run_all(axes: Values, config: config_dict.ConfigDict, options, args: Sequence[str]) -> None:
   command.join(options, config)
   runs = make_runs(axes, config)
   progress = Progress({run.key: run.arithmetic for run in with_those_before(runs)}, command.tell)
   results = run_all(runs, pathlib.Path(options.runs), progress)
   if processes.writes():
     report = make_report(axes, results)
-    folder = pathlib.Path(options.results)
-    words = shlex.join(['python', '-m', 'experiments.sweep', *argv[1:]])
-    report_lib.write(report, folder, 'sweep', words)
-    print(f'\n{report_lib.text(report)}\n{folder}: results.csv, sweep.png, results.md')
+    words = shlex.join(['python', '-m', 'experiments.sweep', *args])
+    command.write_report(report, pathlib.Path(options.results), 'sweep', words, options)
   exchange.wait_for_all()  # Nobody leaves before the first process is through.
 
 
@@ -113,13 +119,11 @@ def make_runs(axes: Values, config: config_dict.ConfigDict) -> list[Run]:
   return [Run(each, changed(config, each)) for each in combinations]
 
 
-def make_report(axes: Values, results: Sequence[Result]) -> report_lib.Report:
+def make_report(axes: Values, results: Sequence[Result]) -> Report:
   """Returns table and plot of a sweep."""
   groups = grouped(results)
-  table = report_lib.loss_table(groups, ', '.join(name for name in axes if name != 'seed') or 'run')
-  return report_lib.Report(
-    f'Sweep over {", ".join(axes)}', report_lib.rows_of(results), table, [], draw(axes, results)
-  )
+  table = loss_table(groups, ', '.join(name for name in axes if name != 'seed') or 'run')
+  return Report(f'Sweep over {", ".join(axes)}', rows_of(results), table, [], draw(axes, results))
 
 
 def grouped(results: Sequence[Result], without: Sequence[str] = ()) -> dict[str, list[Result]]:

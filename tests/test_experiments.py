@@ -30,10 +30,12 @@ from experiments import (
   sweep,
   toy,
 )  # fmt: skip
+from experiments.command import without_option
 from experiments.progress import Progress
 from experiments.report import Check, confidence_interval, markdown, mean_spread, rows_of, write
 from experiments.runs import Result, Run, with_those_before
 from experiments.scales import changed, make_scale
+from experiments.share import shared
 from tests import stub
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -176,6 +178,27 @@ def test_processes_divide_the_runs_and_a_killed_one_gives_its_run_back(tmp_path)
   assert [lines[-1] for lines in outputs] == ['got 12', 'got 12']
   trained = [line for lines in outputs for line in lines if line.startswith('trains')]
   assert sorted(trained) == sorted(f'trains {k}' for k in range(1, 13))
+
+
+def test_processes_of_a_command_share_its_cores_and_end_with_it():
+  cores = os.sched_getaffinity(0)
+  if len(cores) < 2:
+    pytest.skip('there is one core')
+  with pytest.raises(KeyError), shared(2, 'http.server', ['0']):  # It would serve for ever.
+    assert 0 < len(os.sched_getaffinity(0)) < len(cores)
+    raise KeyError
+  assert os.sched_getaffinity(0) == cores
+  for count in (0, len(cores) + 1):
+    with pytest.raises(UserError, match=f'--processes is {count}; expected 1 to {len(cores)}'):
+      with shared(count, 'http.server', ['0']):
+        pass
+
+
+@pytest.mark.parametrize(
+  'args', [['--x=1', '--n', '2', '--y'], ['--n=2', '--x=1', '--y'], ['--x=1', '--y', '--n', '2']]
+)
+def test_an_option_is_taken_out_however_it_is_written(args):
+  assert without_option(args, '--n') == ['--x=1', '--y']
 
 
 def test_confidence_intervals_are_those_of_printed_tables():
@@ -391,7 +414,7 @@ def test_a_run_killed_in_a_sweep_goes_on_and_one_that_diverges_is_a_row(tmp_path
     time.sleep(0.05)
   process.send_signal(signal.SIGKILL)
   process.communicate()
-  process = command('sweep', *args)
+  process = command('sweep', *args, '--processes=2')
   output, errors = process.communicate(timeout=600)
   assert process.returncode == 0, errors
   rows = list(csv.DictReader((tmp_path / 'results' / 'results.csv').open()))
