@@ -4,7 +4,10 @@
 
 Every variant sends what DES-LOC with the paper's multiples (3 K_x, 6 K_x) sends, within a tenth: what
 spends its bytes otherwise has other periods. None is tuned beyond what is written here; Muon has the
-rate that `experiments.muon` found, ten times Adam's.
+rate that `experiments.muon` found, ten times Adam's. DDP with Adam is what they try to come close to.
+
+The best variant is chosen for each seed by the others: one chosen by the runs that it is judged by
+would have its luck counted as merit.
 """
 
 from collections.abc import Sequence
@@ -12,11 +15,11 @@ import statistics
 import sys
 
 from experiments import command, muon, plots
-from experiments.report import above, Check, grouped, loss_table, Report, rows_of, times
+from experiments.report import above, Check, grouped, Groups, loss_table, Report, rows_of, times
 from experiments.runs import Result, Run
 from experiments.scales import Scale
 
-BASE = 'desloc'
+BASE, GOAL = 'desloc', 'ddp'
 
 
 def variants(period: int) -> dict[str, dict[str, object]]:
@@ -46,33 +49,54 @@ def variants(period: int) -> dict[str, dict[str, object]]:
 
 
 def runs(scale: Scale) -> list[Run]:
-  """Returns a run of each variant and seed."""
-  return scale.runs(variants(scale.config.periods.params))
+  """Returns a run of each variant and seed, and of DDP."""
+  return scale.runs({**variants(scale.config.periods.params), GOAL: {'method': 'ddp'}})
 
 
 def report(results: Sequence[Result], scale: Scale) -> Report:
   """Returns the variants, the best of them named."""
   groups = grouped(results)
-  means = {name: statistics.mean(r.loss for r in group) for name, group in groups.items()}
-  best = min((name for name in means if name != BASE), key=means.get)
+  rivals = {name: group for name, group in groups.items() if name not in (BASE, GOAL)}
+  chosen = best_by_others(rivals)
+  names = ', '.join(dict.fromkeys(result.run.labels['variant'] for result in chosen))
   sent = lambda result: result.summary['bytes_per_worker']
+  ratios = [times(group, groups[BASE], sent) for group in rivals.values()]
+  checks = [
+    Check(f'the best variant ({names}) is better than DES-LOC',
+          above(chosen, groups[BASE]), at_most=0, unit='%'),
+    Check("and its loss is at most DDP's", above(chosen, groups[GOAL]), at_most=0, unit='%'),
+    Check('all variants send what DES-LOC sends, within a tenth',
+          [each for group in ratios for each in group], 0.9, 1.1, 'x', exact=True),
+  ]  # fmt: skip
+  notes = ['The best variant of a seed is the one with the lowest mean loss over the other seeds.']
+  table = loss_table(groups, 'variant')
+  title = 'Beyond DES-LOC at equal bytes'
+  return Report(title, rows_of(results), table, checks, _figure(groups, scale), notes)
+
+
+def best_by_others(groups: Groups) -> list[Result]:
+  """Returns, for each seed, its result of the group that has the lowest mean loss without it."""
+  seeds = sorted({result.seed for group in groups.values() for result in group})
+  best = []
+  for seed in seeds:
+    others = {
+      name: [result.loss for result in group if result.seed != seed or len(seeds) == 1]
+      for name, group in groups.items()
+    }
+    name = min(others, key=lambda name: statistics.mean(others[name]))
+    best += [result for result in groups[name] if result.seed == seed]
+  return best
+
+
+def _figure(groups: Groups, scale: Scale):
   figure, (panel,) = plots.panels(
     1, f'At the bytes of DES-LOC with K_x = {scale.config.periods.params}: mean and range of '
     f'{scale.seeds} seeds', 9
   )  # fmt: skip
   plots.curves(panel, groups, x='bytes_per_worker', x_scale=1e-6)
-  panel.set(xlabel=plots.MEGABYTES, ylabel=plots.LOSS)
+  panel.set(xlabel=plots.MEGABYTES, ylabel=plots.LOSS, xscale='log')
   panel.legend(fontsize='small')
-  ratios = [times(group, groups[BASE], sent) for group in groups.values()]
-  checks = [
-    Check(f'the best variant ({best}, chosen by these runs) is better than DES-LOC',
-          above(groups[best], groups[BASE]), at_most=0, unit='%'),
-    Check('all send what DES-LOC sends, within a tenth',
-          [each for group in ratios for each in group], 0.9, 1.1, 'x', exact=True),
-  ]  # fmt: skip
-  notes = ['The best is chosen and judged on the same seeds: its lead is flattered by the choice.']
-  table = loss_table(groups, 'variant')
-  return Report('Beyond DES-LOC at equal bytes', rows_of(results), table, checks, figure, notes)
+  return figure
 
 
 if __name__ == '__main__':
