@@ -67,8 +67,8 @@ def why_no_network() -> str:
   """Returns why no network can be made here; empty: it can."""
   if os.geteuid() != 0:
     return 'network namespaces need root'
-  if missing := [command for command in ('ip', 'tc') if not shutil.which(command)]:
-    return f'{" and ".join(missing)} (of iproute2) is not there'
+  if missing := [command for command in ('ip', 'tc', 'taskset') if not shutil.which(command)]:
+    return f'{" and ".join(missing)} (of iproute2 and util-linux) is not there'
   try:
     with network(1) as made:
       made.throttle(1)
