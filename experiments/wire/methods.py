@@ -12,7 +12,10 @@ SILENT = 'no communication'
 TIME_PERIOD = 64  # K_x of the runs that are timed.
 # DDP averages at every step, so that lines of the log are never far from one.
 _LOG_EVERY = {'ddp': 16}
-_COMMON = {'seq_len': 64, 'eval.sequences': 8, 'schedule.warmup_steps': 10}
+_COMMON = {
+  'seq_len': 64, 'eval.sequences': 8, 'schedule.warmup_steps': 10,
+  'checkpoint.every': 0,  # One more or less of them in a phase would be a tenth of its time.
+}  # fmt: skip
 _NEVER = dict.fromkeys(('periods.params', 'periods.mu', 'periods.nu'), 0) | {'health.check': False}
 
 
