@@ -1,6 +1,6 @@
 """Rows of the two tables: what was measured beside what was to be expected."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import statistics
 
@@ -59,8 +59,8 @@ def bytes_row(case: Case, window: Window) -> BytesRow:
 class TimeRow:
   """Seconds of a mean step at one rate, medians over rounds.
 
-  `over_silent` is how many times the step without communication it takes, at the same rate and in the
-  same round; `least` and `most` are of single rounds.
+  `over_silent` is how many times the step without communication of the same round it takes; `least` and
+  `most` are of single rounds.
   """
 
   processes: int
@@ -105,10 +105,11 @@ class TimeRow:
 def time_rows(measured: Measured) -> list[TimeRow]:
   """Returns a row for each phase of each run, of those rounds whose silent run is there.
 
-  A step's arithmetic is taken to be what a run without communication takes, unthrottled.
+  A step's arithmetic is taken to be what a run without communication takes, whatever the rate: the
+  median over its phases.
   """
   silent = {
-    case.sites: [{window.phase.megabits: window.step_s for window in windows} for windows in rounds]
+    case.sites: [statistics.median(window.step_s for window in windows) for windows in rounds]
     for case, rounds in measured.items()
     if case.method == SILENT
   }
@@ -120,15 +121,14 @@ def time_rows(measured: Measured) -> list[TimeRow]:
 
 
 def _time_row(
-  case: Case, phase: Phase, seconds: Sequence[float], silent: Sequence[Mapping[float | None, float]]
+  case: Case, phase: Phase, seconds: Sequence[float], silent: Sequence[float]
 ) -> TimeRow:
   predicted = None
   if phase.megabits is not None:
     link = Link(phase.megabits * 1e6 / 8 * PAYLOAD_SHARE)
-    arithmetic = statistics.median(steps[None] for steps in silent)
-    predicted = step_time(case.ledger(), link, arithmetic).total_s
+    predicted = step_time(case.ledger(), link, statistics.median(silent)).total_s
   # The round in progress may have its silent run only.
-  over = [step / steps[phase.megabits] for step, steps in zip(seconds, silent, strict=False)]
+  over = [step / without for step, without in zip(seconds, silent, strict=False)]
   step_s = statistics.median(seconds)
   return TimeRow(
     processes=case.sites,
