@@ -6,6 +6,9 @@ Three programs over the same mesh, model, batch and inner optimizer are compiled
 turn, so that a machine whose speed drifts slows all of them: `plain` (the inner optimizer on each
 worker, nothing else), `desloc` and `ddp`. Steps of desloc that sync are timed by themselves. Ratios
 are medians over rounds of the ratio within a round.
+
+--replicas=1,8,16 compares numbers of workers instead: what a step takes for each of them, where they
+share the devices, against one worker alone.
 """
 
 import copy
@@ -20,6 +23,7 @@ from ml_collections import config_dict, config_flags
 import optax
 
 from desloc_jax import model as model_lib
+from desloc_jax.errors import UserError
 from desloc_jax.optimizer.over_workers import over_workers
 from desloc_jax.tables import align
 from desloc_jax.train import cli, mesh as mesh_lib
@@ -28,6 +32,7 @@ from desloc_jax.train.metrics import format_bytes
 from desloc_jax.train.optimizer import schedule_and_inner
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
+_REPLICAS = flags.DEFINE_list('replicas', [], 'Numbers of workers to compare, the first with all.')
 _ROUNDS = flags.DEFINE_integer('rounds', 15, 'Rounds of one step of each program.', lower_bound=3)
 
 
@@ -37,12 +42,13 @@ class Program:
 
   compiled: jax.stages.Compiled
   state: object
+  tokens: jax.Array
   others: tuple = ()  # Arguments after the tokens.
 
-  def seconds(self, tokens: jax.Array) -> float:
+  def seconds(self) -> float:
     """Steps once and returns the seconds until the new state is there."""
     start = time.perf_counter()
-    self.state, _ = self.compiled(self.state, tokens, *self.others)
+    self.state, _ = self.compiled(self.state, self.tokens, *self.others)
     jax.block_until_ready(self.state)
     return time.perf_counter() - start
 
@@ -77,7 +83,7 @@ def plain_program(job: Job) -> Program:
     donate_argnums=0,
     out_shardings=(shardings, None),
   )
-  return Program(step.lower(state, job.tokens_like).compile(), state)
+  return Program(step.lower(state, job.tokens_like).compile(), state, first_batch(job))
 
 
 def method_program(config: config_dict.ConfigDict, **options) -> tuple[Job, Program]:
@@ -85,15 +91,22 @@ def method_program(config: config_dict.ConfigDict, **options) -> tuple[Job, Prog
   config = copy.deepcopy(config)  # ConfigDict(config) would share the groups of options.
   config.update_from_flattened_dict({'accumulation': 1, **options})
   job = make_job(config)
-  return job, Program(job.train_step, job.make_state(), others=(None,))  # All workers are there.
+  # All workers are there.
+  return job, Program(job.train_step, job.make_state(), first_batch(job), others=(None,))
 
 
-def measure(programs: dict[str, Program], tokens: jax.Array, rounds: int) -> dict[str, list[float]]:
+def first_batch(job: Job) -> jax.Array:
+  """Returns the tokens of a step."""
+  tokens = job.data.stream.batch(0).reshape(job.tokens_like.shape)
+  return jax.device_put(tokens, job.tokens_like.sharding)
+
+
+def measure(programs: dict[str, Program], rounds: int) -> dict[str, list[float]]:
   """Returns the seconds of each round, by program; the first round is not counted."""
   seconds = {name: [] for name in programs}
   for turn in range(rounds + 1):
     for name, program in programs.items():
-      elapsed = program.seconds(tokens)
+      elapsed = program.seconds()
       if turn:
         seconds[name].append(elapsed)
   return seconds
@@ -108,6 +121,9 @@ def ratio(seconds: dict[str, list[float]], name: str, base: str) -> float:
 def main(argv):
   del argv
   config = _CONFIG.value
+  if _REPLICAS.value:
+    print(compare_replicas(config, parse_replicas(_REPLICAS.value), _ROUNDS.value))
+    return
   # A period beyond the rounds makes every step a local one; a period of 1 every step a sync.
   job, local = method_program(config, method='desloc', **{'periods.params': 10**6})
   _, every = method_program(config, method='local_adam', **{'periods.params': 1})
@@ -118,11 +134,38 @@ def main(argv):
     'desloc, all three sync': every,
     'ddp': ddp,
   }
-  tokens = jax.device_put(
-    job.data.stream.batch(0).reshape(job.tokens_like.shape), job.tokens_like.sharding
-  )
-  seconds = measure(programs, tokens, _ROUNDS.value)
-  print(table(job, programs, seconds))
+  print(table(job, programs, measure(programs, _ROUNDS.value)))
+
+
+def parse_replicas(values: list[str]) -> list[int]:
+  """Returns numbers of workers.
+
+  Raises:
+    UserError: one is not a number from 1 on.
+  """
+  for value in values:
+    if not value.isdecimal() or int(value) < 1:
+      raise UserError(
+        f"--replicas has '{value}'; expected numbers of workers, e.g. --replicas=1,8."
+      )
+  return list(dict.fromkeys(map(int, values)))
+
+
+def compare_replicas(config: config_dict.ConfigDict, counts: list[int], rounds: int) -> str:
+  """Returns the time of a local step by number of workers, as a table."""
+  options = {'method': 'desloc', 'periods.params': 10**6}
+  jobs = {str(count): method_program(config, workers=count, **options) for count in counts}
+  seconds = measure({name: program for name, (_, program) in jobs.items()}, rounds)
+  first = str(counts[0])
+  rows = [('workers', 'step', 'tokens/s', f'time of each / of {first}')]
+  for name, (job, _) in jobs.items():
+    step_s = statistics.median(seconds[name])
+    each = ratio(seconds, name, first) * counts[0] / int(name)
+    rate = job.clock.tokens_per_step / step_s
+    rows.append((name, f'{1e3 * step_s:.1f} ms', f'{rate:,.0f}', f'{each:.3f}'))
+  job = jobs[first][0]
+  device = jax.devices()[0].device_kind
+  return f'{align(rows)}\n{len(jax.devices())} x {device}, {job.parameters:,} parameters, jax {jax.__version__}.'
 
 
 def table(job: Job, programs: dict[str, Program], seconds: dict[str, list[float]]) -> str:

@@ -94,7 +94,8 @@ def _figure(groups: Groups, scale: Scale):
     f'{scale.seeds} seeds', 9
   )  # fmt: skip
   plots.curves(panel, groups, x='bytes_per_worker', x_scale=1e-6)
-  panel.set(xlabel=plots.MEGABYTES, ylabel=plots.LOSS, xscale='log')
+  panel.set(xlabel=plots.MEGABYTES, ylabel=plots.LOSS)
+  plots.log_scale(panel)
   panel.legend(fontsize='small')
   return figure
 

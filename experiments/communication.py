@@ -100,9 +100,12 @@ def _figure(groups, scale: Scale):
     f'{scale.seeds} seeds (mean and range; a point a run)'
   )  # fmt: skip
   plots.curves(by_step, groups)
-  by_step.set(xlabel='step', ylabel=plots.LOSS)
+  # The first steps of an outer Nesterov would make all others one line.
+  highest = max(result.loss for group in groups.values() for result in group if not result.diverged)
+  by_step.set(xlabel='step', ylabel=plots.LOSS, ylim=(None, 1.1 * highest))
   plots.points(by_bytes, groups, plots.bytes_of)
-  by_bytes.set(xscale='log', xlabel=plots.MEGABYTES, ylabel=f'final {plots.LOSS}')
+  by_bytes.set(xlabel=plots.MEGABYTES, ylabel=f'final {plots.LOSS}')
+  plots.log_scale(by_bytes)
   by_step.legend(fontsize='small')
   by_bytes.legend(fontsize='small')
   return figure

@@ -38,7 +38,8 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
   plots.curves(by_step, groups)
   plots.curves(by_bytes, groups, x='bytes_per_worker', x_scale=1e-6)
   by_step.set(xlabel='step', ylabel=plots.LOSS)
-  by_bytes.set(xscale='log', xlabel=plots.MEGABYTES, ylabel=plots.LOSS)
+  by_bytes.set(xlabel=plots.MEGABYTES, ylabel=plots.LOSS)
+  plots.log_scale(by_bytes)
   by_step.legend()
   sent = lambda result: result.summary['bytes_per_worker']
   checks = [

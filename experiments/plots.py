@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 import math
 from typing import Any
 
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
@@ -100,6 +101,14 @@ def mean_line(
   means = [np.mean(each) for each in values]
   spread = [np.std(each, ddof=1) if len(each) > 1 else 0.0 for each in values]
   axes.errorbar(at, means, spread, marker='o', capsize=3, label=label, **options)
+
+
+def log_scale(axes: Axes) -> None:
+  """Makes the x axis logarithmic, with plain numbers at 1, 2, 5, 10, ..."""
+  axes.set_xscale('log')
+  axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
+  axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def bytes_of(result: Result) -> float:

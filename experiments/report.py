@@ -106,10 +106,14 @@ class Report:
 def write(report: Report, folder: pathlib.Path, name: str, command: str) -> None:
   """Writes results.csv, NAME.png and results.md into `folder`, each whole or not at all.
 
+  Below the plot are the checks of what the paper has a value of.
+
   Raises:
     UserError: they cannot be written.
   """
   write_text(folder / 'results.csv', csv_text(report.rows))
+  if beside_paper := [str(check) for check in report.checks if check.paper]:
+    report.figure.supxlabel('\n'.join(beside_paper), fontsize='small')
   with atomic_write(folder / f'{name}.png') as file:
     report.figure.savefig(file, dpi=120, format='png')
   parts = [

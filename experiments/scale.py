@@ -42,7 +42,8 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
       method,
       **plots.style(method),
     )
-  panel.set(xscale='log', xlabel='parameters', ylabel=f'final {plots.LOSS}')
+  panel.set(xlabel='parameters', ylabel=f'final {plots.LOSS}')
+  plots.log_scale(panel)
   panel.legend()
   checks = [
     check

@@ -1,19 +1,16 @@
-"""The paper's days of 1B, 7B and 13B at 100 Gb/s: what explains them, and the days on other links.
+"""Time on the clock: the paper's days and what explains them, and the planner against a real wire.
 
   python -m experiments.wallclock
 
-arXiv:2505.22549 prints days, and we know of no list of what they were computed from. Two numbers a
-model are fitted to its three: the run's arithmetic, and its number of steps, each as long as an
-average of the model over 100 Gb/s. How often a method averages comes from the ledgers of our models
-at K_x = 256. Averages of DDP's gradients may hide behind a share of the arithmetic, the same for all
-models.
-
-It is arithmetic, the same at every scale: days of each method against bandwidth.
+Nothing is trained. Days against bandwidth come from a fit to the paper's days at 100 Gb/s
+(paper_days.py). What the planner's step time is worth is read from experiments/results/wire_time.csv,
+which `python -m experiments.wire` measured: step times of processes with throttled links between them,
+beside those that the planner says.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
-import statistics
+import csv
+import pathlib
 import sys
 from typing import Any
 
@@ -21,125 +18,33 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from configs import gpt_1b
-from desloc_jax.optimizer.ledger import EVERY_STEP, Ledger
-from desloc_jax.plan import make_plan, Plan
-from desloc_jax.plan.timing import all_reduce_seconds, Link, step_time
+from desloc_jax.plan import Plan
 from desloc_jax.tables import align
 from experiments import command, plots
+from experiments.paper_days import (
+  average_seconds,
+  devices,
+  Fit,
+  fits_by_share,
+  largest,
+  one_setting,
+  PAPER_BATCH,
+  PAPER_DAYS,
+  PAPER_GBPS,
+  plan_of,
+  residuals,
+  ROUNDING,
+  SHAPES,
+  TOKENS_PER_PARAMETER,
+)
 from experiments.report import Check, Report
 from experiments.runs import Result, Run
 from experiments.scales import Scale
+from experiments.wire.methods import SILENT
 
-PAPER_DAYS = {
-  '1B': {'ddp': 1.41, 'local_adam': 0.64, 'desloc': 0.63},
-  '7B': {'ddp': 38.74, 'local_adam': 24.18, 'desloc': 24.06},
-  '13B': {'ddp': 175.50, 'local_adam': 83.34, 'desloc': 82.68},
-}
-# Layers, width, heads: gpt_1b's, and LLaMA's for the sizes that the paper did not train.
-SHAPES = {'1B': (24, 2048, 16), '7B': (32, 4096, 32), '13B': (40, 5120, 40)}
-PAPER_GBPS = 100.0
-PAPER_BATCH, TOKENS_PER_PARAMETER = 2**21, 20
-ROUNDING = 0.005  # Of days with two decimals.
-SHARES = np.linspace(0, 0.5, 51)  # Of arithmetic, that may hide DDP's averages.
 GBPS = 10 ** np.linspace(0, 3, 31)
-DAY = 86_400
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-  """What explains the days of one model.
-
-  Attributes:
-    steps: of the run.
-    compute_s: arithmetic of a step.
-    overlap: share of it that DDP's averages may hide behind.
-  """
-
-  steps: float
-  compute_s: float
-  overlap: float
-
-  def days(self, ledger: Ledger, gbps: float = PAPER_GBPS) -> float:
-    """Returns the days of a method that sends what `ledger` says."""
-    time = step_time(ledger, link(gbps), self.compute_s, self.overlap)
-    return self.steps * time.total_s / DAY
-
-
-def link(gbps: float) -> Link:
-  """Returns a link without latency."""
-  return Link(gbps * 1e9 / 8)
-
-
-def plan_of(size: str) -> Plan:
-  """Returns the plan of a model of `SHAPES`, trained as gpt_1b is."""
-  config = gpt_1b.get_config()
-  layers, width, heads = SHAPES[size]
-  config.model.update({'layers': layers, 'width': width, 'heads': heads})
-  return make_plan(config)
-
-
-def average_seconds(plan: Plan) -> float:
-  """Returns the seconds of one average of the model on the paper's link."""
-  ledger = plan.ledgers['ddp']
-  return all_reduce_seconds(ledger, ledger.bytes_per_sync[EVERY_STEP], link(PAPER_GBPS))
-
-
-def fit(size: str, plan: Plan, overlap: float) -> Fit:
-  """Returns the least-squares fit to the paper's days of a model: linear in two unknowns."""
-  ddp_bytes = plan.ledgers['ddp'].bytes_per_step
-  rows = [
-    (1 - overlap * (method == 'ddp'), plan.ledgers[method].bytes_per_step / ddp_bytes)
-    for method in PAPER_DAYS[size]
-  ]
-  seconds = DAY * np.array(list(PAPER_DAYS[size].values()))
-  (compute_s, averages_s), *_ = np.linalg.lstsq(np.array(rows), seconds)
-  steps = averages_s / average_seconds(plan)
-  return Fit(steps, compute_s / steps, overlap)
-
-
-def residuals(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> dict[tuple[str, str], float]:
-  """Returns the days of the fits less those of the paper, by model and method."""
-  return {
-    (size, method): fits[size].days(plans[size].ledgers[method]) - days
-    for size, paper in PAPER_DAYS.items()
-    for method, days in paper.items()
-  }
-
-
-def fits_by_share(plans: Mapping[str, Plan]) -> dict[float, dict[str, Fit]]:
-  """Returns the fits of all models for each share of `SHARES`."""
-  return {
-    float(share): {size: fit(size, plan, share) for size, plan in plans.items()} for share in SHARES
-  }
-
-
-def largest(errors: Mapping[tuple[str, str], float]) -> float:
-  """Returns the largest residual."""
-  return max(map(abs, errors.values()))
-
-
-def devices(plan: Plan, run: Fit, tokens: float) -> float:
-  """Returns how many of the plan's devices do a run's arithmetic on `tokens` in the fitted time."""
-  device_s = plan.times['ddp'].compute_s * plan.devices * plan.config.workers
-  return device_s / plan.clock.tokens_per_step * tokens / (run.steps * run.compute_s)
-
-
-def one_setting(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> tuple[float, float, dict]:
-  """Returns batch, devices and fits of a single setting: the geometric mean of the models' own.
-
-  Each model sees `TOKENS_PER_PARAMETER`; batch (in tokens) and devices are the same for all.
-  """
-  tokens = {size: TOKENS_PER_PARAMETER * plan.parameters for size, plan in plans.items()}
-  batch = statistics.geometric_mean(tokens[size] / run.steps for size, run in fits.items())
-  count = statistics.geometric_mean(
-    devices(plans[size], run, tokens[size]) for size, run in fits.items()
-  )
-  shared = {}
-  for size, run in fits.items():
-    steps = tokens[size] / batch
-    total_s = run.steps * run.compute_s * devices(plans[size], run, tokens[size]) / count
-    shared[size] = Fit(steps, total_s / steps, run.overlap)
-  return batch, count, shared
+WIRE = pathlib.Path(__file__).parent / 'results' / 'wire_time.csv'
+PLANNED_WITHIN = 10  # Percent, of the measured step time.
 
 
 def runs(scale: Scale) -> list[Run]:
@@ -177,9 +82,28 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
     f'or else if a run is {TOKENS_PER_PARAMETER} tokens a parameter.',
   ]
   claim = "the best fit's largest error in days, of nine, is within the paper's rounding"
-  check = Check(claim, [error[best]], at_most=ROUNDING, unit=' days', exact=True)
-  title = "The paper's days, K_x = 256, fitted at 100 Gb/s"
-  return Report(title, rows(fits, plans), table, [check], plot(fits, plans), notes)
+  wire = read_wire()
+  checks = [
+    Check(claim, [error[best]], at_most=ROUNDING, unit=' days', exact=True),
+    Check(
+      f"on throttled links the planner's step time is within {PLANNED_WITHIN}% of the measured, at all "
+      f'{len(wire)} points',
+      [100 * (row['step_s'] / row['predicted_s'] - 1) for row in wire],
+      -PLANNED_WITHIN,
+      PLANNED_WITHIN,
+      '%',
+      exact=True,
+    ),
+  ]
+  title = "The paper's days, K_x = 256, fitted at 100 Gb/s, and the planner against a wire"
+  return Report(title, rows(fits, plans), table, checks, plot(fits, plans, wire), notes)
+
+
+def read_wire() -> list[dict[str, Any]]:
+  """Returns the measured steps of methods that communicate over links of some rate."""
+  with WIRE.open(newline='') as file:
+    rows = [row for row in csv.DictReader(file) if row['predicted_s'] and row['method'] != SILENT]
+  return [row | {name: float(row[name]) for name in ('step_s', 'predicted_s')} for row in rows]
 
 
 def explanations(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> list[tuple[str, ...]]:
@@ -221,21 +145,41 @@ def rows(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> list[dict[str, A
   return found
 
 
-def plot(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> Figure:
-  """Draws days against bandwidth, a panel a model."""
-  figure, panels = plots.panels(
-    len(fits), 'Days of a run against bandwidth, K_x = 256, fitted to the paper at 100 Gb/s', 4.4
-  )
-  for axes, (size, run) in zip(panels, fits.items(), strict=True):
+def plot(
+  fits: Mapping[str, Fit], plans: Mapping[str, Plan], wire: Sequence[Mapping[str, Any]]
+) -> Figure:
+  """Draws days against bandwidth, a panel a model, and measured against planned steps."""
+  figure, (*of_models, of_wire) = plots.panels(
+    len(fits) + 1, 'Days of a run against bandwidth, K_x = 256, fitted to the paper at 100 Gb/s; '
+    'steps over throttled links'
+  )  # fmt: skip
+  for axes, (size, run) in zip(of_models, fits.items(), strict=True):
     for method, ledger in plans[size].ledgers.items():
       days = [run.days(ledger, gbps) for gbps in GBPS]
       axes.plot(GBPS, days, label=method, **plots.style(method))
     days = list(PAPER_DAYS[size].values())
     axes.plot([PAPER_GBPS] * len(days), days, 'kx', label='the paper')
-    axes.set(xscale='log', yscale='log', xlabel='Gb/s a worker', title=size)
-  panels[0].set_ylabel('days')
-  panels[0].legend()
+    axes.set(xscale='log', yscale='log', xlabel='Gb/s a worker', ylabel='days', title=size)
+  of_models[0].legend(fontsize='small')
+  _draw_wire(of_wire, wire)
   return figure
+
+
+def _draw_wire(axes, wire: Sequence[Mapping[str, Any]]) -> None:
+  for method in dict.fromkeys(row['method'] for row in wire):
+    steps = [(row['predicted_s'], row['step_s']) for row in wire if row['method'] == method]
+    axes.plot(*zip(*steps, strict=True), 'o', color=plots.style(method).get('color'), label=method)
+  ends = np.array(
+    [min(row['predicted_s'] for row in wire), max(row['predicted_s'] for row in wire)]
+  )
+  axes.plot(ends, ends, color='gray')
+  off = PLANNED_WITHIN / 100
+  axes.fill_between(ends, (1 - off) * ends, (1 + off) * ends, color='gray', alpha=0.2)
+  axes.set(xscale='log', yscale='log', xlabel='step by the planner (s)', ylabel='step measured (s)')
+  axes.set_title(
+    f'{wire[0]["processes"]} to {wire[-1]["processes"]} processes; band: {PLANNED_WITHIN}%'
+  )
+  axes.legend(fontsize='small')
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """Tests run on 8 virtual CPU devices, and compile what several of them run only once."""
 
+import collections
 import os
 import pathlib
 import shutil
@@ -33,6 +34,12 @@ def elsewhere(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'datasets', None)
   monkeypatch.setattr(logging, 'warning', lambda *args: None)
   return tmp_path
+
+
+def pytest_collection_modifyitems(items):
+  # Files with many slow tests first, or at the end one process works through some of them alone.
+  slow = collections.Counter(item.path for item in items if item.get_closest_marker('slow'))
+  items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_sessionfinish(session):

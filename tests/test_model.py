@@ -352,16 +352,15 @@ import functools, re
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
-from desloc_jax import model
+from desloc_jax import model, over_workers
 
 config = model.GPTConfig(128, 2, 64, 2, seq_len=32, loss_chunk=64)
-step = jax.vmap(jax.value_and_grad(functools.partial(model.next_token_loss, config=config)))
+of_worker = jax.value_and_grad(functools.partial(model.next_token_loss, config=config))
+step = jax.vmap(of_worker)
 params = jax.vmap(functools.partial(model.init_params, config))(jax.random.split(jax.random.key(0)))
 tokens = jax.random.randint(jax.random.key(1), (2, 8, 33), 0, 128)
 mesh = jax.make_mesh((2, 2), ('workers', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
-spec = P('workers')
-manual = dict(axis_names={'workers'}, check_vma=False)
-split = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, **manual))
+split = jax.jit(over_workers(of_worker, mesh, in_axes=(0, 0), out_axes=0))
 
 def last_axis(x):
   middle = [None] * (x.ndim - 2)
@@ -371,7 +370,8 @@ args = jax.tree.map(last_axis, params), jax.device_put(tokens, NamedSharding(mes
 compiled = split.lower(*args).compile()
 for a, b in zip(*map(jax.tree.leaves, (compiled(*args), jax.jit(step)(params, tokens))), strict=True):
   np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-print(re.findall(r'= f32(\\S+?){\\S* all-(?:gather|reduce)\\(', compiled.as_text()))
+for what in 'all-gather', 'all-reduce', 'reduce-scatter':
+  print(what, *re.findall(rf'= f32(\\S+?){{\\S* {what}\\(', compiled.as_text()))
 """
 
 
@@ -386,8 +386,14 @@ def test_splitting_over_fsdp_gathers_parameters_and_not_activations():
     [sys.executable, '-c', SPLIT], env=env, cwd=root, capture_output=True, text=True
   )
   assert run.returncode == 0, run.stderr
-  assert '[1,64,192]' in run.stdout and '[1,64,256]' in run.stdout  # qkv and mlp_up of a layer.
-  assert ',32,192]' not in run.stdout and ',32,256]' not in run.stdout  # What they compute.
+  gathered, reduced, scattered = (line.split()[1:] for line in run.stdout.splitlines())
+  weights = {'[128,64]', '[64,192]', '[64,64]', '[64,256]', '[256,64]'}
+  assert weights <= set(gathered)
+  # Of each gradient a device has its half of the sum; sums of whole ones are of norms only.
+  assert {'[64,64]', '[32,192]', '[32,64]', '[32,256]', '[128,64]'} <= set(scattered)
+  assert not weights & set(reduced)
+  # Neither are what a layer computes.
+  assert not any(',32,192]' in shape or ',32,256]' in shape for shape in gathered + reduced)
 
 
 # --- Initialisation and size.

@@ -30,7 +30,7 @@ from desloc_jax.train.config import flatten
 from desloc_jax.train.config_changes import changed_options
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.step import accumulate
-from experiments import wallclock
+from experiments import paper_days, wallclock
 from experiments.report import write
 from experiments.scales import make_scale
 from tests.runs import small_config
@@ -166,7 +166,7 @@ def test_a_run_goes_on_with_other_options_of_the_plan():
 
 @pytest.fixture(scope='module')
 def paper_plans():
-  return {size: wallclock.plan_of(size) for size in wallclock.SHAPES}
+  return {size: paper_days.plan_of(size) for size in paper_days.SHAPES}
 
 
 def test_the_sizes_of_the_paper_are_about_what_they_are_called(paper_plans):
@@ -176,34 +176,34 @@ def test_the_sizes_of_the_paper_are_about_what_they_are_called(paper_plans):
 
 def test_the_days_of_the_paper(paper_plans):
   """Nine numbers to two decimals, by two unknowns a model and one for all three models."""
-  fits = {size: wallclock.fit(size, plan, 0.24) for size, plan in paper_plans.items()}
-  assert wallclock.largest(wallclock.residuals(fits, paper_plans)) < wallclock.ROUNDING
+  fits = {size: paper_days.fit(size, plan, 0.24) for size, plan in paper_plans.items()}
+  assert paper_days.largest(paper_days.residuals(fits, paper_plans)) < paper_days.ROUNDING
 
 
 def test_the_days_of_the_paper_where_ddp_hides_nothing(paper_plans):
   """With no overlap DES-LOC's own saving over Local Adam is larger in the paper than here."""
-  fits = {size: wallclock.fit(size, plan, 0.0) for size, plan in paper_plans.items()}
-  errors = wallclock.residuals(fits, paper_plans)
+  fits = {size: paper_days.fit(size, plan, 0.0) for size, plan in paper_plans.items()}
+  errors = paper_days.residuals(fits, paper_plans)
   for (size, method), error in errors.items():
-    assert abs(error) < max(0.001 * wallclock.PAPER_DAYS[size][method], wallclock.ROUNDING)
+    assert abs(error) < max(0.001 * paper_days.PAPER_DAYS[size][method], paper_days.ROUNDING)
   assert errors['13B', 'desloc'] == pytest.approx(0.056, abs=0.001)
   assert errors['13B', 'local_adam'] == pytest.approx(-0.057, abs=0.001)
 
 
 def test_no_single_setting_explains_the_paper(paper_plans):
   """One batch and number of devices for all three models misses by up to a third."""
-  fits = {size: wallclock.fit(size, plan, 0.24) for size, plan in paper_plans.items()}
-  _, _, shared = wallclock.one_setting(fits, paper_plans)
-  errors = wallclock.residuals(shared, paper_plans)
-  relative = [abs(e) / wallclock.PAPER_DAYS[size][m] for (size, m), e in errors.items()]
+  fits = {size: paper_days.fit(size, plan, 0.24) for size, plan in paper_plans.items()}
+  _, _, shared = paper_days.one_setting(fits, paper_plans)
+  errors = paper_days.residuals(shared, paper_plans)
+  relative = [abs(e) / paper_days.PAPER_DAYS[size][m] for (size, m), e in errors.items()]
   assert 0.3 < max(relative) < 0.34
 
 
 def test_the_planner_alone_gives_the_days_of_7b(paper_plans):
   """8 H100s at an MFU of 0.34 and 0.23M tokens a step, which is 19 tokens a parameter in all."""
-  run = wallclock.fit('7B', paper_plans['7B'], 0.24)
+  run = paper_days.fit('7B', paper_plans['7B'], 0.24)
   config = gpt_1b.get_config()
-  layers, width, heads = wallclock.SHAPES['7B']
+  layers, width, heads = paper_days.SHAPES['7B']
   config.model.update({'layers': layers, 'width': width, 'heads': heads})
   config.plan.update({'latency_ms': 0.0, 'overlap': 0.24, 'devices_per_worker': 2})
   config.batch_size, config.accumulation, config.steps = 28, 14, round(run.steps)
@@ -212,8 +212,8 @@ def test_the_planner_alone_gives_the_days_of_7b(paper_plans):
   # 4 * 28 * 2048 * 43.11e9 / (8 * 989e12 * 3.72) = 0.336.
   assert config.plan.mfu == pytest.approx(0.336, abs=0.001)
   plan = make_plan(config)
-  for method, days in wallclock.PAPER_DAYS['7B'].items():
-    assert plan.days(method) == pytest.approx(days, abs=wallclock.ROUNDING)
+  for method, days in paper_days.PAPER_DAYS['7B'].items():
+    assert plan.days(method) == pytest.approx(days, abs=paper_days.ROUNDING)
 
 
 def test_the_experiment_writes_its_table_and_plot(tmp_path):
@@ -221,13 +221,15 @@ def test_the_experiment_writes_its_table_and_plot(tmp_path):
   write(report, tmp_path, 'wallclock', 'the command')
   written = (tmp_path / 'results.md').read_text()
   assert 'From 0.22 to 0.25 all nine are within rounding.' in written
-  assert written.rstrip().endswith(': holds') and '`the command`' in written
+  assert report.checks[0].verdict == 'holds' and '`the command`' in written
+  # What was measured on the wire: five methods at three rates, and DES-LOC once more at one.
+  assert len(report.checks[1].values) == 2 * (5 * 3 + 1)
   rows = list(csv.DictReader((tmp_path / 'results.csv').open()))
   assert len(rows) == 3 * 4 * len(wallclock.GBPS)  # Models, methods, bandwidths.
   marked = [row for row in rows if row['paper_days']]
   assert len(marked) == 9 and {row['gbps'] for row in marked} == {'100'}
   for row in marked:
-    assert float(row['days']) == pytest.approx(float(row['paper_days']), abs=wallclock.ROUNDING)
+    assert float(row['days']) == pytest.approx(float(row['paper_days']), abs=paper_days.ROUNDING)
   assert (tmp_path / 'wallclock.png').exists()
 
 
