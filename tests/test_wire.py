@@ -65,6 +65,14 @@ def test_rows_and_plot(tmp_path):
   # 1,772,032 bytes of gradients, and a ring of two sends each once.
   assert rows[3].predicted_s == pytest.approx(0.01 + 443_008 * 4 / (100e6 / 8 * PAYLOAD_SHARE))
   assert rows[3].tokens_per_s == pytest.approx(2 * 4 * 64 / 0.2)
+  assert [row.over_local for row in rows] == [None] * 4
+  # Local steps of the run itself are what the planner starts from, and what is compared with.
+  local = Case('desloc', 2, 64, phases[1:], timed=True, batch_size=4)
+  window = Window(phases[1], 64 * 0.033, [0, 0], local_step_s=0.03)
+  (row,) = time_rows(windows | {local: [[window]]})[4:]
+  assert (row.over_local, row.over_silent) == pytest.approx((1.1, 3.3))
+  per_step = 443_008 * 4 * (1 + 1 / 3 + 1 / 6) / 64
+  assert row.predicted_s == pytest.approx(0.03 + per_step / (100e6 / 8 * PAYLOAD_SHARE), rel=1e-4)
   plot(rows, tmp_path / 'wire.png')
   assert (tmp_path / 'wire.png').stat().st_size > 10_000
   assert rows[3].cells()[-2:] == ('20.00x', '10.00-20.00x')

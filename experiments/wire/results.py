@@ -59,7 +59,9 @@ def bytes_row(case: Case, window: Window) -> BytesRow:
 class TimeRow:
   """Seconds of a mean step at one rate, medians over rounds.
 
-  `over_silent` is how many times the step without communication of the same round it takes; `least` and
+  `over_local` is how many times a step takes what a local step of the same run and rate does, by which
+  the machine's changes from run to run cancel; None where there is none (DDP). `over_silent` is how
+  many times it takes what a step does in a run without communication, of the same round; `least` and
   `most` are of single rounds.
   """
 
@@ -72,6 +74,7 @@ class TimeRow:
   step_s: float
   tokens_per_s: float
   predicted_s: float | None  # By the planner; None where no rate limits.
+  over_local: float | None
   over_silent: float
   least: float
   most: float
@@ -80,7 +83,7 @@ class TimeRow:
   def columns() -> tuple[str, ...]:
     return (
       'method', 'processes', 'K_x', 'Mbit/s', 'step', 'tokens/s', 'predicted', 'off by',
-      'over no communication', 'in rounds',
+      'over its local step', 'over no communication', 'in rounds',
     )  # fmt: skip
 
   def cells(self) -> tuple[str, ...]:
@@ -97,6 +100,7 @@ class TimeRow:
       f'{self.tokens_per_s:,.0f}',
       predicted,
       off,
+      '-' if self.over_local is None else f'{self.over_local:.3f}x',
       f'{self.over_silent:.2f}x',
       f'{self.least:.2f}-{self.most:.2f}x' if self.rounds > 1 else '-',
     )
@@ -105,8 +109,8 @@ class TimeRow:
 def time_rows(measured: Measured) -> list[TimeRow]:
   """Returns a row for each phase of each run, of those rounds whose silent run is there.
 
-  A step's arithmetic is taken to be what a run without communication takes, whatever the rate: the
-  median over its phases.
+  The planner is given the time of a step's arithmetic: that of a local step of the same run and rate,
+  or else of a run without communication, whatever the rate: the median over its phases.
   """
   silent = {
     case.sites: [statistics.median(window.step_s for window in windows) for windows in rounds]
@@ -114,32 +118,35 @@ def time_rows(measured: Measured) -> list[TimeRow]:
     if case.method == SILENT
   }
   return [
-    _time_row(case, phase, [windows[place].step_s for windows in rounds], silent[case.sites])
+    _time_row(case, phase, [windows[place] for windows in rounds], silent[case.sites])
     for case, rounds in measured.items()
     for place, phase in enumerate(case.phases)
   ]
 
 
 def _time_row(
-  case: Case, phase: Phase, seconds: Sequence[float], silent: Sequence[float]
+  case: Case, phase: Phase, windows: Sequence[Window], silent: Sequence[float]
 ) -> TimeRow:
+  pairs = [(w.step_s, w.local_step_s) for w in windows if w.local_step_s and case.method != SILENT]
+  arithmetic_s = statistics.median([local for _, local in pairs] or silent)
   predicted = None
   if phase.megabits is not None:
     link = Link(phase.megabits * 1e6 / 8 * PAYLOAD_SHARE)
-    predicted = step_time(case.ledger(), link, statistics.median(silent)).total_s
+    predicted = step_time(case.ledger(), link, arithmetic_s).total_s
   # The round in progress may have its silent run only.
-  over = [step / without for step, without in zip(seconds, silent, strict=False)]
-  step_s = statistics.median(seconds)
+  over = [window.step_s / without for window, without in zip(windows, silent, strict=False)]
+  step_s = statistics.median(window.step_s for window in windows)
   return TimeRow(
     processes=case.sites,
     method=case.method,
     K_x=case.period,
     megabits=phase.megabits,
     steps=phase.steps,
-    rounds=len(seconds),
+    rounds=len(windows),
     step_s=step_s,
     tokens_per_s=case.sites * case.options['batch_size'] * case.options['seq_len'] / step_s,
     predicted_s=predicted,
+    over_local=statistics.median(step / local for step, local in pairs) if pairs else None,
     over_silent=statistics.median(over),
     least=min(over),
     most=max(over),

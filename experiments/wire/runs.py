@@ -33,11 +33,13 @@ class Window:
     phase: which.
     seconds: that its steps took.
     sent: bytes that each process sent meanwhile, headers of packets included.
+    local_step_s: seconds of a step in those lines of the log without any average; None if all have.
   """
 
   phase: Phase
   seconds: float
   sent: Sequence[int]
+  local_step_s: float | None = None
 
   @property
   def step_s(self) -> float:
@@ -101,23 +103,27 @@ def measure(
       step += phase.steps
       wait_for_step(workdir, step, processes, timeout=1800)
       sent = [after - first for after, first in zip(network.sent(), before, strict=True)]
-      windows.append(Window(phase, _seconds(workdir, step - phase.steps, step), sent))
+      windows.append(Window(phase, sent=sent, **_seconds(workdir, step - phase.steps, step)))
     _join(network, processes)
   finally:
     kill(processes)
   return windows
 
 
-def _seconds(workdir: pathlib.Path, start_step: int, stop: int) -> float:
-  """Returns the seconds of the steps after `start_step` up to `stop`, as the run measured them."""
+def _seconds(workdir: pathlib.Path, start_step: int, stop: int) -> dict[str, float | None]:
+  """Returns how long the steps after `start_step` up to `stop` took, as the run measured them."""
   lines = [line for line in read_metrics(workdir) if 'tokens_per_s' in line]
   tokens = {line['step']: line['tokens'] for line in lines}
-  seconds, before = 0.0, start_step
+  seconds, local_seconds, local_steps, before = 0.0, 0.0, 0, start_step
   for line in lines:
     if start_step < line['step'] <= stop:
-      seconds += (line['tokens'] - tokens[before]) / line['tokens_per_s']
+      took = (line['tokens'] - tokens[before]) / line['tokens_per_s']
+      seconds += took
+      if not line['synced']:
+        local_seconds += took
+        local_steps += line['step'] - before
       before = line['step']
-  return seconds
+  return {'seconds': seconds, 'local_step_s': local_seconds / local_steps if local_steps else None}
 
 
 def _join(network: Network, processes: Sequence[subprocess.Popen]) -> None:
