@@ -6,6 +6,7 @@ import re
 import numpy as np
 
 from desloc_jax.train.config import OPTIONS
+from experiments import all as all_experiments
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -30,3 +31,13 @@ def test_every_option_and_file_named_exists():
     assert (ROOT / path).exists(), path
   for path in re.findall(r'!\[.*?\]\((.*?)\)', README):
     assert (ROOT / path).exists(), path
+
+
+def test_verdicts_on_the_paper_are_those_of_the_committed_results():
+  text = (ROOT / 'experiments' / 'README.md').read_text()
+  reports = sorted((ROOT / 'experiments' / 'results').glob('*-cpu/results.md'))
+  checks = [line for path in reports for line in path.read_text().splitlines() if line[:2] == '- ']
+  assert len(reports) == len(all_experiments.NAMES) and len(checks) > 30
+  assert [check for check in checks if check not in text] == []
+  for path in re.findall(r'\[.*?\]\((results/.*?)\)', text):
+    assert (ROOT / 'experiments' / path).exists(), path

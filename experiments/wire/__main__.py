@@ -129,7 +129,7 @@ def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]
     return
   timed = functools.partial(Case, sites=sites, timed=True, batch_size=options.batch_size)
   for method in dict.fromkeys((SILENT, *options.methods)):
-    cycle = 32 if method == 'ddp' else 6 * TIME_PERIOD
+    cycle = 24 if method == 'ddp' else 6 * TIME_PERIOD
     phases = tuple(Phase(rate, cycle) for rate in (None, *options.rates))
     yield timed(method, period=TIME_PERIOD, phases=phases)
   if 'desloc' in options.methods and LONG_RATE in options.rates:

@@ -11,7 +11,7 @@ METHODS = ('ddp', 'local_adam', 'favg_opt', 'diloco', 'desloc')
 SILENT = 'no communication'
 TIME_PERIOD = 64  # K_x of the runs that are timed.
 # DDP averages at every step, so that lines of the log are never far from one.
-_LOG_EVERY = {'ddp': 16}
+_LOG_EVERY = {'ddp': 8}
 _COMMON = {
   'seq_len': 64, 'eval.sequences': 8, 'schedule.warmup_steps': 10,
   'checkpoint.every': 0,  # One more or less of them in a phase would be a tenth of its time.
