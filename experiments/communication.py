@@ -101,8 +101,8 @@ def _figure(groups, scale: Scale):
   )  # fmt: skip
   plots.curves(by_step, groups)
   # The first steps of an outer Nesterov would make all others one line.
-  highest = max(result.loss for group in groups.values() for result in group if not result.diverged)
-  by_step.set(xlabel='step', ylabel=plots.LOSS, ylim=(None, 1.1 * highest))
+  losses = [result.loss for group in groups.values() for result in group if not result.diverged]
+  by_step.set(xlabel='step', ylabel=plots.LOSS, ylim=(0.95 * min(losses), 1.1 * max(losses)))
   plots.points(by_bytes, groups, plots.bytes_of)
   by_bytes.set(xlabel=plots.MEGABYTES, ylabel=f'final {plots.LOSS}')
   plots.log_scale(by_bytes)
