@@ -67,6 +67,7 @@ def split_batch(x_BxLxD: jax.Array) -> jax.Array:
 def split_dimension(shape: tuple[int, ...], devices: int) -> int | None:
   """Returns the first dimension that `devices` can share evenly, None if there is none.
 
-  The last dimension is the one that TPUs keep in tiles of 128: XLA scatters no sums along parts of one.
+  Not the longest: along a last dimension, which TPUs keep in tiles of 128, XLA often sums all of an
+  array on every device instead of scattering it.
   """
   return next((i for i, size in enumerate(shape) if devices > 1 and size % devices == 0), None)

@@ -14,7 +14,7 @@ TIME_PERIOD = 64  # K_x of the runs that are timed.
 _LOG_EVERY = {'ddp': 8}
 _COMMON = {
   'seq_len': 64, 'eval.sequences': 8, 'schedule.warmup_steps': 10,
-  'checkpoint.every': 0,  # One more or less of them in a phase would be a tenth of its time.
+  'checkpoint.every': 0,  # Saving is no part of a step.
 }  # fmt: skip
 _NEVER = dict.fromkeys(('periods.params', 'periods.mu', 'periods.nu'), 0) | {'health.check': False}
 
