@@ -150,21 +150,22 @@ class Block(nn.Module):
     self, name: str, x: jax.Array, features: int, stddev: float = _INIT_STDDEV
   ) -> jax.Array:
     init = nn.initializers.normal(stddev)
-    dense = Dense(features, self.config.dtype, init, name=name)
+    # The kernel is cast before it is gathered: gradients are summed over devices in that dtype.
+    dense = nn.Dense(
+      features,
+      use_bias=False,
+      dtype=self.config.dtype,
+      kernel_init=init,
+      dot_general=_split_product,
+      name=name,
+    )
     return jax.ad_checkpoint.checkpoint_name(dense(x), _PROJECTION)
 
 
-class Dense(nn.Module):
-  """A product with weights; these, and the sums of their gradients over devices, in `dtype`."""
-
-  features: int
-  dtype: jnp.dtype
-  init: nn.initializers.Initializer
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = self.param('kernel', self.init, (x.shape[-1], self.features))
-    return over_batch_parts(lambda kernel, x: x @ kernel, kernel.astype(self.dtype), x)
+def _split_product(x, kernel, dimension_numbers, precision=None):
+  """`jax.lax.dot_general` with the sequences of x, and the kernel, split over a worker's devices."""
+  product = lambda kernel, x: jax.lax.dot_general(x, kernel, dimension_numbers, precision)
+  return over_batch_parts(product, kernel, x)
 
 
 def _remat(block: type[nn.Module], remat: str) -> type[nn.Module]:

@@ -50,25 +50,26 @@ def is_local(mesh: Mesh) -> bool:
 
 def _over_replicas(function: Callable, in_axes, out_axes) -> Callable:
   """Maps `function` over the workers of a device."""
+  of_many = jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=REPLICAS)
+  of_one = _with_axis_of_one(function, REPLICAS)
 
-  def of_worker(*args):
+  def of_device(*args):
+    sizes = set()
+    _on_mapped(lambda x: sizes.add(x.shape[0]), in_axes, args)
+    if sizes != {1}:
+      return of_many(*args)
     # A mapped axis of one would be the first of every array: XLA for TPUs then sums gradients by
     # all-reduces, at twice the bytes, where it could scatter the sums.
-    results = _with_axis_of_one(function, REPLICAS)(*_per_axis(lambda x: x[0], in_axes, args))
-    return _per_axis(lambda x: x[None], out_axes, results)
+    results = of_one(*_on_mapped(lambda x: x[0], in_axes, args))
+    return _on_mapped(lambda x: x[None], out_axes, results)
 
-  def call(*args):
-    if 1 in jax.tree.leaves(_per_axis(lambda x: x.shape[0], in_axes, args, lambda _: None)):
-      return of_worker(*args)
-    return jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=REPLICAS)(*args)
-
-  return call
+  return of_device
 
 
-def _per_axis(mapped: Callable, axes, trees, shared: Callable = lambda x: x):
-  """Returns `trees` with `mapped` of the arrays that are [workers, ...], and `shared` of the others."""
+def _on_mapped(change: Callable, axes, trees):
+  """Returns `trees` with `change` of the arrays that are [workers, ...], by a prefix of 0 and None."""
   return jax.tree.map(
-    lambda axis, tree: jax.tree.map(shared if axis is None else mapped, tree),
+    lambda axis, tree: tree if axis is None else jax.tree.map(change, tree),
     axes,
     trees,
     is_leaf=lambda axis: axis is None,
