@@ -36,6 +36,18 @@ def elsewhere(tmp_path, monkeypatch):
   return tmp_path
 
 
+@pytest.fixture
+def trained(monkeypatch):
+  """Puts a stub in the trainer's place in experiments; gives the configs that it is called with."""
+  from experiments import runner
+  from tests import stub
+
+  configs = []
+  stand_in = lambda config, workdir: configs.append(config) or stub.train(config, workdir)
+  monkeypatch.setattr(runner, 'train', stand_in)
+  return configs
+
+
 def pytest_collection_modifyitems(items):
   # Files with many slow tests first, or at the end one process works through some of them alone.
   slow = collections.Counter(item.path for item in items if item.get_closest_marker('slow'))

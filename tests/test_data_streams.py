@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import itertools
-import json
 
 import grain
 from hypothesis import given, settings, strategies as st
@@ -11,66 +10,21 @@ import numpy as np
 import pytest
 
 from desloc_jax.data import (
-  mixture,
-  PackedSequences,
-  SourceSpec,
   StreamStart,
   TrainingStream,
-  validation_batches,
 )
 from desloc_jax.errors import UserError
-
-SEQ_LEN = 3
-
-
-def make_source(name, sequences, first_token=0, **options):
-  tokens = np.arange(first_token, first_token + sequences * SEQ_LEN + 1, dtype=np.uint16)
-  packed = PackedSequences(
-    [tokens],
-    label=name,
-    names=[name],
-    seq_len=SEQ_LEN,
-    vocab_size=2**16,
-    documents=1,
-    text_bytes=1,
-    fingerprint=name,
-  )
-  return SourceSpec(name, name, **options), packed
-
-
-ONE = [make_source('a', 48)]
-TWO = [make_source('a', 48, weight=3.0), make_source('b', 31, 1000)]
-OWN = [
-  make_source('a', 160, worker_weights=(1.0, 0.0, 2.0)),
-  make_source('b', 121, 1000, worker_weights=(0.0, 1.0, 1.0)),
-  make_source('c', 61, 2000),
-]
-
-
-def make_stream(sources, **options):
-  return TrainingStream(sources, **dict(workers=3, batch_size=4, seed=5) | options)
-
-
-def ids_of(stream, steps, first_step=0):
-  """Returns [steps][workers][batch_size] sequence ids."""
-  return [stream.sequence_ids(first_step + step) for step in range(steps)]
-
-
-def flatten(ids):
-  return [i for step in ids for row in step for i in row]
-
-
-def of_source(ids, name):
-  return [i for i in ids if i.source == name]
-
-
-def order_of(sources, name, count, seed=5):
-  """Returns the first ids of a source's endless order: those that grain shuffles to, no mixing."""
-  index = [spec.name for spec, _ in sources].index(name)
-  length = len(sources[index][1])
-  derived = int(np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1)[0])
-  order = mixture.SequenceIds(name, length).shuffle(seed=derived).repeat()
-  return [order[position] for position in range(count)]
+from tests.sources import (
+  flatten,
+  ids_of,
+  make_source,
+  make_stream,
+  ONE,
+  order_of,
+  OWN,
+  SEQ_LEN,
+  TWO,
+)
 
 
 def test_packed_sequences_are_a_grain_source():
@@ -126,101 +80,6 @@ def test_one_source_is_cut_in_blocks():
   start = StreamStart(100, {'a': 13})
   rest = make_stream(ONE, workers=2, batch_size=5, start=start)
   assert flatten(ids_of(rest, 10, 100)) == order_of(ONE, 'a', 113)[13:]
-
-
-@pytest.mark.parametrize('sources', [ONE, TWO, OWN])
-def test_resume_equals_uninterrupted(sources):
-  """A stream that keeps its start goes on as if it had never stopped."""
-  start = StreamStart(30, {spec.name: 17 for spec, _ in sources})
-  whole = list(itertools.islice(make_stream(sources, start=start).iterator(30), 20))
-  again = make_stream(sources, start=start)
-  np.testing.assert_array_equal(list(itertools.islice(again.iterator(41), 9)), whole[11:])
-  np.testing.assert_array_equal(again.batch(49), whole[19])
-
-
-@pytest.mark.parametrize('sources', [ONE, TWO, OWN])
-def test_start_survives_json(sources):
-  start = StreamStart(7, make_stream(sources).consumed(7))
-  again = StreamStart(**json.loads(json.dumps(dataclasses.asdict(start))))
-  assert again == start and list(again.consumed) == [spec.name for spec, _ in sources]
-  assert sum(again.consumed.values()) == 7 * 3 * 4
-  stream = make_stream(sources, start=again)
-  assert stream.consumed(7) == start.consumed
-  np.testing.assert_array_equal(stream.batch(8), make_stream(sources, start=start).batch(8))
-  assert StreamStart(**json.loads('{}')) == StreamStart()
-
-
-@st.composite
-def mixtures(draw, names, workers, own):
-  """Returns the weights of each source, as options of its spec; of the first, all are positive."""
-  positive = st.sampled_from([0.1, 1 / 3, 1.0, 2.0, 7.5])
-  options = []
-  for name in names:
-    weight = positive if name == names[0] else st.just(0.0) | positive
-    if own:
-      weights = st.lists(weight, min_size=workers, max_size=workers)
-      options.append(dict(worker_weights=tuple(draw(weights))))
-    else:
-      options.append(dict(weight=draw(weight)))
-  return options
-
-
-@pytest.mark.parametrize('names, own', [('a', False), ('abc', False), ('ab', True), ('abc', True)])
-@given(data=st.data())
-@settings(max_examples=25, deadline=None)
-def test_any_restarts_read_the_orders_through(names, own, data):
-  """Segments of any workers, batches and mixtures read each order once, without a gap."""
-  sizes = [data.draw(st.integers(1, 40)) for _ in names]
-  segments = data.draw(
-    st.lists(
-      st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 6)), min_size=1, max_size=3
-    )
-  )
-  start, ids = StreamStart(), []
-  for workers, batch_size, steps in segments:
-    options = data.draw(mixtures(names, workers, own))
-    sources = [
-      make_source(name, size, **option)
-      for name, size, option in zip(names, sizes, options, strict=True)
-    ]
-    stream = make_stream(sources, workers=workers, batch_size=batch_size, start=start)
-    part = ids_of(stream, steps, start.step)
-    assert [np.shape(rows)[:2] for rows in part] == [(workers, batch_size)] * steps
-    ids += flatten(part)
-    start = StreamStart(start.step + steps, stream.consumed(start.step + steps))
-  for name, size in zip(names, sizes, strict=True):
-    read = of_source(ids, name)
-    assert read == order_of(sources, name, start.consumed.get(name, 0))
-    epochs = collections.Counter(i.epoch for i in read)
-    assert len(set(read)) == len(read)
-    assert all(count == size for epoch, count in epochs.items() if epoch < max(epochs))
-
-
-@given(
-  weights=st.lists(st.integers(0, 700), min_size=1, max_size=5).filter(any),
-  index=st.integers(0, 5000),
-)
-@settings(max_examples=60, deadline=None)
-def test_draws_before_counts_the_mix_of_grain(weights, index):
-  weights = mixture.integer_weights(np.array(weights, np.float64))
-  ids = mixture.mix([mixture.SequenceIds(str(i), 10**6) for i in range(len(weights))], weights)
-  count = collections.Counter(ids[i].source for i in range(index))
-  expected = [count[str(i)] for i in range(len(weights))]
-  assert mixture.draws_before(np.array(index), weights).tolist() == expected
-  # The pattern repeats after the sum of the weights, however far away.
-  far = index + weights.sum() * 10**9
-  draws = mixture.draws_before(far, weights) - weights * 10**9
-  assert draws.tolist() == expected
-
-
-def test_far_steps_are_random_access():
-  stream = make_stream(OWN)
-  step = 10**12
-  assert sum(stream.consumed(step).values()) == step * 3 * 4
-  assert stream.consumed(step + 1) == {
-    name: count + len(of_source(flatten(ids_of(stream, 1, step)), name))
-    for name, count in stream.consumed(step).items()
-  }
 
 
 @given(
@@ -332,81 +191,3 @@ def test_bad_arguments():
     make_stream([*ONE, *ONE])
   with pytest.raises(UserError, match='weight .* is 1e-09 of the sum .* at least 1e-07'):
     make_stream([*ONE, make_source('b', 31, weight=1e-9)])
-
-
-@pytest.mark.parametrize(
-  'start, message',
-  [
-    (StreamStart(-1), 'start.step is -1, expected at least 0'),
-    (StreamStart(0, {'a': -2}), r"start.consumed\['a'\] is -2, expected at least 0"),
-    (StreamStart(0, {'bb': 2}), "start.consumed: source 'bb' is unknown.* 'b'. Valid: a, b"),
-  ],
-)
-def test_bad_start(start, message):
-  with pytest.raises(UserError, match=message):
-    make_stream(TWO, start=start)
-
-
-@pytest.mark.parametrize('method', ['batch', 'iterator', 'sequence_ids', 'consumed', 'epochs'])
-def test_no_step_before_the_start(method):
-  stream = make_stream(TWO, start=StreamStart(5))
-  with pytest.raises(UserError, match='step is 4, expected at least 5'):
-    getattr(stream, method)(4)
-
-
-def read_validation(sources, limit=None):
-  """Returns the sequences that validation reads, [sequences, seq_len + 1], without the padding."""
-  batches = validation_batches(sources, workers=2, batch_size=4, limit=limit)
-  return [row for tokens, mask in batches for row in tokens[mask == 1]]
-
-
-def test_validation_reads_every_sequence_once_in_order():
-  packed = ONE[0][1]
-  for workers, batch_size in ((2, 4), (1, 7), (5, 9)):
-    rows = []
-    for tokens, mask in validation_batches([make_source('a', 45)], workers, batch_size):
-      assert tokens.shape == (workers, batch_size, SEQ_LEN + 1) and tokens.dtype == np.int32
-      assert mask.shape == (workers, batch_size) and mask.dtype == np.float32
-      assert not tokens[mask == 0].any()
-      rows.extend(tokens[mask == 1])
-    np.testing.assert_array_equal(rows, [packed[i] for i in range(45)])
-
-
-def test_validation_limit_is_spread_evenly():
-  packed = ONE[0][1]
-  np.testing.assert_array_equal(read_validation(ONE, limit=5), [packed[i] for i in range(0, 45, 9)])
-  assert len(read_validation(ONE, limit=1000)) == 48
-
-
-def test_validation_can_be_repeated():
-  batches = validation_batches(TWO, 2, 4, 10)
-  first, second = list(batches), list(batches)
-  assert len(first) == 2
-  for (tokens, mask), (again, mask_again) in zip(first, second, strict=True):
-    np.testing.assert_array_equal(tokens, again)
-    np.testing.assert_array_equal(mask, mask_again)
-
-
-@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4), data=st.data())
-@settings(max_examples=50, deadline=None)
-def test_validation_mixes_without_repeats(sizes, data):
-  weights = data.draw(st.lists(st.floats(0.1, 10), min_size=len(sizes), max_size=len(sizes)))
-  limit = data.draw(st.none() | st.integers(1, 50))
-  sources = [
-    make_source(f's{i}', size, 1000 * i, weight=weight)
-    for i, (size, weight) in enumerate(zip(sizes, weights, strict=True))
-  ]
-  firsts = [int(row[0]) for row in read_validation(sources, limit=limit)]
-  assert len(set(firsts)) == len(firsts)
-  possible = min(size * sum(weights) / weight for size, weight in zip(sizes, weights, strict=True))
-  assert len(firsts) <= (limit or np.inf)
-  if limit is not None and limit <= possible * 0.9:
-    assert len(firsts) == limit
-  for i, weight in enumerate(weights):
-    share = sum(first // 1000 == i for first in firsts)
-    assert abs(share - len(firsts) * weight / sum(weights)) <= len(sizes) + 0.01 * len(firsts)
-
-
-def test_validation_errors():
-  with pytest.raises(UserError, match='limit is 0, expected at least 1'):
-    validation_batches(ONE, 2, 4, 0)

@@ -9,9 +9,12 @@ judgement of XLA's partitioner. Outside a mesh that has `BATCH_AXIS` as an Auto 
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 BATCH_AXIS = 'fsdp'  # The mesh axis that sequences are split over, where a mesh has it.
+_TILE = 128  # Elements of the last dimension that TPUs keep together.
+_LONG = 16_384
 
 
 def over_batch_parts(function: Callable, weights: jax.Array, *inputs: jax.Array) -> jax.Array:
@@ -32,7 +35,7 @@ def over_batch_parts(function: Callable, weights: jax.Array, *inputs: jax.Array)
 
   def of_part(weights, *inputs):
     if dimension is not None:
-      weights = jax.lax.all_gather(weights, BATCH_AXIS, axis=dimension, tiled=True)
+      weights = _gather(weights, dimension)
     return function(weights, *inputs)
 
   split = PartitionSpec(*[BATCH_AXIS if i == dimension else None for i in range(weights.ndim)])
@@ -44,6 +47,15 @@ def over_batch_parts(function: Callable, weights: jax.Array, *inputs: jax.Array)
     axis_names={BATCH_AXIS},
     check_vma=False,  # As around it: see `over_workers`.
   )(weights, *inputs)
+
+
+def _gather(part: jax.Array, dimension: int) -> jax.Array:
+  """Returns the whole of an array of which each device has a part along `dimension`."""
+  rows = part.shape[0]
+  if dimension > 0:  # The sum of gradients, which is the transpose of this, is of whole tiles then.
+    part = jnp.pad(part, [(0, -rows % _TILE)] + [(0, 0)] * (part.ndim - 1))
+  whole = jax.lax.all_gather(part, BATCH_AXIS, axis=dimension, tiled=True)
+  return whole if dimension == 0 else whole[:rows]
 
 
 def batch_parts(batch: int) -> int:
@@ -65,9 +77,14 @@ def split_batch(x_BxLxD: jax.Array) -> jax.Array:
 
 
 def split_dimension(shape: tuple[int, ...], devices: int) -> int | None:
-  """Returns the first dimension that `devices` can share evenly, None if there is none.
+  """Returns the dimension of an array that is split over `devices`, None if none can be.
 
-  Not the longest: along a last dimension, which TPUs keep in tiles of 128, XLA often sums all of an
-  array on every device instead of scattering it.
+  It is the first that they can share evenly. An array with more rows than `_LONG`, as an embedding has,
+  is split along its last dimension if each device gets whole tiles. XLA for TPUs scatters sums that are
+  split so; others it mostly sums whole on every device, at twice the bytes.
   """
-  return next((i for i, size in enumerate(shape) if devices > 1 and size % devices == 0), None)
+  fitting = [i for i, size in enumerate(shape) if devices > 1 and size % devices == 0]
+  if not fitting:
+    return None
+  first, last = fitting[0], fitting[-1]
+  return last if shape[first] > _LONG and shape[last] % (devices * _TILE) == 0 else first

@@ -81,7 +81,7 @@ def compile_step(config: config_dict.ConfigDict) -> CompiledStep:
     raise UserError("--mode=compile needs a topology, e.g. --config.topology='v5e:8x8'.")
   topology = parse_topology(config.topology)
   vocab_size = vocabulary_size(config)
-  if config.workers % topology.slices:
+  if config.workers % topology.slices and not config.mesh.straddle:
     raise UserError(
       f'workers is {config.workers}, which the {topology.slices} slices of topology '
       f"'{topology}' cannot share evenly: a worker would span slices."
@@ -90,11 +90,6 @@ def compile_step(config: config_dict.ConfigDict) -> CompiledStep:
   clock = make_clock(config, BEGINNING)
   mesh = make_worker_mesh(config, devices)
   rows, chips = (mesh.shape[axis] for axis in (mesh_lib.WORKERS, mesh_lib.FSDP))
-  if rows % topology.slices:
-    raise UserError(
-      f"mesh.fsdp is {chips}: a worker would span slices of topology '{topology}'; expected at "
-      f'most {len(devices) // topology.slices}.'
-    )
   program = make_program(config, vocab_size, clock, mesh)
   estimate = estimate_memory(config, program, chips)
   begin = time.perf_counter()
@@ -137,7 +132,7 @@ def estimate_memory(
 
 def _compile(program: Program, topology: TopologyName, estimate) -> jax.stages.Compiled:
   try:
-    return program.lower().compile()
+    return program.compile()
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise

@@ -99,7 +99,7 @@ def make_job(
     ledger = read_ledger(jax.make_jaxpr(program.step)(*arguments), named, config.workers)
 
   start = time.perf_counter()
-  compiled = program.lower().compile()
+  compiled = program.compile()
   compile_s = time.perf_counter() - start
   _check_compiled(config, mesh, compiled)
 

@@ -19,6 +19,10 @@ from desloc_jax.train.optimizer import make_optimizer, Optimizer
 from desloc_jax.train.segment import Clock
 from desloc_jax.train.step import init_state, make_train_step, STATE_AXES, TrainState
 
+# Over several TPU slices XLA scatters the sums of more gradients with it, in one slice of fewer: see
+# `model.splitting`.
+_SLICES_OPTIONS = {'xla_tpu_use_minor_sharding_for_major_trivial_input': True}
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -39,6 +43,18 @@ class Program:
     shardings = jax.tree.map(lambda x: x.sharding, self.state_like)
     jitted = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
     return jitted.lower(self.state_like, self.tokens_like, self.active_like)
+
+  def compile(self) -> jax.stages.Compiled:
+    """Returns the step compiled for the devices of its mesh."""
+    lowered = self.lower()
+    if mesh_lib.tpu_slices(self.mesh) < 2:
+      return lowered.compile()
+    try:
+      return lowered.compile(compiler_options=_SLICES_OPTIONS)
+    except jax.errors.JaxRuntimeError as error:
+      if 'No such compile option' not in str(error):
+        raise
+      return lowered.compile()  # By a compiler that has no such choice.
 
 
 def make_worker_mesh(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | None) -> Mesh:

@@ -1,0 +1,31 @@
+"""Runs of experiments: in this process, or by their command."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from experiments import runner
+from experiments.progress import Progress
+from experiments.scales import make_scale
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+SMALL = ('model.layers=1', 'model.width=32', 'model.heads=2', 'seq_len=32', 'batch_size=2')
+
+
+def run_all(runs, folder):
+  return runner.run_all(runs, folder, Progress({run.key: run.arithmetic for run in runs}))
+
+
+def command(module, *args, **options):
+  environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+  return subprocess.Popen(
+    [sys.executable, '-m', f'experiments.{module}', *args],
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, **options,
+  )  # fmt: skip
+
+
+def some_runs(**options):
+  scale = make_scale('test')
+  return scale.runs({'desloc': options, 'ddp': {'method': 'ddp', **options}})

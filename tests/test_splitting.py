@@ -1,0 +1,93 @@
+"""Weights and sequences split over the devices of a worker: what the compiled step sends."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from desloc_jax import model
+from desloc_jax.model.splitting import BATCH_AXIS, over_batch_parts, split_dimension
+
+SPLIT = """
+import functools, re
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import numpy as np
+from desloc_jax import model, over_workers
+
+config = model.GPTConfig(128, 2, 64, 2, seq_len=32, loss_chunk=64)
+of_worker = jax.value_and_grad(functools.partial(model.next_token_loss, config=config))
+step = jax.vmap(of_worker)
+params = jax.vmap(functools.partial(model.init_params, config))(jax.random.split(jax.random.key(0)))
+tokens = jax.random.randint(jax.random.key(1), (2, 8, 33), 0, 128)
+mesh = jax.make_mesh((2, 2), ('workers', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
+split = jax.jit(over_workers(of_worker, mesh, in_axes=(0, 0), out_axes=0))
+
+def last_axis(x):
+  middle = [None] * (x.ndim - 2)
+  return jax.device_put(x, NamedSharding(mesh, P('workers', *middle, 'fsdp')))
+
+args = jax.tree.map(last_axis, params), jax.device_put(tokens, NamedSharding(mesh, P('workers', 'fsdp')))
+compiled = split.lower(*args).compile()
+for a, b in zip(*map(jax.tree.leaves, (compiled(*args), jax.jit(step)(params, tokens))), strict=True):
+  np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+for what in 'all-gather', 'all-reduce', 'reduce-scatter':
+  print(what, *re.findall(rf'= f32(\\S+?){{\\S* {what}\\(', compiled.as_text()))
+"""
+
+
+def test_splitting_over_fsdp_gathers_parameters_and_not_activations():
+  # In a process of its own, because the number of devices is fixed when JAX starts.
+  env = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+  }
+  root = pathlib.Path(model.__file__).parents[2]
+  run = subprocess.run(
+    [sys.executable, '-c', SPLIT], env=env, cwd=root, capture_output=True, text=True
+  )
+  assert run.returncode == 0, run.stderr
+  gathered, reduced, scattered = (line.split()[1:] for line in run.stdout.splitlines())
+  weights = {'[128,64]', '[64,192]', '[64,64]', '[64,256]', '[256,64]'}
+  assert weights <= set(gathered)
+  # Of each gradient a device has its half of the sum; sums of whole ones are of norms only.
+  assert {'[64,64]', '[32,192]', '[32,64]', '[32,256]', '[128,64]'} <= set(scattered)
+  assert not weights & set(reduced)
+  # Neither are what a layer computes.
+  assert not any(',32,192]' in shape or ',32,256]' in shape for shape in gathered + reduced)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'devices', 'dimension'),
+  [
+    ((8192, 2048), 16, 0),
+    ((50_368, 2048), 16, 1),
+    ((50_368, 2048), 64, 0),  # Else each has 32 columns.
+    ((3, 8), 4, 1),
+    ((3, 5), 4, None),
+    ((8,), 1, None),
+  ],
+)
+def test_rows_are_split_but_the_columns_of_a_long_array(shape, devices, dimension):
+  assert split_dimension(shape, devices) == dimension
+
+
+@pytest.mark.parametrize('shape', [(132, 8), (130, 8), (130, 9)], ids=['rows', 'columns', 'not'])
+def test_split_weights_have_the_values_and_gradients_of_whole_ones(shape):
+  noise = np.random.default_rng(0)
+  weights = noise.normal(size=shape).astype(np.float32)
+  inputs = noise.normal(size=(8, shape[0])).astype(np.float32)
+  mesh = jax.make_mesh((4,), (BATCH_AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+
+  def loss(weights):
+    return (over_batch_parts(lambda w, x: x @ w, weights, inputs) ** 2).sum()
+
+  with jax.set_mesh(mesh):
+    value, gradient = jax.jit(jax.value_and_grad(loss))(weights)
+  product = inputs.astype(np.float64) @ weights
+  np.testing.assert_allclose(value, (product**2).sum(), rtol=1e-5)
+  np.testing.assert_allclose(gradient, 2 * inputs.T @ product, rtol=1e-4, atol=1e-3)
