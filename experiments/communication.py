@@ -106,8 +106,7 @@ def _figure(groups, scale: Scale):
   plots.points(by_bytes, groups, plots.bytes_of)
   by_bytes.set(xlabel=plots.MEGABYTES, ylabel=f'final {plots.LOSS}')
   plots.log_scale(by_bytes)
-  by_step.legend(fontsize='small')
-  by_bytes.legend(fontsize='small')
+  figure.legend(*by_step.get_legend_handles_labels(), loc='outside center right', fontsize='small')
   return figure
 
 

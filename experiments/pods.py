@@ -6,7 +6,7 @@
 Each is the training step that a run compiles; see `--mode=compile` of run.py. Several micro-batches
 are one after another, and each must have a sequence for every chip of a worker.
 
-Writes experiments/results/pods.csv. A compilation takes minutes on two cores.
+Writes experiments/results/pods.csv. A compilation takes a minute or two on two cores.
 """
 
 import argparse

@@ -115,7 +115,7 @@ def _cpu() -> Scale:
     'eval.every': 64, 'eval.sequences': 512, 'checkpoint.every': 192,
   }  # fmt: skip
   sizes = _shapes((1, 32, 1), (2, 64, 2), (2, 128, 4))
-  return Scale('cpu', changed(tiny.get_config(), options), 3, 8, 32, sizes)
+  return Scale('cpu', changed(tiny.get_config(), options), 6, 8, 32, sizes)
 
 
 def _gpu(data: str) -> Scale:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 
@@ -14,7 +15,8 @@ def shared(processes: int, program: str, args: Sequence[str]) -> Iterator[None]:
   """Starts `python -m PROGRAM ARGS` until there are `processes` with this one, and ends with them.
 
   Small runs gain nothing from a second core; two of them at once do. Each process keeps to its share of
-  the cores where the system permits it (Linux). Must begin before JAX counts the cores.
+  the cores where the system permits it (Linux). Must begin before JAX counts the cores. If this process
+  is killed by -9 the others do the rest of the work.
 
   Raises:
     UserError: there are not as many cores.
@@ -30,10 +32,14 @@ def shared(processes: int, program: str, args: Sequence[str]) -> Iterator[None]:
   shares = [cores[index::processes] for index in range(processes)]
   command = [sys.executable, '-m', program, *args]
   others = []
+  # Between runs too, where the trainer does not catch it.
+  before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   try:
     for share in shares[1:]:
       _keep_to(share)  # What is started inherits it.
-      others.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+      # A group of its own: of Ctrl-C it hears by this process alone, as a second signal would not wait
+      # for it to save.
+      others.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0))
     _keep_to(shares[0])
     yield
   except BaseException:
@@ -43,6 +49,7 @@ def shared(processes: int, program: str, args: Sequence[str]) -> Iterator[None]:
   finally:
     for other in others:
       other.wait()
+    signal.signal(signal.SIGTERM, before)
     _keep_to(cores)
 
 

@@ -3,14 +3,12 @@
   python -m experiments.wallclock
 
 Nothing is trained. Days against bandwidth come from a fit to the paper's days at 100 Gb/s
-(paper_days.py). What the planner's step time is worth is read from experiments/results/wire_time.csv,
-which `python -m experiments.wire` measured: step times of processes with throttled links between them,
-beside those that the planner says.
+(paper_days.py). What the planner's step time is worth, and what DES-LOC costs on a slow link, is read
+from wire_time.csv and wire_overhead.csv in experiments/results, which `python -m experiments.wire`
+measured: step times of processes with throttled links between them.
 """
 
 from collections.abc import Mapping, Sequence
-import csv
-import pathlib
 import sys
 from typing import Any
 
@@ -40,11 +38,9 @@ from experiments.paper_days import (
 from experiments.report import Check, Report
 from experiments.runs import Result, Run
 from experiments.scales import Scale
-from experiments.wire.methods import SILENT
+from experiments.wire import checks as wire_checks
 
 GBPS = 10 ** np.linspace(0, 3, 31)
-WIRE = pathlib.Path(__file__).parent / 'results' / 'wire_time.csv'
-PLANNED_WITHIN = 10  # Percent, of the measured step time.
 
 
 def runs(scale: Scale) -> list[Run]:
@@ -82,28 +78,11 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
     f'or else if a run is {TOKENS_PER_PARAMETER} tokens a parameter.',
   ]
   claim = "the best fit's largest error in days, of nine, is within the paper's rounding"
-  wire = read_wire()
-  checks = [
-    Check(claim, [error[best]], at_most=ROUNDING, unit=' days', exact=True),
-    Check(
-      f"on throttled links the planner's step time is within {PLANNED_WITHIN}% of the measured, at all "
-      f'{len(wire)} points',
-      [100 * (row['step_s'] / row['predicted_s'] - 1) for row in wire],
-      -PLANNED_WITHIN,
-      PLANNED_WITHIN,
-      '%',
-      exact=True,
-    ),
-  ]
+  wire = wire_checks.read_time()
+  checks = [Check(claim, [error[best]], at_most=ROUNDING, unit=' days', exact=True)]
+  checks += wire_checks.checks(wire, wire_checks.read_overhead())
   title = "The paper's days, K_x = 256, fitted at 100 Gb/s, and the planner against a wire"
   return Report(title, rows(fits, plans), table, checks, plot(fits, plans, wire), notes)
-
-
-def read_wire() -> list[dict[str, Any]]:
-  """Returns the measured steps of methods that communicate over links of some rate."""
-  with WIRE.open(newline='') as file:
-    rows = [row for row in csv.DictReader(file) if row['predicted_s'] and row['method'] != SILENT]
-  return [row | {name: float(row[name]) for name in ('step_s', 'predicted_s')} for row in rows]
 
 
 def explanations(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> list[tuple[str, ...]]:
@@ -173,11 +152,11 @@ def _draw_wire(axes, wire: Sequence[Mapping[str, Any]]) -> None:
     [min(row['predicted_s'] for row in wire), max(row['predicted_s'] for row in wire)]
   )
   axes.plot(ends, ends, color='gray')
-  off = PLANNED_WITHIN / 100
+  off = wire_checks.PLANNED_WITHIN / 100
   axes.fill_between(ends, (1 - off) * ends, (1 + off) * ends, color='gray', alpha=0.2)
   axes.set(xscale='log', yscale='log', xlabel='step by the planner (s)', ylabel='step measured (s)')
   axes.set_title(
-    f'{wire[0]["processes"]} to {wire[-1]["processes"]} processes; band: {PLANNED_WITHIN}%'
+    f'{wire[0]["processes"]:.0f} to {wire[-1]["processes"]:.0f} processes; band: {wire_checks.PLANNED_WITHIN}%'
   )
   axes.legend(fontsize='small')
 

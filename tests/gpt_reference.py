@@ -1,4 +1,7 @@
-"""A small GPT, the paper's sizes, and the model and its loss from their formulas in NumPy, float64."""
+"""A small GPT, the paper's sizes, and the model and its loss in NumPy, float64.
+
+The reference is written from the formulas and shares no code with the model.
+"""
 
 import functools
 import math

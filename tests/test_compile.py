@@ -6,13 +6,14 @@ import pathlib
 import subprocess
 import sys
 
+from absl import logging
 import jax
 import pytest
 
 from desloc_jax.errors import UserError
 from desloc_jax.plan import compile as compile_lib, compile_step, compiled_text
 from desloc_jax.plan.compile_table import BETWEEN, EVERY_STEP, INSIDE, ON_CONDITION, traffic
-from desloc_jax.train import topology as topology_lib
+from desloc_jax.train import mesh as mesh_lib, topology as topology_lib
 from desloc_jax.train.config import flatten
 from desloc_jax.train.config_changes import changed_options
 from desloc_jax.train.config_checks import check_config
@@ -49,6 +50,15 @@ def test_a_step_is_compiled_without_data_and_described(cpus):
   text = compiled_text(step)
   for line in ('sum of the parts', "XLA's plan", 'all-reduce', 'It fits', '2 micro-batches of 4'):
     assert line in text, line
+
+
+def test_a_compiler_without_the_option_for_slices_compiles_without_it(cpus, monkeypatch):
+  without = compile_step(config_of())
+  monkeypatch.setattr(mesh_lib, 'tpu_slices', lambda mesh: 2)
+  warnings = []
+  monkeypatch.setattr(logging, 'warning', lambda *args: warnings.append(args))
+  assert compile_step(config_of()).collectives == without.collectives
+  assert 'no xla_tpu_use_minor' in warnings[0][0] % warnings[0][1:]
 
 
 def test_what_crosses_is_the_payload_of_the_ledger(cpus):

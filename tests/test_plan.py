@@ -222,8 +222,8 @@ def test_the_experiment_writes_its_table_and_plot(tmp_path):
   written = (tmp_path / 'results.md').read_text()
   assert 'From 0.22 to 0.25 all nine are within rounding.' in written
   assert report.checks[0].verdict == 'holds' and '`the command`' in written
-  # What was measured on the wire: five methods at three rates, and DES-LOC once more at one.
-  assert len(report.checks[1].values) == 2 * (5 * 3 + 1)
+  # What was measured on the wire: five methods at three rates, with two and with four processes.
+  assert len(report.checks[1].values) == 2 * 5 * 3
   rows = list(csv.DictReader((tmp_path / 'results.csv').open()))
   assert len(rows) == 3 * 4 * len(wallclock.GBPS)  # Models, methods, bandwidths.
   marked = [row for row in rows if row['paper_days']]

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -179,6 +180,14 @@ class Device:
     self.device_kind = 'test'
     if slice_index is not None:
       self.slice_index = slice_index
+
+
+def test_slices_are_those_of_tpus():
+  of = lambda *devices: mesh_lib.tpu_slices(types.SimpleNamespace(devices=np.array([devices])))
+  tpu = lambda id, slice_index: Device(id, 0, slice_index, platform='tpu')
+  assert of(tpu(0, 0), tpu(1, 0), tpu(2, 1)) == 2
+  assert of(Device(0, 0, platform='tpu'), Device(1, 1, platform='tpu')) == 1
+  assert of(Device(0, 0, 0), Device(1, 1, 1)) == 0
 
 
 def ids(rows):

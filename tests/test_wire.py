@@ -1,11 +1,15 @@
 """The slow network inside this machine: bytes on its links against the ledger's."""
 
+import dataclasses
+import functools
+
 import pytest
 
+from experiments.wire import checks
 from experiments.wire.methods import Case, SILENT
 from experiments.wire.network import network, why_no_network
 from experiments.wire.plot import plot
-from experiments.wire.results import bytes_row, PAYLOAD_SHARE, time_rows
+from experiments.wire.results import bytes_rows, overhead_rows, PAYLOAD_SHARE, time_rows
 from experiments.wire.runs import measure, Phase, Window
 
 
@@ -23,7 +27,7 @@ def run(case, folder):
 def test_ddp_sends_its_gradients_and_cannot_be_faster_than_the_link(tmp_path):
   case = Case('ddp', 2, 16, (Phase(1000, 64), Phase(50, 16)))
   fast, slow = run(case, tmp_path)
-  row = bytes_row(case, fast)
+  (row,) = bytes_rows({case: [[fast]]})
   # The counters are read while steps are made: one more or less of 64.
   assert row.measured == pytest.approx(row.ring, rel=0.05)
   assert slow.step_s > 0.95 * row.ring / (50e6 / 8)
@@ -35,7 +39,7 @@ def test_desloc_sends_what_the_ledger_says(devices, tmp_path):
   """However many devices a worker has: each sends its own part."""
   case = Case('desloc', 2, 32, (Phase(1000, 192),), devices=devices)
   (window,) = run(case, tmp_path)
-  row = bytes_row(case, window)
+  (row,) = bytes_rows({case: [[window]]})
   assert row.ledger_payload == pytest.approx(443_008 * 4 * 1.5 / 32, rel=1e-4)
   assert row.ring <= row.measured < 1.05 * row.ring
 
@@ -46,35 +50,66 @@ def test_local_steps_send_nothing_but_heartbeats_and_lines_of_the_log(tmp_path):
   assert window.bytes_per_step < 200  # 0.01% of what DDP sends.
 
 
-def test_rows_and_plot(tmp_path):
+def test_rows_and_plot_of_the_time(tmp_path):
   phases = (Phase(None, 64), Phase(100, 64))
-  silent = Case(SILENT, 2, 64, phases, timed=True, batch_size=4)
-  ddp = Case('ddp', 2, 64, phases, timed=True, batch_size=4)
-  of = lambda *steps: [Window(p, 64 * s, [0, 0]) for p, s in zip(phases, steps, strict=True)]
-  # A machine that is half as fast in the second round.
-  windows = {silent: [of(0.01, 0.01), of(0.02, 0.02), of(0.01, 0.01)], ddp: [of(0.02, 0.2)]}
-  windows[ddp] += [of(0.04, 0.4), of(0.02, 0.1)]
-  rows = time_rows(windows)
-  assert [row.over_silent for row in rows] == pytest.approx([1, 1, 2, 20])
-  assert [(row.least, row.most) for row in rows[2:]] == [
-    pytest.approx((2, 2)),
-    pytest.approx((10, 20)),
+  timed = functools.partial(Case, sites=2, period=64, part='time', batch_size=4)
+  of = lambda phases, *steps: [
+    Window(p, 64 * s, [0, 0]) for p, s in zip(phases, steps, strict=True)
   ]
-  assert [row.predicted_s for row in rows[::2]] == [None, None]
+  rows = time_rows(
+    {
+      timed(SILENT, phases=phases): [of(phases, 0.01, 0.01)],
+      timed('ddp', phases=phases): [of(phases, 0.02, 0.2)],
+      # Local steps of the run itself are what the planner starts from, and what is compared with.
+      timed('desloc', phases=phases[1:]): [[Window(phases[1], 64 * 0.033, [0, 0], 0.03)]],
+      timed('local_adam', phases=phases[1:]): [[Window(phases[1], 64 * 0.4, [0, 0], 0.03)]],
+    }
+  )
+  assert [row.over_silent for row in rows] == pytest.approx([1, 1, 2, 20, 3.3, 40])
+  assert [row.over_local for row in rows[:5]] == [None] * 4 + [pytest.approx(1.1)]
+  assert [row.predicted_s for row in rows[:4:2]] == [None, None]
   assert rows[1].predicted_s == pytest.approx(0.01)
   # 1,772,032 bytes of gradients, and a ring of two sends each once.
-  assert rows[3].predicted_s == pytest.approx(0.01 + 443_008 * 4 / (100e6 / 8 * PAYLOAD_SHARE))
+  gradients_s = 443_008 * 4 / (100e6 / 8 * PAYLOAD_SHARE)
+  assert rows[3].predicted_s == pytest.approx(0.01 + gradients_s)
   assert rows[3].tokens_per_s == pytest.approx(2 * 4 * 64 / 0.2)
-  assert [row.over_local for row in rows] == [None] * 4
-  # Local steps of the run itself are what the planner starts from, and what is compared with.
-  local = Case('desloc', 2, 64, phases[1:], timed=True, batch_size=4)
-  window = Window(phases[1], 64 * 0.033, [0, 0], local_step_s=0.03)
-  (row,) = time_rows(windows | {local: [[window]]})[4:]
-  assert (row.over_local, row.over_silent) == pytest.approx((1.1, 3.3))
-  per_step = 443_008 * 4 * (1 + 1 / 3 + 1 / 6) / 64
-  assert row.predicted_s == pytest.approx(0.03 + per_step / (100e6 / 8 * PAYLOAD_SHARE), rel=1e-4)
+  assert rows[4].predicted_s == pytest.approx(0.03 + 1.5 * gradients_s / 64, rel=1e-4)
+  # DES-LOC sends for a tenth of its step: that says nothing about the link.
+  assert [row.cells()[-1] for row in rows] == ['-', '-', '-', '78%', '-', '2%']
+  assert rows[3].link_used == pytest.approx(gradients_s / 0.19)
   plot(rows, tmp_path / 'wire.png')
   assert (tmp_path / 'wire.png').stat().st_size > 10_000
-  assert rows[3].cells()[-2:] == ('20.00x', '10.00-20.00x')
-  # While the second round is in progress.
-  assert [row.rounds for row in time_rows(windows | {ddp: windows[ddp][:1]})] == [3, 3, 1, 1]
+
+
+def test_rows_and_checks_of_the_overhead():
+  phase = Phase(100, 64)
+  silent, desloc = (Case(name, 2, 256, (phase,), 'overhead') for name in (SILENT, 'desloc'))
+  of = lambda step_s, local_s=None: [Window(phase, 64 * step_s, [0, 0], local_s)]
+  # A machine that is half as fast in the second round; the third is not complete.
+  measured = {
+    silent: [of(0.01), of(0.02), of(0.02)],
+    desloc: [of(0.0103, 0.0101), of(0.0208, 0.02)],
+  }
+  rows = overhead_rows(measured)
+  assert [row.round for row in rows] == [1, 2]
+  assert [row.cells()[-2:] for row in rows] == [('1.020x', '1.030x'), ('1.040x', '1.040x')]
+  as_read = [dataclasses.asdict(row) for row in rows]
+  ddp = dict(method='ddp', processes=2, megabits=100, step_s=1, predicted_s=0.95, over_silent=9)
+  time = [ddp | {'link_used': 0.9}, ddp | {'link_used': '', 'megabits': 10}]
+  planned, used, slow, over_silent, over_local = checks.checks(time, as_read)
+  assert (planned.verdict, used.verdict, used.values) == ('holds', 'holds', [90])
+  assert (slow.values, slow.verdict) == ([9], 'holds')
+  assert over_silent.values == pytest.approx([3, 4])
+  assert over_local.values == pytest.approx([1.980, 4], rel=1e-3)
+  assert over_silent.verdict == 'open'  # Two rounds do not say that it is under 5%.
+
+
+def test_checks_of_a_bad_wire_fail_and_those_of_nothing_are_left_out():
+  row = {'method': 'favg_opt', 'processes': 2, 'megabits': 10, 'step_s': 1.2, 'over_silent': 9}
+  planned, used = checks.checks([row | {'predicted_s': 1, 'link_used': 0.8}], [])
+  assert (planned.verdict, used.verdict) == ('does not hold', 'does not hold')
+  assert len(checks.checks([row | {'predicted_s': 1, 'link_used': ''}], [])) == 1
+  overhead = {'processes': 2, 'megabits': 10, 'K_x': 256, 'step_s': 1.2, 'local_step_s': 1.1}
+  rounds = [overhead | {'silent_step_s': silent_s} for silent_s in (1.0, 1.001, 1.002)]
+  _, over_silent, over_local = checks.checks([row | {'predicted_s': 1, 'link_used': ''}], rounds)
+  assert (over_silent.verdict, over_local.verdict) == ('does not hold', 'does not hold')

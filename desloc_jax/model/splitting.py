@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 BATCH_AXIS = 'fsdp'  # The mesh axis that sequences are split over, where a mesh has it.
 _TILE = 128  # Elements of the last dimension that TPUs keep together.
+# Rows of an array from which on XLA for TPUs (libtpu 0.0.42) sums the whole of it, if rows are split.
 _LONG = 16_384
 
 
@@ -80,11 +81,11 @@ def split_dimension(shape: tuple[int, ...], devices: int) -> int | None:
   """Returns the dimension of an array that is split over `devices`, None if none can be.
 
   It is the first that they can share evenly. An array with more rows than `_LONG`, as an embedding has,
-  is split along its last dimension if each device gets whole tiles. XLA for TPUs scatters sums that are
-  split so; others it mostly sums whole on every device, at twice the bytes.
+  is split along its last dimension if each device gets whole tiles: XLA for TPUs scatters the sum of
+  gradients then, where it would mostly sum the whole on every device, at twice the bytes.
   """
   fitting = [i for i, size in enumerate(shape) if devices > 1 and size % devices == 0]
   if not fitting:
     return None
   first, last = fitting[0], fitting[-1]
-  return last if shape[first] > _LONG and shape[last] % (devices * _TILE) == 0 else first
+  return last if shape[0] > _LONG and shape[last] % (devices * _TILE) == 0 else first

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
@@ -54,7 +55,8 @@ class Program:
     except jax.errors.JaxRuntimeError as error:
       if 'No such compile option' not in str(error):
         raise
-      return lowered.compile()  # By a compiler that has no such choice.
+      logging.warning('this libtpu has no %s: over slices more bytes are sent.', *_SLICES_OPTIONS)
+      return lowered.compile()
 
 
 def make_worker_mesh(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | None) -> Mesh:

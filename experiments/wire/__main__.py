@@ -3,12 +3,15 @@
   python -m experiments.wire
 
 Each process is a worker in a network namespace of its own; `tc ... tbf` throttles what it sends and
-the kernel counts the bytes (network.py). Needs root and iproute2.
+the kernel counts the bytes (network.py). Needs root, iproute2 and taskset.
 
-Writes experiments/results/wire_bytes.csv, wire_time.csv and wire.png. Bytes: at K_x = 256, over whole
-cycles of all periods, beside the ledger's. Time: tokens/s at each rate, beside what the planner says
-of the same ledger, with the time of a step without communication as measured. A machine is not equally
-fast all of the time: with --rounds all methods take turns so often, and medians are what is written.
+Writes experiments/results/wire_bytes.csv, wire_time.csv, wire_overhead.csv and wire.png. Three parts:
+
+  bytes     at K_x = 256, over whole cycles of all periods, beside the ledger's
+  time      tokens/s at each rate, beside what the planner says of the same ledger, with the arithmetic
+            of a step as the same run shows it between averages
+  overhead  DES-LOC at K_x = 256 and 100 Mbit/s over no communication. A machine is not equally fast all
+            of the time: the two take turns, --rounds times.
 """
 
 import argparse
@@ -27,15 +30,15 @@ from desloc_jax.errors import UserError
 from desloc_jax.tables import align
 from desloc_jax.train.workdir import write_text
 from experiments.report import csv_text
-from experiments.wire.methods import Case, METHODS, SILENT, TIME_PERIOD
+from experiments.wire.methods import Case, METHODS, PARTS, SILENT, TIME_PERIOD
 from experiments.wire.network import network, why_no_network
 from experiments.wire.plot import plot
-from experiments.wire.results import bytes_row, BytesRow, Measured, time_rows, TimeRow
+from experiments.wire.results import Measured, ROWS
 from experiments.wire.runs import measure, Phase
 
 RATES = (1000, 100, 10)  # 1e6 bits a second, after a part without a limit.
-BYTES_PERIOD = 256  # K_x.
-LONG_RATE = 100  # At which DES-LOC with the longer period is timed too.
+BYTES_PERIOD = 256  # K_x of the bytes and of the overhead.
+OVERHEAD_RATE = 100
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -45,7 +48,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add('--sites', type=int, nargs='+', default=[2, 4], help='processes (default: %(default)s)')
   add('--methods', nargs='+', default=list(METHODS), choices=METHODS, metavar='METHOD',
       help='of %(default)s')  # fmt: skip
-  add('--only', choices=('bytes', 'time'), help='of the two parts; default: both')
+  add(
+    '--only', nargs='+', default=list(PARTS), choices=PARTS, metavar='PART', help='of %(default)s'
+  )
   add(
     '--rates',
     type=float,
@@ -54,22 +59,28 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     help='1e6 bits a second of the links, for the time (default: %(default)s)',
   )
   add(
-    '--batch_size',
+    '--global_batch_size',
     type=int,
-    default=4,
-    help='sequences a worker and step for the time: how long a step is (default: %(default)s)',
+    default=16,
+    help='sequences of all workers a step, for time and overhead: how long it is (%(default)s)',
   )
-  add(
-    '--rounds', type=int, default=1, help='times that each method is timed (default: %(default)s)'
-  )
+  add('--rounds', type=int, default=5, help='of the overhead (default: %(default)s)')
   add('--results', default='experiments/results', help='folder of tables and plot')
   options = parser.parse_args(argv)
   if min(options.sites) < 2:
     raise UserError(f'--sites is {min(options.sites)}; expected at least 2.')
   if min(options.rates) <= 0:
     raise UserError(f'--rates is {min(options.rates)}; expected more than 0.')
-  if options.batch_size < 1:
-    raise UserError(f'--batch_size is {options.batch_size}; expected at least 1.')
+  if 'overhead' in options.only and 'desloc' not in options.methods:
+    raise UserError(
+      'the overhead is of desloc, which is not among --methods; leave it out by --only.'
+    )
+  for sites in options.sites if set(options.only) - {'bytes'} else ():
+    if options.global_batch_size < 1 or options.global_batch_size % sites:
+      raise UserError(
+        f'--global_batch_size is {options.global_batch_size}; expected a multiple of {sites}, the '
+        'processes.'
+      )
   if options.rounds < 1:
     raise UserError(f'--rounds is {options.rounds}; expected at least 1.')
   if why_not := why_no_network():
@@ -79,12 +90,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
   options = parse(argv)
-  parts = [options.only] if options.only else ['bytes', 'time']
   cases = [
     case
-    for sites in options.sites
-    for part in parts
-    for _ in range(options.rounds if part == 'time' else 1)
+    for sites in dict.fromkeys(options.sites)
+    for part in dict.fromkeys(options.only)
+    for _ in range(options.rounds if part == 'overhead' else 1)
     for case in _cases(part, sites, options)
   ]
   results = pathlib.Path(options.results)
@@ -106,34 +116,35 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _write_results(measured: Measured, results: pathlib.Path) -> list[str]:
   """Writes what there is so far; returns the tables as text."""
   tables = []
-  sent = [bytes_row(case, rounds[0][0]) for case, rounds in measured.items() if not case.timed]
-  if sent:
-    write_text(results / 'wire_bytes.csv', csv_text(list(map(dataclasses.asdict, sent))))
-    tables.append(align([BytesRow.columns(), *(row.cells() for row in sent)]))
-  took = time_rows({case: rounds for case, rounds in measured.items() if case.timed})
-  if took:
-    write_text(results / 'wire_time.csv', csv_text(list(map(dataclasses.asdict, took))))
-    plot(took, results / 'wire.png')
-    tables.append(align([TimeRow.columns(), *(row.cells() for row in took)]))
+  for part, make_rows in ROWS.items():
+    rows = make_rows({case: rounds for case, rounds in measured.items() if case.part == part})
+    if rows:
+      write_text(results / f'wire_{part}.csv', csv_text(list(map(dataclasses.asdict, rows))))
+      tables.append(align([rows[0].columns(), *(row.cells() for row in rows)]))
+      if part == 'time':
+        plot(rows, results / 'wire.png')
   return tables
 
 
 def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]:
+  """Yields the runs of one part, of `PARTS`."""
+  methods = dict.fromkeys(options.methods)
+  cycle = 6 * BYTES_PERIOD  # Of all three periods of DES-LOC.
+  batch_size = options.global_batch_size // sites
+  timed = functools.partial(Case, sites=sites, part=part, batch_size=batch_size)
   if part == 'bytes':
-    for method in options.methods:
-      yield Case(
-        method, sites, BYTES_PERIOD, phases=(Phase(1000, 128 if method == 'ddp' else 1536),)
-      )
-    if 'desloc' in options.methods:
-      yield Case('desloc', sites, BYTES_PERIOD, phases=(Phase(1000, 1536),), devices=2)
-    return
-  timed = functools.partial(Case, sites=sites, timed=True, batch_size=options.batch_size)
-  for method in dict.fromkeys((SILENT, *options.methods)):
-    cycle = 24 if method == 'ddp' else 6 * TIME_PERIOD
-    phases = tuple(Phase(rate, cycle) for rate in (None, *options.rates))
-    yield timed(method, period=TIME_PERIOD, phases=phases)
-  if 'desloc' in options.methods and LONG_RATE in options.rates:
-    yield timed('desloc', period=BYTES_PERIOD, phases=(Phase(LONG_RATE, 6 * BYTES_PERIOD),))
+    for method in methods:
+      yield Case(method, sites, BYTES_PERIOD, (Phase(1000, 128 if method == 'ddp' else cycle),))
+    if 'desloc' in methods:
+      yield Case('desloc', sites, BYTES_PERIOD, (Phase(1000, cycle),), devices=2)
+  elif part == 'time':
+    for method in (SILENT, *methods):
+      steps = 24 if method == 'ddp' else 6 * TIME_PERIOD
+      phases = tuple(Phase(rate, steps) for rate in (None, *options.rates))
+      yield timed(method, period=TIME_PERIOD, phases=phases)
+  else:
+    for method, steps in ((SILENT, 2 * BYTES_PERIOD), ('desloc', cycle)):
+      yield timed(method, period=BYTES_PERIOD, phases=(Phase(OVERHEAD_RATE, steps),))
 
 
 if __name__ == '__main__':

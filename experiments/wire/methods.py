@@ -9,6 +9,7 @@ from experiments.wire.runs import Phase
 
 METHODS = ('ddp', 'local_adam', 'favg_opt', 'diloco', 'desloc')
 SILENT = 'no communication'
+PARTS = ('bytes', 'time', 'overhead')
 TIME_PERIOD = 64  # K_x of the runs that are timed.
 # DDP averages at every step, so that lines of the log are never far from one.
 _LOG_EVERY = {'ddp': 8}
@@ -28,7 +29,7 @@ class Case:
     sites: processes, each with one worker.
     period: K_x.
     phases: that are measured.
-    timed: whether it is run for its time, else for its bytes.
+    part: what it is run for, of `PARTS`.
     batch_size: sequences of a worker and step.
     devices: virtual CPU devices of each worker.
   """
@@ -37,7 +38,7 @@ class Case:
   sites: int
   period: int
   phases: tuple[Phase, ...]
-  timed: bool = False
+  part: str = 'bytes'
   batch_size: int = 1
   devices: int = 1
 

@@ -6,7 +6,7 @@ import pathlib
 from matplotlib.figure import Figure
 
 from experiments import plots
-from experiments.wire.methods import SILENT, TIME_PERIOD
+from experiments.wire.methods import SILENT
 from experiments.wire.results import TimeRow
 
 
@@ -17,14 +17,13 @@ def plot(rows: Sequence[TimeRow], path: pathlib.Path) -> None:
   panels = figure.subplots(1, len(counts), squeeze=False)[0]
   for count, axes in zip(counts, panels, strict=True):
     here = [row for row in rows if row.processes == count and row.megabits is not None]
-    for name, period in dict.fromkeys((row.method, row.K_x) for row in here):
-      line = [row for row in here if (row.method, row.K_x) == (name, period)]
+    for name in dict.fromkeys(row.method for row in here):
+      line = [row for row in here if row.method == name]
       rates = [row.megabits for row in line]
-      label = name if name in ('ddp', SILENT) else f'{name}, K_x = {period}'
+      label = name if name in ('ddp', SILENT) else f'{name}, K_x = {line[0].K_x}'
       color, _ = plots.STYLES.get(name, ('tab:gray', ''))
-      marker = 'o' if period == TIME_PERIOD else 's'
       measured = [row.tokens_per_s for row in line]
-      (drawn,) = axes.plot(rates, measured, marker, color=color, label=label)
+      (drawn,) = axes.plot(rates, measured, 'o', color=color, label=label)
       predicted = [row.tokens_per_s * row.step_s / row.predicted_s for row in line]
       axes.plot(rates, predicted, '--', color=drawn.get_color(), linewidth=1)
     axes.set(

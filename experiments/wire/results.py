@@ -1,4 +1,4 @@
-"""Rows of the two tables: what was measured beside what was to be expected."""
+"""Rows of the tables: what was measured beside what was to be expected."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -8,7 +8,7 @@ from desloc_jax.plan.timing import Link, step_time
 from desloc_jax.train.metrics import format_bytes
 from experiments.wire.methods import Case, SILENT
 from experiments.wire.network import MTU
-from experiments.wire.runs import Phase, Window
+from experiments.wire.runs import Window
 
 # Of a packet: Ethernet 14 bytes, IP 20, TCP 32 with its timestamp.
 _ETHERNET, _HEADERS = 14, 52
@@ -40,8 +40,12 @@ class BytesRow:
     return self.method, str(self.processes), period, *map(format_bytes, sizes), over
 
 
-def bytes_row(case: Case, window: Window) -> BytesRow:
-  """Returns what one run sent."""
+def bytes_rows(measured: Measured) -> list[BytesRow]:
+  """Returns a row for each run."""
+  return [_bytes_row(case, windows[0]) for case, (windows,) in measured.items()]
+
+
+def _bytes_row(case: Case, window: Window) -> BytesRow:
   ledger = case.ledger()
   payload = ledger.bytes_per_step
   return BytesRow(
@@ -57,12 +61,14 @@ def bytes_row(case: Case, window: Window) -> BytesRow:
 
 @dataclasses.dataclass(frozen=True)
 class TimeRow:
-  """Seconds of a mean step at one rate, medians over rounds.
+  """Seconds of a mean step at one rate.
 
   `over_local` is how many times a step takes what a local step of the same run and rate does, by which
-  the machine's changes from run to run cancel; None where there is none (DDP). `over_silent` is how
-  many times it takes what a step does in a run without communication, of the same round; `least` and
-  `most` are of single rounds.
+  the machine's changes from run to run cancel; None where there is none (DDP) or nothing else (no
+  communication). `over_silent` is how
+  many times it takes what a step does in a run without communication. `link_used` is the share of the
+  link's rate at which averages move, headers included; None where they take less than half of a step,
+  too little to tell.
   """
 
   processes: int
@@ -70,20 +76,18 @@ class TimeRow:
   K_x: int
   megabits: float | None
   steps: int
-  rounds: int
   step_s: float
   tokens_per_s: float
   predicted_s: float | None  # By the planner; None where no rate limits.
   over_local: float | None
   over_silent: float
-  least: float
-  most: float
+  link_used: float | None
 
   @staticmethod
   def columns() -> tuple[str, ...]:
     return (
       'method', 'processes', 'K_x', 'Mbit/s', 'step', 'tokens/s', 'predicted', 'off by',
-      'over its local step', 'over no communication', 'in rounds',
+      'over its local step', 'over no communication', 'of the link',
     )  # fmt: skip
 
   def cells(self) -> tuple[str, ...]:
@@ -102,52 +106,103 @@ class TimeRow:
       off,
       '-' if self.over_local is None else f'{self.over_local:.3f}x',
       f'{self.over_silent:.2f}x',
-      f'{self.least:.2f}-{self.most:.2f}x' if self.rounds > 1 else '-',
+      '-' if self.link_used is None else f'{self.link_used:.0%}',
     )
 
 
 def time_rows(measured: Measured) -> list[TimeRow]:
-  """Returns a row for each phase of each run, of those rounds whose silent run is there.
+  """Returns a row for each phase of each run; of each number of processes one run is silent.
 
   The planner is given the time of a step's arithmetic: that of a local step of the same run and rate,
-  or else of a run without communication, whatever the rate: the median over its phases.
+  or else of the run without communication, whatever the rate: the median over its phases.
   """
-  silent = {
-    case.sites: [statistics.median(window.step_s for window in windows) for windows in rounds]
-    for case, rounds in measured.items()
+  silent_s = {
+    case.sites: statistics.median(window.step_s for window in windows)
+    for case, (windows,) in measured.items()
     if case.method == SILENT
   }
   return [
-    _time_row(case, phase, [windows[place] for windows in rounds], silent[case.sites])
-    for case, rounds in measured.items()
-    for place, phase in enumerate(case.phases)
+    _time_row(case, window, silent_s[case.sites])
+    for case, (windows,) in measured.items()
+    for window in windows
   ]
 
 
-def _time_row(
-  case: Case, phase: Phase, windows: Sequence[Window], silent: Sequence[float]
-) -> TimeRow:
-  pairs = [(w.step_s, w.local_step_s) for w in windows if w.local_step_s and case.method != SILENT]
-  arithmetic_s = statistics.median([local for _, local in pairs] or silent)
-  predicted = None
-  if phase.megabits is not None:
-    link = Link(phase.megabits * 1e6 / 8 * PAYLOAD_SHARE)
-    predicted = step_time(case.ledger(), link, arithmetic_s).total_s
-  # The round in progress may have its silent run only.
-  over = [window.step_s / without for window, without in zip(windows, silent, strict=False)]
-  step_s = statistics.median(window.step_s for window in windows)
+def _time_row(case: Case, window: Window, silent_s: float) -> TimeRow:
+  megabits, step_s = window.phase.megabits, window.step_s
+  local_s = None if case.method == SILENT else window.local_step_s
+  arithmetic_s = local_s or silent_s
+  predicted_s = link_used = None
+  if megabits is not None:
+    planned = step_time(case.ledger(), Link(megabits * 1e6 / 8 * PAYLOAD_SHARE), arithmetic_s)
+    predicted_s = planned.total_s
+    measured_s = step_s - arithmetic_s
+    if measured_s > step_s / 2:
+      link_used = planned.communication_s / measured_s
   return TimeRow(
     processes=case.sites,
     method=case.method,
     K_x=case.period,
-    megabits=phase.megabits,
-    steps=phase.steps,
-    rounds=len(windows),
+    megabits=megabits,
+    steps=window.phase.steps,
     step_s=step_s,
     tokens_per_s=case.sites * case.options['batch_size'] * case.options['seq_len'] / step_s,
-    predicted_s=predicted,
-    over_local=statistics.median(step / local for step, local in pairs) if pairs else None,
-    over_silent=statistics.median(over),
-    least=min(over),
-    most=max(over),
+    predicted_s=predicted_s,
+    over_local=local_s and step_s / local_s,
+    over_silent=step_s / silent_s,
+    link_used=link_used,
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class OverheadRow:
+  """One round: seconds of a mean step of DES-LOC, and of a run without communication next to it."""
+
+  processes: int
+  K_x: int
+  megabits: float
+  round: int
+  step_s: float
+  local_step_s: float
+  silent_step_s: float
+
+  @staticmethod
+  def columns() -> tuple[str, ...]:
+    return (
+      'processes', 'K_x', 'Mbit/s', 'round', 'step', 'over its local step', 'over no communication'
+    )  # fmt: skip
+
+  def cells(self) -> tuple[str, ...]:
+    return (
+      str(self.processes),
+      str(self.K_x),
+      f'{self.megabits:g}',
+      str(self.round),
+      f'{1e3 * self.step_s:.1f} ms',
+      f'{self.step_s / self.local_step_s:.3f}x',
+      f'{self.step_s / self.silent_step_s:.3f}x',
+    )
+
+
+def overhead_rows(measured: Measured) -> list[OverheadRow]:
+  """Returns a row for each round of which both runs are there."""
+  silent = {case.sites: rounds for case, rounds in measured.items() if case.method == SILENT}
+  return [
+    OverheadRow(
+      case.sites,
+      case.period,
+      window.phase.megabits,
+      number,
+      window.step_s,
+      window.local_step_s,
+      without.step_s,
+    )
+    for case, rounds in measured.items()
+    if case.method != SILENT
+    for number, ((window,), (without,)) in enumerate(
+      zip(rounds, silent[case.sites], strict=False), 1
+    )
+  ]
+
+
+ROWS = {'bytes': bytes_rows, 'time': time_rows, 'overhead': overhead_rows}
