@@ -60,7 +60,7 @@ def measure(
   log_every: int,
   devices: int = 1,
 ) -> list[Window]:
-  """Trains one worker at each site, on a core of its own if there are enough; returns what it took.
+  """Trains one worker at each site; returns what it took. One of one device keeps to a core.
 
   Before a phase is measured it runs for two lines of the log, so that no sync of the phase before is
   among its steps.
@@ -82,7 +82,11 @@ def measure(
   network.throttle(None)
   cores = sorted(os.sched_getaffinity(0))
   # A process that waits would otherwise lend its core to the others, and its step would look shorter.
-  to_a_core = [['taskset', '-c', str(cores[site % len(cores)])] for site in range(network.sites)]
+  # Several devices on one core can wait for each other for ever, in XLA's collectives.
+  to_a_core = [
+    ['taskset', '-c', str(cores[site % len(cores)])] if devices == 1 else []
+    for site in range(network.sites)
+  ]
   processes = start(
     network.sites,
     workdir,
