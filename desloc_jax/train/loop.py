@@ -93,6 +93,11 @@ def _run_steps(
   config = job.config
   evaluator = Evaluator(job)
   recorder = Recorder(job, workdir, start, stop, state)
+  # XLA's collectives on CPUs can wait for each other for ever where steps queue up on several devices
+  # of several processes; of GPUs and TPUs nothing like it is known.
+  one_at_a_time = (
+    processes.several() and jax.default_backend() == 'cpu' and jax.local_device_count() > 1
+  )
   try:
     if start == 0:
       recorder.write(
@@ -104,6 +109,8 @@ def _run_steps(
     with StopRequest() as request:
       for step, inputs in zip(range(start + 1, stop + 1), _inputs(job, start), strict=False):
         state, metrics = job.train_step(state, *inputs)
+        if one_at_a_time:
+          jax.block_until_ready(metrics)
         interrupted = request.signal_number is not None
         if recorder.due:  # The step before: fetched now that the device has its next work.
           recorder.write(recorder.fetch(interrupted))
