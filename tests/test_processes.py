@@ -26,7 +26,11 @@ def options(text):
 
 def finish(processes, timeout=150):
   """Returns exit codes and what went to stderr, after all have ended."""
-  errors = [process.communicate(timeout=timeout)[1] for process in processes]
+  try:
+    errors = [process.communicate(timeout=timeout)[1] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()  # What has ended already is not concerned.
   return [process.returncode for process in processes], errors
 
 
@@ -45,6 +49,21 @@ def test_several_processes_compute_what_one_does(options, tmp_path):
   ends = [read_metrics(workdir)[-1] for workdir in (one, several)]
   assert ends[0]['val_loss'] == pytest.approx(ends[1]['val_loss'], rel=1e-5)
   assert ends[0]['bytes_per_worker'] == ends[1]['bytes_per_worker'] > 0
+
+
+@pytest.mark.slow
+def test_steps_that_nothing_waits_for_do_not_fill_the_devices_queues(options, tmp_path):
+  """With over 32 programs in flight, processes of several CPU devices each wait for ever."""
+  started = start(
+    2,
+    tmp_path / 'run',
+    options | {'steps': 150, 'log_every': 1000, 'periods.params': 1000},
+    2,
+    devices=2,
+  )
+  codes, errors = finish(started)
+  assert codes == [0, 0], errors
+  assert read_metrics(tmp_path / 'run')[-1]['step'] == 150
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 
 from desloc_jax.train import exchange, mesh as mesh_lib
+from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.job import Job
 from desloc_jax.train.step import local_mean, TrainState
 
@@ -32,6 +33,9 @@ class Evaluator:
     return results
 
   def _loss(self, params) -> float:
-    sums = [self._job.eval_step(params, tokens, mask) for tokens, mask in self._batches]
+    in_flight = InFlight()
+    sums = [
+      in_flight.add(self._job.eval_step(params, tokens, mask)) for tokens, mask in self._batches
+    ]
     # Of several processes each has the sums of its own workers: one exchange adds them up.
     return float(np.sum(exchange.fetch(sums), dtype=np.float64)) / self._sequences

@@ -21,6 +21,7 @@ from desloc_jax.train.agreement import check_agreement, together
 from desloc_jax.train.checkpoint import Checkpoints
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.evaluate import Evaluator
+from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.interruption import Interrupted, StopRequest
 from desloc_jax.train.job import Job
 from desloc_jax.train.metrics import read_metrics
@@ -93,11 +94,7 @@ def _run_steps(
   config = job.config
   evaluator = Evaluator(job)
   recorder = Recorder(job, workdir, start, stop, state)
-  # XLA's collectives on CPUs can wait for each other for ever where steps queue up on several devices
-  # of several processes; of GPUs and TPUs nothing like it is known.
-  one_at_a_time = (
-    processes.several() and jax.default_backend() == 'cpu' and jax.local_device_count() > 1
-  )
+  in_flight = InFlight()
   try:
     if start == 0:
       recorder.write(
@@ -109,8 +106,7 @@ def _run_steps(
     with StopRequest() as request:
       for step, inputs in zip(range(start + 1, stop + 1), _inputs(job, start), strict=False):
         state, metrics = job.train_step(state, *inputs)
-        if one_at_a_time:
-          jax.block_until_ready(metrics)
+        in_flight.add(metrics)
         interrupted = request.signal_number is not None
         if recorder.due:  # The step before: fetched now that the device has its next work.
           recorder.write(recorder.fetch(interrupted))
