@@ -39,10 +39,11 @@ def start(
   address = f'{host}:{free_port()}'
   values = [f'--config.{name}={value}' for name, value in {**options, 'workers': workers}.items()]
   command = [sys.executable, 'run.py', f'--config={config}', f'--workdir={workdir}', *values]
+  flags = os.environ.get('XLA_FLAGS', '')
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'TQDM_DISABLE': '1',  # A bar that nobody reads would fill the pipe.
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count={devices}',
   }
   started = []
   for index in range(processes):

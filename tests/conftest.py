@@ -10,8 +10,9 @@ import tempfile
 from absl import logging
 import pytest
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+from tests.environment import environment
+
+os.environ |= environment(devices=8)
 # Processes of one test run, those that tests start too, share what they compile.
 _RUN = os.environ.get('PYTEST_XDIST_TESTRUNUID', str(os.getpid()))
 _CACHE = pathlib.Path(tempfile.gettempdir()) / f'desloc_jax-tests-{_RUN}'

@@ -1,6 +1,5 @@
 """Runs of experiments: in this process, or by their command."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import sys
 from experiments import runner
 from experiments.progress import Progress
 from experiments.scales import make_scale
+from tests.environment import environment
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -19,10 +19,9 @@ def run_all(runs, folder):
 
 
 def command(module, *args, **options):
-  environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
   return subprocess.Popen(
     [sys.executable, '-m', f'experiments.{module}', *args],
-    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, **options,
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(), **options,
   )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """Steps compiled for devices that are not there: here for CPUs that stand for the chips of a slice."""
 
 import importlib.util
-import os
 import pathlib
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from desloc_jax.train.config_changes import changed_options
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.topology import parse_topology, topology_devices, TopologyName
 from experiments import pods
+from tests.environment import environment
 from tests.runs import small_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -52,13 +52,13 @@ def test_a_step_is_compiled_without_data_and_described(cpus):
     assert line in text, line
 
 
-def test_a_compiler_without_the_option_for_slices_compiles_without_it(cpus, monkeypatch):
+def test_a_compiler_without_the_option_for_tpus_compiles_without_it(cpus, monkeypatch):
   without = compile_step(config_of())
-  monkeypatch.setattr(mesh_lib, 'tpu_slices', lambda mesh: 2)
+  monkeypatch.setattr(mesh_lib, 'platform', lambda mesh: 'tpu')
   warnings = []
   monkeypatch.setattr(logging, 'warning', lambda text, *args: warnings.append(text % args))
   assert compile_step(config_of()).collectives == without.collectives
-  assert 'no xla_tpu_use_minor' in warnings[-1]
+  assert 'no xla_tpu_prefer_async_allgather' in warnings[-1]
 
 
 def test_what_crosses_is_the_payload_of_the_ledger(cpus):
@@ -141,7 +141,7 @@ def run_compile(*options):
   return subprocess.run(
     [sys.executable, 'run.py', '--config=configs/tiny.py', '--mode=compile', *options],
     cwd=ROOT, capture_output=True, text=True, timeout=600,
-    env={**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': ''},
+    env=environment(JAX_PLATFORMS=''),
   )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """Configurations and the command line: every mistake is one line and exit code 2."""
 
 import importlib
-import os
 import pathlib
 import subprocess
 import sys
@@ -14,10 +13,11 @@ from desloc_jax.model import parameter_count
 from desloc_jax.train import config as config_lib, mesh as mesh_lib
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.segment import BEGINNING, make_clock
+from tests.environment import environment
 from tests.runs import small_config
 
 ROOT = pathlib.Path(__file__).parent.parent
-ONE_DEVICE = {**os.environ, 'XLA_FLAGS': ''}
+ONE_DEVICE = environment()
 PAPER_SIZES = {
   'gpt_16m': 16_042_240,
   'gpt_125m': 123_636_480,

@@ -11,6 +11,7 @@ import yaml
 
 from desloc_jax.train.metrics import read_metrics
 from experiments.several import free_port, ROOT
+from tests.environment import environment
 
 LAUNCH = ROOT / 'launch'
 OPTIONS = (
@@ -35,12 +36,12 @@ exit $code
 """
 
 
-def environment(tmp_path, **variables):
+def with_commands(tmp_path, **variables):
   commands = tmp_path / 'commands'
   commands.mkdir(exist_ok=True)
   python = pathlib.Path(sys.executable).parent
   path = f'{commands}:{python}:{os.environ["PATH"]}'
-  return os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PATH': path} | variables
+  return environment(PATH=path, **variables)
 
 
 def command(tmp_path, name, text):
@@ -65,7 +66,7 @@ def options(text, workdir):
 @pytest.mark.slow
 def test_two_shells(text, tmp_path):
   workdir = tmp_path / 'run'
-  run(['bash', LAUNCH / 'two_shells.sh', *options(text, workdir)], environment(tmp_path))
+  run(['bash', LAUNCH / 'two_shells.sh', *options(text, workdir)], with_commands(tmp_path))
   assert read_metrics(workdir)[-1]['step'] == 4
 
 
@@ -74,7 +75,7 @@ def test_slurm_starts_again_where_a_process_was_lost(text, tmp_path):
   command(tmp_path, 'srun', SRUN)
   workdir, lose_one = tmp_path / 'run', tmp_path / 'lose_one'
   lose_one.touch()
-  variables = environment(
+  variables = with_commands(
     tmp_path,
     SLURM_JOB_ID=str(free_port()),
     SLURM_JOB_NUM_NODES='2',
@@ -100,7 +101,7 @@ def test_the_command_of_the_pods(text, tmp_path):
     subprocess.Popen(
       [*container['command'], *container['args']],
       cwd=ROOT,
-      env=environment(
+      env=with_commands(
         tmp_path, **variables, JOB_COMPLETION_INDEX=str(i), KUBERNETES_SERVICE_HOST='x'
       ),
       stderr=subprocess.PIPE,
@@ -133,7 +134,7 @@ def test_the_address_of_the_first_pod():
 
 def test_tpu_hosts_get_the_options_as_they_are(tmp_path):
   command(tmp_path, 'gcloud', '#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
-  variables = environment(tmp_path, TPU='pod', ZONE='zone')
+  variables = with_commands(tmp_path, TPU='pod', ZONE='zone')
   done = run(['bash', LAUNCH / 'tpu_pod.sh', '--config=a b', '--workdir=/x'], variables)
   words = done.stdout.splitlines()
   assert '--worker=all' in words

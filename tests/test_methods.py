@@ -227,9 +227,10 @@ def test_local_adam_is_desloc_with_equal_periods():
 )
 def test_an_outer_sgd_of_rate_one_changes_nothing(method, plain):
   inner, periods, _ = make(method, 'adam')
-  assert_same(
-    make_method(method, inner, periods, outer=optax.sgd(1.0)), make_method(plain, inner, periods)
-  )
+  stepped = run_method(make_method(method, inner, periods, outer=optax.sgd(1.0)))
+  averaged = run_method(make_method(plain, inner, periods))
+  for a, b in zip(stepped, averaged, strict=True):  # x - (x - mean) rounds otherwise than mean.
+    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import os
 import pathlib
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from desloc_jax.train.step import accumulate
 from experiments import paper_days, wallclock
 from experiments.report import write
 from experiments.scales import make_scale
+from tests.environment import environment
 from tests.runs import small_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -240,7 +240,7 @@ def test_the_command_needs_no_data(name, tmp_path):
     [sys.executable, ROOT / 'run.py', f'--config={ROOT}/configs/{name}.py', '--mode=plan',
      '--config.plan.bandwidth_gbps=10'],
     cwd=tmp_path, capture_output=True, text=True, timeout=60,
-    env={**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': '', 'PYTHONPATH': str(ROOT)},
+    env=environment(JAX_PLATFORMS='', PYTHONPATH=str(ROOT)),
   )  # fmt: skip
   assert result.returncode == 0, result.stderr
   assert result.stderr == ''

@@ -1,7 +1,6 @@
 """Restarts with other workers, devices or options, and from damaged checkpoints."""
 
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from desloc_jax.train.config_changes import changed_options
 from desloc_jax.train.leaves import LeafReader, named_leaves
 from desloc_jax.train.metrics import read_metrics
 from desloc_jax.train.restore import begin_or_go_on
+from tests.environment import environment
 from tests.runs import losses, same_bits, small_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -337,6 +337,6 @@ def test_a_restore_never_holds_the_copies_of_all_workers(tmp_path):
   del arrays
   result = subprocess.run(
     [sys.executable, '-c', MEMORY_TEST, folder, str(workers), str(200 * 2**20)],
-    capture_output=True, text=True, env={**os.environ, 'XLA_FLAGS': ''}, cwd=ROOT,
+    capture_output=True, text=True, env=environment(), cwd=ROOT,
   )  # fmt: skip
   assert result.returncode == 0 and result.stdout == 'done\n', result.stdout + result.stderr

@@ -1,6 +1,5 @@
 """Weights and sequences split over the devices of a worker: what the compiled step sends."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -10,7 +9,9 @@ import numpy as np
 import pytest
 
 from desloc_jax import model
+from desloc_jax.model import splitting
 from desloc_jax.model.splitting import BATCH_AXIS, over_batch_parts, split_dimension
+from tests.environment import environment
 
 SPLIT = """
 import functools, re
@@ -19,11 +20,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 from desloc_jax import model, over_workers
 
-config = model.GPTConfig(128, 2, 64, 2, seq_len=32, loss_chunk=64)
+config = model.GPTConfig(128, 2, 64, 2, seq_len=16, loss_chunk=64)
 of_worker = jax.value_and_grad(functools.partial(model.next_token_loss, config=config))
 step = jax.vmap(of_worker)
 params = jax.vmap(functools.partial(model.init_params, config))(jax.random.split(jax.random.key(0)))
-tokens = jax.random.randint(jax.random.key(1), (2, 8, 33), 0, 128)
+tokens = jax.random.randint(jax.random.key(1), (2, 8, 17), 0, 128)
 mesh = jax.make_mesh((2, 2), ('workers', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
 split = jax.jit(over_workers(of_worker, mesh, in_axes=(0, 0), out_axes=0))
 
@@ -42,42 +43,42 @@ for what in 'all-gather', 'all-reduce', 'reduce-scatter':
 
 def test_splitting_over_fsdp_gathers_parameters_and_not_activations():
   # In a process of its own, because the number of devices is fixed when JAX starts.
-  env = os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
-  }
   root = pathlib.Path(model.__file__).parents[2]
   run = subprocess.run(
-    [sys.executable, '-c', SPLIT], env=env, cwd=root, capture_output=True, text=True
+    [sys.executable, '-c', SPLIT],
+    env=environment(devices=4),
+    cwd=root,
+    capture_output=True,
+    text=True,
   )
   assert run.returncode == 0, run.stderr
   gathered, reduced, scattered = (line.split()[1:] for line in run.stdout.splitlines())
   weights = {'[128,64]', '[64,192]', '[64,64]', '[64,256]', '[256,64]'}
   assert weights <= set(gathered)
-  # Of each gradient a device has its half of the sum; sums of whole ones are of norms only.
-  assert {'[64,64]', '[32,192]', '[32,64]', '[32,256]', '[128,64]'} <= set(scattered)
+  # Of each gradient a device has its part of the sum; sums of whole ones are of norms only.
+  assert {'[1,64,64]', '[1,32,192]', '[1,32,64]', '[1,32,256]', '[1,128,64]'} <= set(scattered)
   assert not weights & set(reduced)
   # Neither are what a layer computes.
-  assert not any(',32,192]' in shape or ',32,256]' in shape for shape in gathered + reduced)
+  assert not any(',16,192]' in shape or ',16,256]' in shape for shape in gathered + reduced)
 
 
 @pytest.mark.parametrize(
   ('shape', 'devices', 'dimension'),
   [
     ((8192, 2048), 16, 0),
-    ((50_368, 2048), 16, 1),
-    ((50_368, 2048), 64, 0),  # Else each has 32 columns.
     ((3, 8), 4, 1),
     ((3, 5), 4, None),
     ((8,), 1, None),
   ],
 )
-def test_rows_are_split_but_the_columns_of_a_long_array(shape, devices, dimension):
+def test_the_first_dimension_that_can_be_is_split(shape, devices, dimension):
   assert split_dimension(shape, devices) == dimension
 
 
 @pytest.mark.parametrize('shape', [(132, 8), (130, 8), (130, 9)], ids=['rows', 'columns', 'not'])
-def test_split_weights_have_the_values_and_gradients_of_whole_ones(shape):
+@pytest.mark.parametrize('long', [16_384, 40], ids=['whole', 'pieces'])
+def test_split_weights_have_the_values_and_gradients_of_whole_ones(shape, long, monkeypatch):
+  monkeypatch.setattr(splitting, '_LONG', long)
   noise = np.random.default_rng(0)
   weights = noise.normal(size=shape).astype(np.float32)
   inputs = noise.normal(size=(8, shape[0])).astype(np.float32)

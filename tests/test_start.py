@@ -1,10 +1,8 @@
 """Processes that do not belong together, or cannot begin, say so at the start, every one of them."""
 
-import os
 import shutil
 import subprocess
 import sys
-import types
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -14,6 +12,7 @@ import pytest
 from desloc_jax.errors import UserError
 from desloc_jax.train import agreement, clusters, exchange, mesh as mesh_lib
 from experiments.several import free_port, ROOT
+from tests.environment import environment
 from tests.runs import write_text
 
 OPTIONS = (
@@ -27,7 +26,6 @@ OPTIONS = (
 @pytest.fixture
 def start(tmp_path):
   """Starts a process in a folder of its own, with a text and a workdir beside it."""
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
   started = []
 
   def start(index, *args, root=ROOT, workdir=tmp_path / 'run', words=300, variables=()):
@@ -39,7 +37,7 @@ def start(tmp_path):
     process = subprocess.Popen(
       [*command, f'--workdir={workdir}', *([f'--process_id={index}'] if index >= 0 else []), *args],
       cwd=folder,
-      env=environment | dict(variables),
+      env=environment(**dict(variables)),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -180,14 +178,6 @@ class Device:
     self.device_kind = 'test'
     if slice_index is not None:
       self.slice_index = slice_index
-
-
-def test_slices_are_those_of_tpus():
-  of = lambda *devices: mesh_lib.tpu_slices(types.SimpleNamespace(devices=np.array([devices])))
-  tpu = lambda id, slice_index: Device(id, 0, slice_index, platform='tpu')
-  assert of(tpu(0, 0), tpu(1, 0), tpu(2, 1)) == 2
-  assert of(Device(0, 0, platform='tpu'), Device(1, 1, platform='tpu')) == 1
-  assert of(Device(0, 0, 0), Device(1, 1, 1)) == 0
 
 
 def ids(rows):

@@ -1,7 +1,6 @@
 """Folders that a run must not touch, and processes that are told or made to stop."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -13,10 +12,11 @@ import pytest
 from desloc_jax.errors import UserError
 from desloc_jax.train.metrics import MetricsWriter, read_metrics
 from desloc_jax.train.workdir import check_workdir
+from tests.environment import environment
 from tests.runs import losses
 
 ROOT = pathlib.Path(__file__).parent.parent
-ONE_DEVICE = {**os.environ, 'XLA_FLAGS': ''}
+ONE_DEVICE = environment()
 
 
 def test_files_that_are_not_of_a_run_are_not_touched(tmp_path):

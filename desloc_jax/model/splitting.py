@@ -7,15 +7,14 @@ judgement of XLA's partitioner. Outside a mesh that has `BATCH_AXIS` as an Auto 
 """
 
 from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 BATCH_AXIS = 'fsdp'  # The mesh axis that sequences are split over, where a mesh has it.
-_TILE = 128  # Elements of the last dimension that TPUs keep together.
-# Rows of an array from which on XLA for TPUs (libtpu 0.0.42) sums the whole of it, if rows are split.
-_LONG = 16_384
+_LONG = 16_384  # Rows that XLA for TPUs (libtpu 0.0.42) scatters the sum of, at most.
 
 
 def over_batch_parts(function: Callable, weights: jax.Array, *inputs: jax.Array) -> jax.Array:
@@ -50,13 +49,34 @@ def over_batch_parts(function: Callable, weights: jax.Array, *inputs: jax.Array)
   )(weights, *inputs)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(part: jax.Array, dimension: int) -> jax.Array:
   """Returns the whole of an array of which each device has a part along `dimension`."""
-  rows = part.shape[0]
-  if dimension > 0:  # The sum of gradients, which is the transpose of this, is of whole tiles then.
-    part = jnp.pad(part, [(0, -rows % _TILE)] + [(0, 0)] * (part.ndim - 1))
-  whole = jax.lax.all_gather(part, BATCH_AXIS, axis=dimension, tiled=True)
-  return whole if dimension == 0 else whole[:rows]
+  return jax.lax.all_gather(part, BATCH_AXIS, axis=dimension, tiled=True)
+
+
+def _gather_forward(part, dimension):
+  return _gather(part, dimension), None
+
+
+def _gather_backward(dimension, _, gradient):
+  """Returns of the sum of the devices' gradients the part of this one.
+
+  That is the transpose of the gathering, written so that XLA for TPUs scatters it on all topologies:
+  along a leading axis of devices, and in pieces where it is long. Else it would add up the whole on
+  every device, at twice the bytes.
+  """
+  shape = gradient.shape
+  devices = jax.lax.axis_size(BATCH_AXIS)
+  parts = gradient.reshape(*shape[:dimension], devices, -1, *shape[dimension + 1 :])
+  parts = jnp.moveaxis(parts, dimension, 0)
+  rows = parts.shape[1]
+  most = _LONG // devices if dimension == 0 else _LONG
+  pieces = (parts[:, start : start + most] for start in range(0, rows, most))
+  return (jnp.concatenate([jax.lax.psum_scatter(piece, BATCH_AXIS) for piece in pieces]),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def batch_parts(batch: int) -> int:
@@ -78,14 +98,6 @@ def split_batch(x_BxLxD: jax.Array) -> jax.Array:
 
 
 def split_dimension(shape: tuple[int, ...], devices: int) -> int | None:
-  """Returns the dimension of an array that is split over `devices`, None if none can be.
-
-  It is the first that they can share evenly. An array with more rows than `_LONG`, as an embedding has,
-  is split along its last dimension if each device gets whole tiles: XLA for TPUs scatters the sum of
-  gradients then, where it would mostly sum the whole on every device, at twice the bytes.
-  """
-  fitting = [i for i, size in enumerate(shape) if devices > 1 and size % devices == 0]
-  if not fitting:
-    return None
-  first, last = fitting[0], fitting[-1]
-  return last if shape[0] > _LONG and shape[last] % (devices * _TILE) == 0 else first
+  """Returns the first dimension of an array that so many devices can share evenly, None if none."""
+  fitting = (i for i, size in enumerate(shape) if devices > 1 and size % devices == 0)
+  return next(fitting, None)

@@ -88,10 +88,9 @@ def _fast_links(device: jax.Device) -> tuple[str, int]:
   return ('host', device.process_index) if place is None else ('slice', place)
 
 
-def tpu_slices(mesh: Mesh) -> int:
-  """Returns how many TPU slices a mesh is over; 0 where it is of other devices."""
-  devices = [device for device in mesh.devices.flat if device.platform == 'tpu']
-  return len({_fast_links(device) for device in devices})
+def platform(mesh: Mesh) -> str:
+  """Returns 'cpu', 'gpu' or 'tpu'."""
+  return mesh.devices.flat[0].platform
 
 
 def local_workers(mesh: Mesh, workers: int) -> range:

@@ -20,9 +20,8 @@ from desloc_jax.train.optimizer import make_optimizer, Optimizer
 from desloc_jax.train.segment import Clock
 from desloc_jax.train.step import init_state, make_train_step, STATE_AXES, TrainState
 
-# Over several TPU slices XLA scatters the sums of more gradients with it, in one slice of fewer: see
-# `model.splitting`.
-_SLICES_OPTIONS = {'xla_tpu_use_minor_sharding_for_major_trivial_input': True}
+# Else XLA gathers small weights by sums of whole ones over many chips, at twice the bytes.
+_TPU_OPTIONS = {'xla_tpu_prefer_async_allgather_to_allreduce': True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +47,14 @@ class Program:
   def compile(self) -> jax.stages.Compiled:
     """Returns the step compiled for the devices of its mesh."""
     lowered = self.lower()
-    if mesh_lib.tpu_slices(self.mesh) < 2:
+    if mesh_lib.platform(self.mesh) != 'tpu':
       return lowered.compile()
     try:
-      return lowered.compile(compiler_options=_SLICES_OPTIONS)
+      return lowered.compile(compiler_options=_TPU_OPTIONS)
     except jax.errors.JaxRuntimeError as error:
       if 'No such compile option' not in str(error):
         raise
-      logging.warning('this libtpu has no %s: over slices more bytes are sent.', *_SLICES_OPTIONS)
+      logging.warning('this libtpu has no %s: more bytes may be sent.', *_TPU_OPTIONS)
       return lowered.compile()
 
 

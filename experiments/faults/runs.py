@@ -52,10 +52,11 @@ class Attempt:
     name = f'{workdir.name}-{next(self._numbers)}'
     self._output, self._errors = (workdir.with_name(name + end) for end in ('.out', '.err'))
     overrides = [f'--config.{name}={value}' for name, value in options.items()]
+    flags = os.environ.get('XLA_FLAGS', '')
     environment = {
       **os.environ,
       'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '',
+      'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count=1',
       'JAX_COMPILATION_CACHE_DIR': str(cache),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'PYTHONUNBUFFERED': '1',  # A killed process prints nothing any more.

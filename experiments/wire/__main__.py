@@ -134,7 +134,7 @@ def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]
   timed = functools.partial(Case, sites=sites, part=part, batch_size=batch_size)
   if part == 'bytes':
     for method in methods:
-      yield Case(method, sites, BYTES_PERIOD, (Phase(1000, 128 if method == 'ddp' else cycle),))
+      yield Case(method, sites, BYTES_PERIOD, (Phase(1000, 512 if method == 'ddp' else cycle),))
     if 'desloc' in methods:
       yield Case('desloc', sites, BYTES_PERIOD, (Phase(1000, cycle),), devices=2)
   elif part == 'time':

@@ -65,10 +65,9 @@ class TimeRow:
 
   `over_local` is how many times a step takes what a local step of the same run and rate does, by which
   the machine's changes from run to run cancel; None where there is none (DDP) or nothing else (no
-  communication). `over_silent` is how
-  many times it takes what a step does in a run without communication. `link_used` is the share of the
-  link's rate at which averages move, headers included; None where they take less than half of a step,
-  too little to tell.
+  communication). `over_silent` is how many times it takes what a step does in a run without
+  communication. `link_used` is the share of the link's rate at which averages move, headers included;
+  None where they take less than half of a step, too little to tell.
   """
 
   processes: int
