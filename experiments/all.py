@@ -2,8 +2,8 @@
 
   python -m experiments.all --scale=cpu
 
-Each writes its results as its own command does. Processes that share --runs divide the work: start the
-same command as often as there are cards, or machines that share the folder.
+Each writes its results as its own command does. Processes that share --runs divide the work: start
+the same command as often as there are cards, or machines that share the folder.
 """
 
 import importlib

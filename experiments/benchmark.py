@@ -7,8 +7,8 @@ turn, so that a machine whose speed drifts slows all of them: `plain` (the inner
 worker, nothing else), `desloc` and `ddp`. Steps of desloc that sync are timed by themselves. Ratios
 are medians over rounds of the ratio within a round.
 
---replicas=1,8,16 compares numbers of workers instead: what a step takes for each of them, where they
-share the devices, against one worker alone.
+--replicas=1,8,16 compares numbers of workers instead: what a step takes for each of them, where
+they share the devices, against one worker alone.
 """
 
 import copy

@@ -2,9 +2,10 @@
 
   python -m experiments.beyond
 
-Every variant sends what DES-LOC with the paper's multiples (3 K_x, 6 K_x) sends, within a tenth: what
-spends its bytes otherwise has other periods. None is tuned beyond what is written here; Muon has the
-rate that `experiments.muon` found, ten times Adam's. DDP with Adam is what they try to come close to.
+Every variant sends what DES-LOC with the paper's multiples (3 K_x, 6 K_x) sends, within a tenth:
+what spends its bytes otherwise has other periods. None is tuned beyond what is written here; Muon
+has the rate that `experiments.muon` found, ten times Adam's. DDP with Adam is what they try to come
+close to.
 
 The best variant is chosen for each seed by the others: one chosen by the runs that it is judged by
 would have its luck counted as merit.

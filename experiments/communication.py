@@ -2,10 +2,10 @@
 
   python -m experiments.communication
 
-The paper's main comparison: DES-LOC reaches the loss of Local Adam with half of the bytes, and sends
-170x less than DDP at K_x = 256. Nothing is tuned for any method; `local_sgd` has plain SGD at a rate
-of 0.2, as SGD has no scale of its own, and `desloc_nesterov` the paper's outer rate of 1.0, which the
-paper starts from a DDP warm-up (see `experiments.nesterov`).
+The paper's main comparison: DES-LOC reaches the loss of Local Adam with half of the bytes, and
+sends 170x less than DDP at K_x = 256. Nothing is tuned for any method; `local_sgd` has plain SGD at
+a rate of 0.2, as SGD has no scale of its own, and `desloc_nesterov` the paper's outer rate of 1.0,
+which the paper starts from a DDP warm-up (see `experiments.nesterov`).
 """
 
 from collections.abc import Sequence

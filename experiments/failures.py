@@ -2,10 +2,10 @@
 
   python -m experiments.failures
 
-The paper doubles the workers at a step; the new ones begin from the averaged state. DES-LOC and Local
-Adam stay stable, methods that keep or reset their moments are perturbed. Here the run has all workers
-from the start and half of them are away until then (they take over the averages when they come). In
-the second part every worker fails at random and comes back some time later.
+The paper doubles the workers at a step; the new ones begin from the averaged state. DES-LOC and
+Local Adam stay stable, methods that keep or reset their moments are perturbed. Here the run has all
+workers from the start and half of them are away until then (they take over the averages when they
+come). In the second part every worker fails at random and comes back some time later.
 
 `jump` is the largest gradient norm in the rounds after the joining over the median before it.
 """

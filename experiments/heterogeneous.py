@@ -3,8 +3,8 @@
   python -m experiments.heterogeneous
 
 The built-in messages are cut by year into one era a worker, of about as much text each, so that all
-workers together read the same as without the split; other data gives each worker its own emphasis on
-the sources, which keeps their overall shares only where there are as many sources as workers.
+workers together read the same as without the split; other data gives each worker its own emphasis
+on the sources, which keeps their overall shares only where there are as many sources as workers.
 Validation is of the same held-out documents of all sources. The paper reports that DES-LOC holds up
 under such data; it prints no single number for it.
 """

@@ -2,9 +2,10 @@
 
   python -m experiments.muon
 
-The paper (16M to 360M, K_x = 32, first moments 96, second of the part under AdamW 192): DES-LOC matches
-Local Muon with 1.5x fewer bytes. The hidden matrices are under Muon, the embedding and the norms under
-Adam, all with one learning rate: 0.02, as Muon's steps are smaller than Adam's at the same rate.
+The paper (16M to 360M, K_x = 32, first moments 96, second of the part under AdamW 192): DES-LOC
+matches Local Muon with 1.5x fewer bytes. The hidden matrices are under Muon, the embedding and the
+norms under Adam, all with one learning rate: 0.02, as Muon's steps are smaller than Adam's at the
+same rate.
 """
 
 from collections.abc import Sequence

@@ -3,8 +3,8 @@
 arXiv:2505.22549 prints days, and we know of no list of what they were computed from. Two numbers a
 model are fitted to its three: the run's arithmetic, and its number of steps, each as long as an
 average of the model over 100 Gb/s. How often a method averages comes from the ledgers of our models
-at K_x = 256. Averages of DDP's gradients may hide behind a share of the arithmetic, the same for all
-models.
+at K_x = 256. Averages of DDP's gradients may hide behind a share of the arithmetic, the same for
+all models.
 """
 
 from collections.abc import Mapping

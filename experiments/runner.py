@@ -39,8 +39,8 @@ _WAIT_S = 2.0
 def run_all(runs: Sequence[Run], folder: pathlib.Path, progress: Progress) -> list[Result]:
   """Trains what is not trained yet, waits for what others train, and returns the results in order.
 
-  All processes of a run over several (`jax.distributed`) call it alike; the first one decides, and it
-  alone has the results.
+  All processes of a run over several (`jax.distributed`) call it alike; the first one decides, and
+  it alone has the results.
 
   Raises:
     UserError: a config cannot work; raised before the first run.

@@ -33,8 +33,8 @@ class Run:
     after: a run that ends early and whose last checkpoint this one goes on from; what differs must
       be in `restore.allow`.
     keeps_checkpoints: for an `after`; else they are deleted at the end.
-    measure: of the run's folder, before its checkpoints are deleted: what it returns, of JSON types, is
-      the result's `summary['measured']`.
+    measure: of the run's folder, before its checkpoints are deleted: what it returns, of JSON
+      types, is the result's `summary['measured']`.
   """
 
   labels: dict[str, Any]

@@ -2,7 +2,8 @@
 
   python -m experiments.scale
 
-The paper compares 135M to 1.7B; perplexity of 135M is 8.96 for DES-LOC and Local Adam and 8.45 for DDP.
+The paper compares 135M to 1.7B; perplexity of 135M is 8.96 for DES-LOC and Local Adam and 8.45 for
+DDP.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
 """The sizes at which every experiment runs, and how its runs are made from what it varies.
 
-`cpu`: minutes on two cores, a model of 0.1M on the built-in text as bytes; no run reads a text twice.
-`gpu`: one card, a model of 16M. `paper`: 135M in the paper's own setting, for a pod. Both take the
-paper's data under data/ (see configs/common.py), or the built-in text as `gpu:sotu`, `paper:sotu`.
-`test`: seconds a run, to see that the code works.
+`cpu`: minutes on two cores, a model of 0.1M on the built-in text as bytes; no run reads a text
+twice. `gpu`: one card, a model of 16M. `paper`: 135M in the paper's own setting, for a pod. Both
+take the paper's data under data/ (see configs/common.py), or the built-in text as `gpu:sotu`,
+`paper:sotu`. `test`: seconds a run, to see that the code works.
 """
 
 from collections.abc import Callable, Mapping, Sequence

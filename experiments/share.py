@@ -14,9 +14,9 @@ from desloc_jax.errors import UserError
 def shared(processes: int, program: str, args: Sequence[str]) -> Iterator[None]:
   """Starts `python -m PROGRAM ARGS` until there are `processes` with this one, and ends with them.
 
-  Small runs gain nothing from a second core; two of them at once do. Each process keeps to its share of
-  the cores where the system permits it (Linux). Must begin before JAX counts the cores. If this process
-  is killed by -9 the others do the rest of the work.
+  Small runs gain nothing from a second core; two of them at once do. Each process keeps to its
+  share of the cores where the system permits it (Linux). Must begin before JAX counts the cores. If
+  this process is killed by -9 the others do the rest of the work.
 
   Raises:
     UserError: there are not as many cores.
@@ -37,8 +37,8 @@ def shared(processes: int, program: str, args: Sequence[str]) -> Iterator[None]:
   try:
     for share in shares[1:]:
       _keep_to(share)  # What is started inherits it.
-      # A group of its own: of Ctrl-C it hears by this process alone, as a second signal would not wait
-      # for it to save.
+      # A group of its own: of Ctrl-C it hears by this process alone, as a second signal would not
+      # wait for it to save.
       others.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0))
     _keep_to(shares[0])
     yield

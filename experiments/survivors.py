@@ -2,8 +2,8 @@
 
   python -m experiments.survivors
 
-Plays the part of Slurm or Kubernetes on this machine: starts a process for each worker, kills one at
-random, waits until the others have noticed (exit code 4), and starts the same command again with
+Plays the part of Slurm or Kubernetes on this machine: starts a process for each worker, kills one
+at random, waits until the others have noticed (exit code 4), and starts the same command again with
 what is left. Later it asks all to stop (SIGTERM) and starts again with new workers among them. The
 global batch stays the same throughout. A run of one process that nothing happens to is trained for
 comparison.

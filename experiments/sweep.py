@@ -3,10 +3,11 @@
   python -m experiments.sweep --config=configs/tiny.py --config.steps=240 \\
     --sweep.periods.params=8,16,32 --sweep.method=desloc,local_adam --sweep.seed=0,1,2
 
-Each --sweep.NAME=A,B,... is an axis, and NAME an option of the trainer; values have its type. Seeds are
-repetitions, of which mean and standard deviation are shown. One axis of numbers is drawn as curves, two
-as a heat map, with a line or a panel for each combination of the others. Writes results.csv, sweep.png
-and results.md. Finished runs are not repeated, and processes that share --runs divide them.
+Each --sweep.NAME=A,B,... is an axis, and NAME an option of the trainer; values have its type. Seeds
+are repetitions, of which mean and standard deviation are shown. One axis of numbers is drawn as
+curves, two as a heat map, with a line or a panel for each combination of the others. Writes
+results.csv, sweep.png and results.md. Finished runs are not repeated, and processes that share
+--runs divide them.
 """
 
 from collections.abc import Mapping, Sequence

@@ -105,9 +105,9 @@ def test_crossing_is_decided_by_the_workers_of_a_group():
 
 
 # What libtpu 0.0.42 made of gpt_1b on v5e:8x8, with fewer layers, devices and operands, and without
-# layouts: a loop over layers, in it the all-gather of a norm's scale in three pieces, and a matmul in
-# which the weights go around a ring both ways; then the sum of a gradient of which each device keeps
-# a part.
+# layouts: a loop over layers, in it the all-gather of a norm's scale in three pieces, and a matmul
+# in which the weights go around a ring both ways; then the sum of a gradient of which each device
+# keeps a part.
 TPU = """HloModule jit_step, is_scheduled=true, num_partitions=4
 %fused_computation.954 (param_0.3237: f32[1,1,128]) -> (f32[1,1,128], f32[1,1,256], s32[2]) {
   %param_0.3237 = f32[1,1,128]{2,1,0:T(1,128)S(1)} parameter(0)

@@ -1,4 +1,4 @@
-"""The runner of experiments, with a stub in the trainer's place: what is trained, by whom, and when again."""
+"""The runner of experiments, with a stub for a trainer: what is trained, by whom, and when again."""
 
 import json
 import os

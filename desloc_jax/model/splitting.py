@@ -1,9 +1,10 @@
-"""How the devices of one worker share its work (FSDP): sequences and weights split over all of them.
+"""How the devices of one worker share its work (FSDP): sequences and weights split over all of
+them.
 
-Weights are gathered where they are needed, and their gradients are added up where they are split, each
-device getting its part of the sum only: an all-gather and a reduce-scatter by construction, not by the
-judgement of XLA's partitioner. Outside a mesh that has `BATCH_AXIS` as an Auto axis, as in a plain
-`jax.jit`, nothing is split.
+Weights are gathered where they are needed, and their gradients are added up where they are split,
+each device getting its part of the sum only: an all-gather and a reduce-scatter by construction,
+not by the judgement of XLA's partitioner. Outside a mesh that has `BATCH_AXIS` as an Auto axis, as
+in a plain `jax.jit`, nothing is split.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,8 @@ _LONG = 16_384  # Rows that XLA for TPUs (libtpu 0.0.42) scatters the sum of, at
 
 
 def over_batch_parts(function: Callable, weights: jax.Array, *inputs: jax.Array) -> jax.Array:
-  """Returns `function(weights, *inputs)`, each device with all of `weights` for its part of `inputs`.
+  """Returns `function(weights, *inputs)`, each device with all of `weights` for its part of
+  `inputs`.
 
   The gradient of `weights` is summed over devices once, when that of each device is done, in the
   dtype of `weights`.
@@ -62,9 +64,9 @@ def _gather_forward(part, dimension):
 def _gather_backward(dimension, _, gradient):
   """Returns of the sum of the devices' gradients the part of this one.
 
-  That is the transpose of the gathering, written so that XLA for TPUs scatters it on all topologies:
-  along a leading axis of devices, and in pieces where it is long. Else it would add up the whole on
-  every device, at twice the bytes.
+  That is the transpose of the gathering, written so that XLA for TPUs scatters it on all
+  topologies: along a leading axis of devices, and in pieces where it is long. Else it would add up
+  the whole on every device, at twice the bytes.
   """
   shape = gradient.shape
   devices = jax.lax.axis_size(BATCH_AXIS)
@@ -82,8 +84,8 @@ _gather.defvjp(_gather_forward, _gather_backward)
 def batch_parts(batch: int) -> int:
   """Returns over how many devices `batch` sequences are split: 1 where they cannot be.
 
-  They cannot be without `BATCH_AXIS` in the mesh of the surrounding `shard_map` or `set_mesh`, where
-  it must be of type Auto, or with a number of sequences that the axis does not divide.
+  They cannot be without `BATCH_AXIS` in the mesh of the surrounding `shard_map` or `set_mesh`,
+  where it must be of type Auto, or with a number of sequences that the axis does not divide.
   """
   devices = jax.sharding.get_abstract_mesh().shape.get(BATCH_AXIS, 1)
   return 1 if batch % devices else devices

@@ -42,8 +42,8 @@ def over_workers(function: Callable, mesh: Mesh, in_axes, out_axes) -> Callable:
 def is_local(mesh: Mesh) -> bool:
   """Whether nothing can cross workers on `mesh`: all of them share the same several devices.
 
-  XLA's partitioner then refuses an average over the manual axis of one (JAX 0.10 to 0.12), and there
-  is no need of a manual axis.
+  XLA's partitioner then refuses an average over the manual axis of one (JAX 0.10 to 0.12), and
+  there is no need of a manual axis.
   """
   return mesh.shape[WORKERS] == 1 and mesh.size > 1
 

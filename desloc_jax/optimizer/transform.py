@@ -95,9 +95,10 @@ def desloc(
       `consensus - mean(local)`. None: plain averaging, as `optax.sgd(1.0)` would. DiLoCo's is
       `optax.sgd(0.7, momentum=0.9, nesterov=True)`.
     timing: `'post'` averages after the local step, so that a sync leaves all workers with the
-      parameters of the consensus, bit for bit. (One worker alone, with no `outer`, keeps the bits of
-      `inner` instead, and the consensus follows it to within rounding.) `'pre'` is Algorithm 1 as printed: the previous value is averaged, then the local
-      step (whose gradient was taken before the average) is applied.
+      parameters of the consensus, bit for bit. (One worker alone, with no `outer`, keeps the bits
+      of `inner` instead, and the consensus follows it to within rounding.) `'pre'` is Algorithm 1
+      as printed: the previous value is averaged, then the local step (whose gradient was taken
+      before the average) is applied.
     reset: state fields that become zero at each parameter sync (FAVG-OPT); their period is None.
     coin_key: None: averages come when the period has passed. A random key: each is drawn at every
       step with probability 1 / period, by a coin a quantity that all workers share, which is the

@@ -84,7 +84,8 @@ def compile_step(config: config_dict.ConfigDict) -> CompiledStep:
   if config.workers % topology.slices and not config.mesh.straddle:
     raise UserError(
       f'workers is {config.workers}, which the {topology.slices} slices of topology '
-      f"'{topology}' cannot share evenly: a worker would span slices. --config.mesh.straddle=True permits it."
+      f"'{topology}' cannot share evenly: a worker would span slices. "
+      '--config.mesh.straddle=True permits it.'
     )
   devices = topology_devices(topology)
   clock = make_clock(config, BEGINNING)

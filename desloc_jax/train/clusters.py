@@ -1,8 +1,8 @@
 """Finds out whether this process is one of several that Slurm, Open MPI, Kubernetes or a TPU began.
 
-JAX knows their addresses (`jax.distributed.initialize` without arguments); here is only told whether
-to ask it. A guess that is wrong would be costly: a process that trains alone, unnoticed, or one that
-waits for others that never come.
+JAX knows their addresses (`jax.distributed.initialize` without arguments); here is only told
+whether to ask it. A guess that is wrong would be costly: a process that trains alone, unnoticed, or
+one that waits for others that never come.
 """
 
 from collections.abc import Mapping

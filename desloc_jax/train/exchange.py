@@ -1,7 +1,7 @@
 """Values that the processes of a run tell each other, besides what training averages.
 
-Few and small: each is one all-gather over the links between workers, which may be slow. All processes
-must call the same functions in the same order.
+Few and small: each is one all-gather over the links between workers, which may be slow. All
+processes must call the same functions in the same order.
 """
 
 from collections.abc import Iterator

@@ -11,10 +11,10 @@ AHEAD = 8
 class InFlight:
   """Results of programs that were dispatched: the newest `AHEAD` at most are not waited for.
 
-  A few programs ahead keep the devices busy. More would hold the memory of their inputs, let a progress
-  bar show what was only asked for, and where several processes have several CPU devices each stand still
-  for ever: XLA lets a CPU device have 32 programs in flight, and one at that limit cannot start the
-  program in whose collectives another device already waits for it.
+  A few programs ahead keep the devices busy. More would hold the memory of their inputs, let a
+  progress bar show what was only asked for, and where several processes have several CPU devices
+  each stand still for ever: XLA lets a CPU device have 32 programs in flight, and one at that limit
+  cannot start the program in whose collectives another device already waits for it.
   """
 
   def __init__(self):

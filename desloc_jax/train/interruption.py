@@ -25,7 +25,8 @@ class Interrupted(Exception):
 class StopRequest:
   """Notes the first signal to stop; a second one ends the process at once.
 
-  Used as a context manager. Outside the main thread, where signals cannot be caught, it does nothing.
+  Used as a context manager. Outside the main thread, where signals cannot be caught, it does
+  nothing.
   """
 
   def __init__(self):

@@ -1,7 +1,7 @@
 """The arrays of a training state by name, and reading single ones of a checkpoint.
 
-A name is the path in the state with dots: `optimizer.inner.1.0.mu.embed`. No optax container type is
-part of it. The state of the inner optimizer is under `optimizer.inner.` for every method.
+A name is the path in the state with dots: `optimizer.inner.1.0.mu.embed`. No optax container type
+is part of it. The state of the inner optimizer is under `optimizer.inner.` for every method.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The training loop: dispatch steps, log, evaluate, checkpoint.
 
-`restore.py` says how a run begins or goes on. Lines of metrics.jsonl from after the step that it goes
-on from are dropped: they will be written again.
+`restore.py` says how a run begins or goes on. Lines of metrics.jsonl from after the step that it
+goes on from are dropped: they will be written again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,8 +39,8 @@ def train(
 ) -> dict[str, Any]:
   """Trains, or goes on from the newest checkpoint in `workdir`, until `stop_at` or the last step.
 
-  Writes config.json, metrics.jsonl, tensorboard/, checkpoints/, training.png and summary.json. A run
-  that is at its end already is summed up again.
+  Writes config.json, metrics.jsonl, tensorboard/, checkpoints/, training.png and summary.json. A
+  run that is at its end already is summed up again.
 
   Returns:
     The summary; empty on all processes but the first.

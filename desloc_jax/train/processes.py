@@ -53,7 +53,8 @@ def join(
 
   Args:
     coordinator: 'HOST:PORT' of process 0, the same for all.
-    count: number of processes. Without coordinator and index, 1 lets a process of a cluster be alone.
+    count: number of processes. Without coordinator and index, 1 lets a process of a cluster be
+      alone.
     index: of this one, from 0. All three None: what Slurm, Open MPI, Kubernetes or a TPU say.
     start_timeout_s: seconds that it waits for the others.
     heartbeat_timeout_s: seconds after which a silent one is taken for dead.

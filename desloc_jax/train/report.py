@@ -29,8 +29,8 @@ def summarise(
 ) -> dict[str, Any]:
   """Returns a run's summary from its metrics and its number of syncs, by quantity.
 
-  Bytes are payload per worker over all steps so far; see `desloc_jax.optimizer.ledger`. The speed is
-  the median over the lines of the metrics.
+  Bytes are payload per worker over all steps so far; see `desloc_jax.optimizer.ledger`. The speed
+  is the median over the lines of the metrics.
 
   Raises:
     UserError: the metrics do not end with the evaluation that a run ends with.

@@ -17,7 +17,8 @@ from desloc_jax.optimizer.ddp import local_params
 from desloc_jax.optimizer.over_workers import over_workers, WORKERS
 from desloc_jax.optimizer.transform import DeslocState, synced, WORKER_AXES
 
-# Loss of one worker's parameters on [batch, seq_len + 1] tokens, and scalars about the model by name.
+# Loss of one worker's parameters on [batch, seq_len + 1] tokens, and scalars about the model by
+# name.
 LossFunction = Callable[[optax.Params, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -65,8 +66,8 @@ def make_train_step(
     schedule: of the learning rate, for the metrics.
     mesh: from `mesh.make_mesh`.
 
-  `tokens` are int32 [workers, micro-batches, sequences, seq_len + 1]; `active` is boolean [workers],
-  or None: all are there.
+  `tokens` are int32 [workers, micro-batches, sequences, seq_len + 1]; `active` is boolean
+  [workers], or None: all are there.
   """
 
   def worker_step(state: TrainState, tokens: jax.Array, active: jax.Array | None):

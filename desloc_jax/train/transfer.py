@@ -2,8 +2,8 @@
 or of another method or inner optimizer.
 
 The consensus, the outer optimizer and the counters carry over as they are. Each worker's parameters
-and moments become the mean over the old workers, as new workers begin in the paper, unless the number
-of workers is the same. What has no mean, or was not there, begins anew.
+and moments become the mean over the old workers, as new workers begin in the paper, unless the
+number of workers is the same. What has no mean, or was not there, begins anew.
 """
 
 from collections.abc import Mapping, Sequence

@@ -5,13 +5,14 @@
 Each process is a worker in a network namespace of its own; `tc ... tbf` throttles what it sends and
 the kernel counts the bytes (network.py). Needs root, iproute2 and taskset.
 
-Writes experiments/results/wire_bytes.csv, wire_time.csv, wire_overhead.csv and wire.png. Three parts:
+Writes experiments/results/wire_bytes.csv, wire_time.csv, wire_overhead.csv and wire.png. Three
+parts:
 
   bytes     at K_x = 256, over whole cycles of all periods, beside the ledger's
-  time      tokens/s at each rate, beside what the planner says of the same ledger, with the arithmetic
-            of a step as the same run shows it between averages
-  overhead  DES-LOC at K_x = 256 and 100 Mbit/s over no communication. A machine is not equally fast all
-            of the time: the two take turns, --rounds times.
+  time      tokens/s at each rate, beside what the planner says of the same ledger, with the
+            arithmetic of a step as the same run shows it between averages
+  overhead  DES-LOC at K_x = 256 and 100 Mbit/s over no communication. A machine is not equally fast
+            all of the time: the two take turns, --rounds times.
 """
 
 import argparse

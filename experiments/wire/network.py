@@ -1,7 +1,7 @@
 """A slow network inside this machine: a namespace for each process, a bridge, throttled links.
 
-Each namespace is a site of its own with one link, `veth` to a bridge. `tc ... tbf` throttles what it
-sends, the kernel counts the bytes. Needs root and the commands `ip`, `tc` and `taskset`.
+Each namespace is a site of its own with one link, `veth` to a bridge. `tc ... tbf` throttles what
+it sends, the kernel counts the bytes. Needs root and the commands `ip`, `tc` and `taskset`.
 """
 
 from collections.abc import Iterator

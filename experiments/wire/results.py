@@ -63,11 +63,11 @@ def _bytes_row(case: Case, window: Window) -> BytesRow:
 class TimeRow:
   """Seconds of a mean step at one rate.
 
-  `over_local` is how many times a step takes what a local step of the same run and rate does, by which
-  the machine's changes from run to run cancel; None where there is none (DDP) or nothing else (no
-  communication). `over_silent` is how many times it takes what a step does in a run without
-  communication. `link_used` is the share of the link's rate at which averages move, headers included;
-  None where they take less than half of a step, too little to tell.
+  `over_local` is how many times a step takes what a local step of the same run and rate does, by
+  which the machine's changes from run to run cancel; None where there is none (DDP) or nothing else
+  (no communication). `over_silent` is how many times it takes what a step does in a run without
+  communication. `link_used` is the share of the link's rate at which averages move, headers
+  included; None where they take less than half of a step, too little to tell.
   """
 
   processes: int
@@ -112,8 +112,8 @@ class TimeRow:
 def time_rows(measured: Measured) -> list[TimeRow]:
   """Returns a row for each phase of each run; of each number of processes one run is silent.
 
-  The planner is given the time of a step's arithmetic: that of a local step of the same run and rate,
-  or else of the run without communication, whatever the rate: the median over its phases.
+  The planner is given the time of a step's arithmetic: that of a local step of the same run and
+  rate, or else of the run without communication, whatever the rate: the median over its phases.
   """
   silent_s = {
     case.sites: statistics.median(window.step_s for window in windows)

@@ -62,8 +62,8 @@ def measure(
 ) -> list[Window]:
   """Trains one worker at each site; returns what it took. One of one device keeps to a core.
 
-  Before a phase is measured it runs for two lines of the log, so that no sync of the phase before is
-  among its steps.
+  Before a phase is measured it runs for two lines of the log, so that no sync of the phase before
+  is among its steps.
 
   Args:
     network: with a site for each process.
@@ -81,8 +81,8 @@ def measure(
   options = {**options, 'log_every': log_every, 'steps': steps, 'eval.every': 0}
   network.throttle(None)
   cores = sorted(os.sched_getaffinity(0))
-  # A process that waits would otherwise lend its core to the others, and its step would look shorter.
-  # Several devices on one core can wait for each other for ever, in XLA's collectives.
+  # A process that waits would otherwise lend its core to the others, and its step would look
+  # shorter. Several devices on one core can wait for each other for ever, in XLA's collectives.
   to_a_core = [
     ['taskset', '-c', str(cores[site % len(cores)])] if devices == 1 else []
     for site in range(network.sites)
