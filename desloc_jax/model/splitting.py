@@ -1,5 +1,4 @@
-"""How the devices of one worker share its work (FSDP): sequences and weights split over all of
-them.
+"""How the devices of one worker share its work (FSDP): sequences and weights split over them.
 
 Weights are gathered where they are needed, and their gradients are added up where they are split,
 each device getting its part of the sum only: an all-gather and a reduce-scatter by construction,
@@ -19,8 +18,7 @@ _LONG = 16_384  # Rows that XLA for TPUs (libtpu 0.0.42) scatters the sum of, at
 
 
 def over_batch_parts(function: Callable, weights: jax.Array, *inputs: jax.Array) -> jax.Array:
-  """Returns `function(weights, *inputs)`, each device with all of `weights` for its part of
-  `inputs`.
+  """Returns `function(weights, *inputs)`, each device with all weights for its part of the inputs.
 
   The gradient of `weights` is summed over devices once, when that of each device is done, in the
   dtype of `weights`.

@@ -60,10 +60,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     help='1e6 bits a second of the links, for the time (default: %(default)s)',
   )
   add(
-    '--global_batch_size',
+    '--batch_size',
     type=int,
-    default=16,
-    help='sequences of all workers a step, for time and overhead: how long it is (%(default)s)',
+    default=6,
+    help='sequences of a worker a step, for time and overhead: how long it is (default: %(default)s)',
   )
   add('--rounds', type=int, default=5, help='of the overhead (default: %(default)s)')
   add('--results', default='experiments/results', help='folder of tables and plot')
@@ -76,14 +76,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     raise UserError(
       'the overhead is of desloc, which is not among --methods; leave it out by --only.'
     )
-  for sites in options.sites if set(options.only) - {'bytes'} else ():
-    if options.global_batch_size < 1 or options.global_batch_size % sites:
-      raise UserError(
-        f'--global_batch_size is {options.global_batch_size}; expected a multiple of {sites}, the '
-        'processes.'
-      )
-  if options.rounds < 1:
-    raise UserError(f'--rounds is {options.rounds}; expected at least 1.')
+  for name in ('batch_size', 'rounds'):
+    if getattr(options, name) < 1:
+      raise UserError(f'--{name} is {getattr(options, name)}; expected at least 1.')
   if why_not := why_no_network():
     raise UserError(f'no network can be made here: {why_not}.')
   return options
@@ -131,8 +126,7 @@ def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]
   """Yields the runs of one part, of `PARTS`."""
   methods = dict.fromkeys(options.methods)
   cycle = 6 * BYTES_PERIOD  # Of all three periods of DES-LOC.
-  batch_size = options.global_batch_size // sites
-  timed = functools.partial(Case, sites=sites, part=part, batch_size=batch_size)
+  timed = functools.partial(Case, sites=sites, part=part, batch_size=options.batch_size)
   if part == 'bytes':
     for method in methods:
       yield Case(method, sites, BYTES_PERIOD, (Phase(1000, 512 if method == 'ddp' else cycle),))
