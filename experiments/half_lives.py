@@ -2,10 +2,10 @@
 
   python -m experiments.half_lives
 
-A moment with decay b has a half-life of ln(0.5) / ln(b) steps. The paper measures ||s(t+K) - s(t)||
-/ ||s(t)||: at b2 = 0.9999 the second moment moves about 100 times slower than the first. Here they
-are the moments of DDP with ADOPT, which no average between workers disturbs, in checkpoints from
-the end of a run, before its learning rate decays.
+A moment with decay b has a half-life of ln(0.5) / ln(b) steps. The paper measures
+||s(t+K) - s(t)|| / ||s(t)||: at b2 = 0.9999 the second moment moves about 100 times slower than the
+first. Here they are the moments of DDP with ADOPT, which no average between workers disturbs, in
+checkpoints from the end of a run, before its learning rate decays.
 """
 
 from collections.abc import Sequence

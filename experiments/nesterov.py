@@ -3,8 +3,7 @@
   python -m experiments.nesterov
 
 The paper at 700M and K_x = 32: Nesterov with an outer rate of 1.0 and a momentum of 0.9 is about
-0.5% better than averaging and within 1% of DDP. All runs of a seed go on from one checkpoint of
-DDP.
+0.5% better than averaging and within 1% of DDP. All runs of a seed go on from one DDP checkpoint.
 """
 
 from collections.abc import Sequence

@@ -26,6 +26,8 @@ def start(
 ) -> list[subprocess.Popen]:
   """Starts the processes of one run of so many workers; returns them.
 
+  They have the variables of this process, XLA_FLAGS too.
+
   Args:
     workers: of the run.
     workdir: of the run.

@@ -4,9 +4,8 @@
 
 Nothing is trained. Days against bandwidth come from a fit to the paper's days at 100 Gb/s
 (paper_days.py). What the planner's step time is worth, and what DES-LOC costs on a slow link, is
-read from wire_time.csv and wire_overhead.csv in experiments/results, which `python -m
-experiments.wire`
-measured: step times of processes with throttled links between them.
+read from wire_time.csv and wire_overhead.csv in experiments/results: step times of processes with
+throttled links between them, which `python -m experiments.wire` measured.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,6 @@
 """Steps compiled for devices that are not there: here for CPUs that stand for the chips of a slice."""
 
+import functools
 import importlib.util
 import pathlib
 import subprocess
@@ -11,7 +12,14 @@ import pytest
 
 from desloc_jax.errors import UserError
 from desloc_jax.plan import compile as compile_lib, compile_step, compiled_text
-from desloc_jax.plan.compile_table import BETWEEN, EVERY_STEP, INSIDE, ON_CONDITION, traffic
+from desloc_jax.plan.compile_table import (
+  BETWEEN,
+  EVERY_STEP,
+  INSIDE,
+  ON_CONDITION,
+  sent_bytes,
+  traffic,
+)
 from desloc_jax.train import mesh as mesh_lib, topology as topology_lib
 from desloc_jax.train.config import flatten
 from desloc_jax.train.config_changes import changed_options
@@ -180,3 +188,16 @@ def test_the_table_of_pods(cpus):
   sent = sum(r.sent_bytes for r in traffic(step) if r.where == INSIDE and r.when == EVERY_STEP)
   assert sum(inside) == pytest.approx(sent, abs=2)
   assert pods.table([row]).splitlines()[2].split()[:3] == ['tiny', 'v5e:2x4', '2']
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NO_LIBTPU, reason='libtpu is not installed: requirements-tpu.txt')
+@pytest.mark.parametrize('topology', ['v5e:4x4', '2x v5e:4x4'])
+def test_tpus_gather_weights_and_scatter_gradients(topology):
+  """Also of a vocabulary that is summed in pieces."""
+  step = compile_step(
+    config_of(topology=topology, batch_size=8, **{'model.vocab_size': 20_480, 'model.width': 128})
+  )
+  inside = functools.partial(sent_bytes, traffic(step), INSIDE, EVERY_STEP)
+  assert inside('all-gather') > 0 and inside('reduce-scatter') > 0
+  assert inside() < 1.02 * (inside('all-gather') + inside('reduce-scatter'))

@@ -5,7 +5,9 @@ import functools
 
 import pytest
 
+from desloc_jax.errors import UserError
 from experiments.wire import checks
+from experiments.wire.__main__ import parse
 from experiments.wire.methods import Case, SILENT
 from experiments.wire.network import network, why_no_network
 from experiments.wire.plot import plot
@@ -21,6 +23,20 @@ def run(case, folder):
       sites, folder / 'run', case.options, case.phases, log_every=case.log_every,
       devices=case.devices,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('option', 'message'),
+  [
+    ('--batch_size=0', '--batch_size is 0; expected at least 1'),
+    ('--rounds=0', '--rounds is 0; expected at least 1'),
+    ('--sites=1', '--sites is 1; expected at least 2'),
+    ('--rates=0', '--rates is 0.0; expected more than 0'),
+  ],
+)
+def test_numbers_that_cannot_be_measured_are_refused(option, message):
+  with pytest.raises(UserError, match=message):
+    parse([option])
 
 
 @pytest.mark.slow

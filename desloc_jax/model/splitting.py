@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 BATCH_AXIS = 'fsdp'  # The mesh axis that sequences are split over, where a mesh has it.
-_LONG = 16_384  # Rows that XLA for TPUs (libtpu 0.0.42) scatters the sum of, at most.
+_LONG = 16_384  # Rows of which XLA for TPUs (libtpu 0.0.42) scatters the sum, at most.
 
 
 def over_batch_parts(function: Callable, weights: jax.Array, *inputs: jax.Array) -> jax.Array:
@@ -62,15 +62,17 @@ def _gather_forward(part, dimension):
 def _gather_backward(dimension, _, gradient):
   """Returns of the sum of the devices' gradients the part of this one.
 
-  That is the transpose of the gathering, written so that XLA for TPUs scatters it on all
-  topologies: along a leading axis of devices, and in pieces where it is long. Else it would add up
-  the whole on every device, at twice the bytes.
+  That is the transpose of the gathering, written so that XLA for TPUs scatters it, over one slice
+  and several: along a leading axis of devices, and in pieces where it is long. Else it would add up
+  the whole on every device, at twice the bytes. (Where columns are split, or several workers share
+  the devices, it was not compiled for TPUs.)
   """
   shape = gradient.shape
   devices = jax.lax.axis_size(BATCH_AXIS)
   parts = gradient.reshape(*shape[:dimension], devices, -1, *shape[dimension + 1 :])
   parts = jnp.moveaxis(parts, dimension, 0)
   rows = parts.shape[1]
+  # Of columns a device has all rows: by their sum there would be too many pieces.
   most = _LONG // devices if dimension == 0 else _LONG
   pieces = (parts[:, start : start + most] for start in range(0, rows, most))
   return (jnp.concatenate([jax.lax.psum_scatter(piece, BATCH_AXIS) for piece in pieces]),)

@@ -151,6 +151,5 @@ def is_hidden_matrix(params: optax.Params):
 
 
 def _matrix_dimensions(params: optax.Params):
-  # Of the last two axes; one in front of them counts layers, and each layer is orthogonalised
-  # alone.
+  # Of the last two axes; one in front of them counts layers, which are orthogonalised one by one.
   return jax.tree.map(lambda x: optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), params)

@@ -26,7 +26,7 @@ class TrainingDiverged(RuntimeError):
 
 
 class Recorder:
-  """Keeps the metrics of steps on the device until a line is due, so that the loop never waits."""
+  """Keeps the metrics of steps on the device until a line is due; then the newest is waited for."""
 
   def __init__(self, job: Job, workdir: pathlib.Path, start: int, stop: int, state: TrainState):
     """Starts after step `start`, with `state`."""

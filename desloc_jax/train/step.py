@@ -17,8 +17,7 @@ from desloc_jax.optimizer.ddp import local_params
 from desloc_jax.optimizer.over_workers import over_workers, WORKERS
 from desloc_jax.optimizer.transform import DeslocState, synced, WORKER_AXES
 
-# Loss of one worker's parameters on [batch, seq_len + 1] tokens, and scalars about the model by
-# name.
+# Loss of one worker's parameters on [batch, seq_len + 1] tokens, and scalars about the model.
 LossFunction = Callable[[optax.Params, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
