@@ -195,9 +195,9 @@ def test_a_worker_is_on_one_host():
   assert ids(straddling) == [[0, 2, 4, 6, 1, 3, 5, 7]]
 
 
-def test_the_hosts_of_a_tpu_slice_share_a_worker():
-  devices = [Device(i, i // 2, platform='tpu') for i in range(4)]  # Of one slice: without a number.
-  assert ids(mesh_lib.order_devices(devices, 4)) == [[0, 1, 2, 3]]
+def test_the_hosts_of_a_tpu_slice_have_fast_links():
+  places = {mesh_lib._fast_links(Device(i, i // 2, platform='tpu')) for i in range(4)}
+  assert places == {('slice', 0)}  # One slice has no number.
 
 
 def test_hosts_with_fast_links_between_them_share_a_worker():
