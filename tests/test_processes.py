@@ -78,7 +78,9 @@ def test_a_process_that_is_killed_is_noticed_by_all_others(victim, options, tmp_
   assert time.monotonic() - killed < 30
   assert codes == [-9 if i == victim else processes_lib.PEER_LOST for i in range(3)], errors
   for text in (text for i, text in enumerate(errors) if i != victim):
-    assert 'process' in text.strip().splitlines()[-1] and 'died or hangs' in text, text
+    # JAX's own threads may still write of it as the process ends.
+    ours = [line for line in text.splitlines() if line.startswith('error: ')]
+    assert len(ours) == 1 and 'process' in ours[0] and 'died or hangs' in ours[0], text
     assert 'Traceback' not in text
 
 
