@@ -45,15 +45,16 @@ _MODE = flags.DEFINE_enum(
 def main(argv):
   del argv
   logging.set_verbosity(logging.WARNING)
-  # Imported here, so that --help and typing errors answer at once.
+  # Imported here, and the loop later, so that --help and values that cannot work answer at once.
   if _MODE.value != 'train':
     return print_before_booking(_MODE.value)
   from desloc_jax.train import processes
   from desloc_jax.train.config_checks import check_config
-  from desloc_jax.train.loop import train
 
   config = _CONFIG.value
   check_config(config)
+  from desloc_jax.train.loop import train
+
   processes.join(
     _COORDINATOR.value,
     _NUM_PROCESSES.value,

@@ -13,12 +13,12 @@ from ml_collections import config_dict, config_flags
 from desloc_jax import commands
 from desloc_jax.errors import UserError
 from desloc_jax.train import cli, exchange, processes
-from desloc_jax.train.config import options_help
+from desloc_jax.train.config import flatten, options_help
 from desloc_jax.train.config_checks import check_config
 from experiments import report as report_lib
 from experiments.progress import Progress
 from experiments.runner import claim, run_all
-from experiments.runs import with_those_before
+from experiments.runs import Run, with_those_before
 from experiments.scales import make_scale, Scale, SCALES
 from experiments.share import shared
 
@@ -53,6 +53,7 @@ def _run_all(experiments, options: argparse.Namespace, scale: Scale, args: Seque
   join(options, scale.config)
   runs = {name: experiment.runs(scale) for name, experiment in experiments.items()}
   everything = with_those_before([run for each in runs.values() for run in each])
+  check_followed(args, scale.config, everything)
   progress = Progress({run.key: run.arithmetic for run in everything}, tell)
   for name, experiment in experiments.items():
     results = run_all(runs[name], pathlib.Path(options.runs), progress)
@@ -148,6 +149,31 @@ def override(config: config_dict.ConfigDict, args: Sequence[str]) -> None:
     values(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(f'{error}. See --help.') from error
+
+
+def check_followed(
+  args: Sequence[str], config: config_dict.ConfigDict, runs: Sequence[Run]
+) -> None:
+  """Checks that options of the command line are those of some run.
+
+  Args:
+    args: of which those that begin with --config. count.
+    config: with their values.
+    runs: of all experiments that the command line is of.
+
+  Raises:
+    UserError: each run has another value, which the experiment sets itself.
+  """
+  args = [arg for arg in args if arg.startswith('--config.')]
+  options = [flatten(run.config) for run in runs] if args else []
+  for arg in args:
+    name = arg.removeprefix('--config.').partition('=')[0]
+    own = [each.get(name) for each in options]
+    if own and flatten(config)[name] not in own:
+      values = ', '.join(dict.fromkeys(map(str, own)))
+      raise UserError(
+        f'{arg} would change no run: this experiment sets {name} itself, to {values}.'
+      )
 
 
 def without_option(args: Sequence[str], name: str) -> list[str]:

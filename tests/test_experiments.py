@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from desloc_jax.data.documents import read_documents
+from desloc_jax.errors import UserError
 from desloc_jax.train.config import flatten
 from desloc_jax.train.config_checks import check_config
-from experiments import all as all_experiments, communication, half_lives, heterogeneous, toy
+from experiments import all as all_experiments, communication, half_lives, heterogeneous, muon, toy
+from experiments.command import check_followed, parse
 from experiments.report import write
 from experiments.runs import Result, with_those_before
 from experiments.scales import make_scale
@@ -125,6 +127,17 @@ def test_the_toy_is_reported():
   report = toy.report([], make_scale('test'))
   assert len(report.rows) == 2 * 4 * toy.SEEDS
   assert len(report.checks) == 6
+
+
+def test_an_option_that_the_experiment_sets_itself_is_refused():
+  args = ['--scale=test', '--config.inner.learning_rate=0.01', '--config.steps=6']
+  _, scale = parse('experiments.muon', '', args)
+  with pytest.raises(UserError, match=r'learning_rate=0.01 would change no run.* to 0.02\.'):
+    check_followed(args, scale.config, muon.runs(scale))
+  for followed in (args[::2], ['--scale=test', '--config.inner.learning_rate=0.02']):
+    _, scale = parse('experiments.muon', '', followed)
+    check_followed(followed, scale.config, muon.runs(scale))
+  check_followed(args, scale.config, [])  # The toy has no runs.
 
 
 @pytest.mark.slow

@@ -6,23 +6,22 @@ import functools
 import pytest
 
 from desloc_jax.errors import UserError
+from desloc_jax.train.metrics import read_metrics
 from experiments.wire import checks
 from experiments.wire.__main__ import parse
-from experiments.wire.methods import Case, SILENT
+from experiments.wire.methods import Case, Phase, SILENT
 from experiments.wire.network import network, why_no_network
 from experiments.wire.plot import plot
 from experiments.wire.results import bytes_rows, overhead_rows, PAYLOAD_SHARE, time_rows
-from experiments.wire.runs import measure, Phase, Window
+from experiments.wire.runs import measure, Window
 
 
-def run(case, folder):
+def run(folder, *cases):
+  """Returns what was measured in the phases of each case."""
   if why_not := why_no_network():
     pytest.skip(f'no network can be made here: {why_not}')
-  with network(case.sites) as sites:
-    return measure(
-      sites, folder / 'run', case.options, case.phases, log_every=case.log_every,
-      devices=case.devices,
-    )  # fmt: skip
+  with network(cases[0].sites) as sites:
+    return measure(sites, folder, *cases)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +41,7 @@ def test_numbers_that_cannot_be_measured_are_refused(option, message):
 @pytest.mark.slow
 def test_ddp_sends_its_gradients_and_cannot_be_faster_than_the_link(tmp_path):
   case = Case('ddp', 2, 16, (Phase(1000, 64), Phase(50, 16)))
-  fast, slow = run(case, tmp_path)
+  ((fast, slow),) = run(tmp_path, case)
   (row,) = bytes_rows({case: [[fast]]})
   # The counters are read while steps are made: one more or less of 64.
   assert row.measured == pytest.approx(row.ring, rel=0.05)
@@ -54,7 +53,7 @@ def test_ddp_sends_its_gradients_and_cannot_be_faster_than_the_link(tmp_path):
 def test_desloc_sends_what_the_ledger_says(devices, tmp_path):
   """However many devices a worker has: each sends its own part."""
   case = Case('desloc', 2, 16, (Phase(1000, 96),), devices=devices)
-  (window,) = run(case, tmp_path)
+  ((window,),) = run(tmp_path, case)
   (row,) = bytes_rows({case: [[window]]})
   assert row.ledger_payload == pytest.approx(443_008 * 4 * 1.5 / 16, rel=1e-4)
   assert row.ring <= row.measured < 1.05 * row.ring
@@ -62,8 +61,21 @@ def test_desloc_sends_what_the_ledger_says(devices, tmp_path):
 
 @pytest.mark.slow
 def test_local_steps_send_nothing_but_heartbeats_and_lines_of_the_log(tmp_path):
-  (window,) = run(Case(SILENT, 2, 64, (Phase(1000, 128),)), tmp_path)
+  ((window,),) = run(tmp_path, Case(SILENT, 2, 64, (Phase(1000, 128),)))
   assert window.bytes_per_step < 200  # 0.01% of what DDP sends.
+
+
+@pytest.mark.slow
+def test_runs_that_take_turns_are_counted_apart(tmp_path):
+  cases = [Case(name, 2, 16, (Phase(1000, 96),), 'overhead') for name in (SILENT, 'desloc')]
+  (silent,), (desloc,) = run(tmp_path, *cases)
+  (row,) = bytes_rows({cases[1]: [[desloc]]})
+  assert silent.bytes_per_step < 0.1 * row.ring
+  assert row.ring <= row.measured < 1.05 * row.ring
+  # The silent run's own clock went on while the other one had its turns.
+  lines = [line for line in read_metrics(tmp_path / '0') if 24 < line['step'] <= 24 + 96]
+  seconds = sum(8 * 2 * 64 / line['tokens_per_s'] for line in lines)
+  assert 0 < silent.seconds < seconds - desloc.seconds / 2
 
 
 def test_rows_and_plot_of_the_time(tmp_path):

@@ -25,7 +25,6 @@ from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.interruption import Interrupted, StopRequest
 from desloc_jax.train.job import Job
 from desloc_jax.train.metrics import read_metrics
-from desloc_jax.train.plot import plot_training
 from desloc_jax.train.recorder import check_finite_state, Recorder
 from desloc_jax.train.restore import begin_or_go_on, position_after
 from desloc_jax.train.step import TrainState
@@ -73,6 +72,8 @@ def train(
     return {}
   summary = report.summarise(job, read_metrics(workdir), syncs)
   report.write_summary(summary, workdir)
+  from desloc_jax.train.plot import plot_training  # It imports matplotlib: half a second.
+
   plot_training(workdir, title=f'{config.method}, {config.workers} workers: {workdir.name}')
   print(report.network_table(job, summary))
   print(report.result_line(summary, workdir))
