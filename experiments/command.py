@@ -54,7 +54,7 @@ def _run_all(experiments, options: argparse.Namespace, scale: Scale, args: Seque
   runs = {name: experiment.runs(scale) for name, experiment in experiments.items()}
   everything = with_those_before([run for each in runs.values() for run in each])
   check_followed(args, scale.config, everything)
-  progress = Progress({run.key: run.arithmetic for run in everything}, tell)
+  progress = Progress(everything, pathlib.Path(options.runs), tell)
   for name, experiment in experiments.items():
     results = run_all(runs[name], pathlib.Path(options.runs), progress)
     if processes.writes():

@@ -64,7 +64,6 @@ def run_all(runs: Sequence[Run], folder: pathlib.Path, progress: Progress) -> li
 def _settle(run: Run, folder: pathlib.Path, progress: Progress) -> bool:
   """Trains a run if nobody else does; returns whether it is done."""
   if _first_says(is_done(run, folder)):
-    progress.found(run.key)
     return True
   if run.after and not _first_says(is_done(run.after, folder)):
     return False
@@ -74,8 +73,8 @@ def _settle(run: Run, folder: pathlib.Path, progress: Progress) -> bool:
     if not _first_says(mine):
       return False
     if not _first_says(is_done(run, folder)):  # Else it ended between the look and the lock.
-      progress.begin(run.key, run.name)
-      progress.end(run.key, _train(run, folder))
+      progress.begin(run)
+      _train(run, folder)
   return True
 
 
@@ -99,8 +98,8 @@ def claim(folder: pathlib.Path, wait: bool = False) -> Iterator[bool]:
       yield True
 
 
-def _train(run: Run, folder: pathlib.Path) -> float:
-  """Trains a run, or the rest of it, and writes its result; returns the seconds that it took."""
+def _train(run: Run, folder: pathlib.Path) -> None:
+  """Trains a run, or the rest of it, and writes its result."""
   workdir = run.folder(folder)
   begin = time.monotonic()
   if processes.writes():
@@ -118,7 +117,6 @@ def _train(run: Run, folder: pathlib.Path) -> float:
     write_text(workdir / RESULT_FILE, json.dumps(result, indent=2) + '\n')
     if not run.keeps_checkpoints:
       shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)
-  return seconds
 
 
 def _train_until_end(run: Run, workdir: pathlib.Path) -> tuple[dict[str, Any], str]:

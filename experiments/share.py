@@ -31,6 +31,7 @@ def shared(processes: int, program: str, args: Sequence[str]) -> Iterator[None]:
     return
   shares = [cores[index::processes] for index in range(processes)]
   command = [sys.executable, '-m', program, *args]
+  environment = os.environ | {'TQDM_DISABLE': '1'}  # Bars of several processes would be one mess.
   others = []
   # Between runs too, where the trainer does not catch it.
   before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -39,7 +40,9 @@ def shared(processes: int, program: str, args: Sequence[str]) -> Iterator[None]:
       _keep_to(share)  # What is started inherits it.
       # A group of its own: of Ctrl-C it hears by this process alone, as a second signal would not
       # wait for it to save.
-      others.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0))
+      others.append(
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, process_group=0)
+      )
     _keep_to(shares[0])
     yield
   except BaseException:

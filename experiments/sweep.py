@@ -57,8 +57,8 @@ def main(argv: Sequence[str]) -> None:
 def _run_all(axes: Values, config: config_dict.ConfigDict, options, args: Sequence[str]) -> None:
   command.join(options, config)
   runs = make_runs(axes, config)
-  progress = Progress({run.key: run.arithmetic for run in with_those_before(runs)}, command.tell)
-  results = run_all(runs, pathlib.Path(options.runs), progress)
+  folder = pathlib.Path(options.runs)
+  results = run_all(runs, folder, Progress(with_those_before(runs), folder, command.tell))
   if processes.writes():
     report = make_report(axes, results)
     words = shlex.join(['python', '-m', 'experiments.sweep', *args])

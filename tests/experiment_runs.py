@@ -6,6 +6,7 @@ import sys
 
 from experiments import runner
 from experiments.progress import Progress
+from experiments.runs import with_those_before
 from experiments.scales import make_scale
 from tests.environment import environment
 
@@ -15,7 +16,7 @@ SMALL = ('model.layers=1', 'model.width=32', 'model.heads=2', 'seq_len=32', 'bat
 
 
 def run_all(runs, folder):
-  return runner.run_all(runs, folder, Progress({run.key: run.arithmetic for run in runs}))
+  return runner.run_all(runs, folder, Progress(with_those_before(runs), folder))
 
 
 def command(module, *args, **options):

@@ -5,12 +5,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
 from desloc_jax.errors import UserError
 from experiments.command import without_option
+from experiments.progress import Progress
 from experiments.report import rows_of
 from experiments.runs import Run, with_those_before
 from experiments.scales import changed, make_scale
@@ -31,6 +33,18 @@ def test_a_finished_run_is_not_repeated_and_only_what_is_computed_counts(tmp_pat
   assert len(trained) == 8
   run_all(some_runs(**{'eval.sequences': 9}), tmp_path)  # Another validation loss.
   assert len(trained) == 12
+
+
+def test_the_time_left_counts_what_other_processes_did(tmp_path, trained, monkeypatch):
+  runs, lines = some_runs(), []
+  monkeypatch.setattr(time, 'monotonic', lambda: 100.0)
+  run_all(runs[:1], tmp_path)  # Before: that says nothing of the speed.
+  progress = Progress(runs, tmp_path, lines.append)
+  progress.begin(runs[1])
+  run_all(runs[1:3], tmp_path)
+  monkeypatch.setattr(time, 'monotonic', lambda: 160.0)
+  progress.begin(runs[3])
+  assert lines == ['[2 of 4] ddp, seed 0', '[4 of 4, 0:00:30 left] ddp, seed 1']
 
 
 def test_a_run_that_diverges_is_a_row_and_not_the_end(tmp_path, trained):
@@ -100,7 +114,8 @@ runner.train = train
 runner.contextlib.redirect_stdout = lambda file: file
 runner._WAIT_S = 0.05
 runs = make_scale('test').with_seeds(1).runs({k: {'periods.params': k} for k in range(1, 13)})
-results = runner.run_all(runs, pathlib.Path(sys.argv[1]), Progress({}, tell=lambda line: None))
+folder = pathlib.Path(sys.argv[1])
+results = runner.run_all(runs, folder, Progress(runs, folder, tell=lambda line: None))
 print('got', len(results))
 """
 

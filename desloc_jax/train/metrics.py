@@ -121,15 +121,19 @@ def _check_line(line: Any) -> None:
 
 
 def progress_bar(start: int, stop: int, shown: bool = True) -> tqdm.tqdm:
-  """Returns a bar over steps; `tqdm` redraws it at most every half second."""
+  """Returns a bar over steps; `tqdm` redraws it at most every half second.
+
+  The variable TQDM_DISABLE=1 hides it as well.
+  """
+  hidden = {} if shown else {'disable': True}  # Any value of it would outdo the variable.
   return tqdm.tqdm(
     total=stop,
     initial=start,
-    disable=not shown,
     unit='step',
     mininterval=0.5,
     dynamic_ncols=True,
     smoothing=0.1,
+    **hidden,
   )
 
 
