@@ -3,6 +3,10 @@
   python -m experiments.sweep --config=configs/tiny.py --config.steps=240 \\
     --sweep.periods.params=8,16,32 --sweep.method=desloc,local_adam --sweep.seed=0,1,2
 
+  python -m experiments.sweep --scale=cpu --sweep.workers=2,4,8 --sweep.seed=0,1,2
+
+--scale instead of a config is what the experiments run at, and shares their runs.
+
 Each --sweep.NAME=A,B,... is an axis, and NAME an option of the trainer; values have its type. Seeds
 are repetitions, of which mean and standard deviation are shown. One axis of numbers is drawn as
 curves, two as a heat map, with a line or a panel for each combination of the others. Writes
@@ -32,7 +36,7 @@ from experiments.progress import Progress
 from experiments.report import loss_table, Report, rows_of
 from experiments.runner import run_all
 from experiments.runs import Result, Run, with_those_before
-from experiments.scales import changed
+from experiments.scales import changed, make_scale, SCALES
 from experiments.share import shared
 
 Values = Mapping[str, Sequence[Any]]  # Values by option.
@@ -43,9 +47,14 @@ _WIDE = 8.0  # Ratio of values from which an axis is logarithmic.
 def main(argv: Sequence[str]) -> None:
   parser = command.make_parser('experiments.sweep', __doc__)
   parser.add_argument('--config', help='a file of configs/')
+  parser.add_argument(
+    '--scale', help=f'instead: {", ".join(SCALES)}; gpu:sotu for the built-in text'
+  )
   parser.add_argument('--results', default='runs/sweep', help='folder of results (%(default)s)')
   options, rest = parser.parse_known_args(argv[1:])
-  config = load_config(options.config)
+  if options.config and options.scale:
+    raise UserError('--config and --scale are given; expected one of them.')
+  config = make_scale(options.scale).config if options.scale else load_config(options.config)
   command.override(config, [arg for arg in rest if not arg.startswith('--sweep')])
   axes = parse_axes([arg for arg in rest if arg.startswith('--sweep')], config)
   logging.set_verbosity(logging.ERROR)
