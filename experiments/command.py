@@ -108,10 +108,16 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
   add('--runs', default=RUNS, help='folder of the runs, which processes may share (%(default)s)')
   add('--processes', type=int, default=1,
       help='so many at once on this machine, which divide runs and cores; for small runs')  # fmt: skip
+  add_processes(parser)
+  return parser
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of one of several processes, which `join` reads."""
+  add = parser.add_argument
   add('--coordinator', help='HOST:PORT of process 0, if each run is of several processes')
   add('--num_processes', type=int, help='how many they are')
   add('--process_id', type=int, help='which of them this is, from 0')
-  return parser
 
 
 def join(options: argparse.Namespace, config: config_dict.ConfigDict) -> None:

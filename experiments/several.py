@@ -26,8 +26,6 @@ def start(
 ) -> list[subprocess.Popen]:
   """Starts the processes of one run of so many workers; returns them.
 
-  They have the variables of this process, XLA_FLAGS too.
-
   Args:
     workers: of the run.
     workdir: of the run.
@@ -38,9 +36,29 @@ def start(
     before: for each process, what stands before its command, such as where it is to run.
     devices: virtual CPU devices of each process.
   """
+  command = ['run.py', f'--workdir={workdir}', *config_arguments(config, options, workers)]
+  return start_command(command, processes, host=host, before=before, devices=devices)
+
+
+def config_arguments(config: str, options: Mapping[str, object], workers: int) -> list[str]:
+  """Returns the arguments of a config file with these options, by dotted name."""
+  values = {**options, 'workers': workers}
+  return [f'--config={config}', *(f'--config.{name}={value}' for name, value in values.items())]
+
+
+def start_command(
+  command: Sequence[str],
+  processes: int,
+  *,
+  host: str = '127.0.0.1',
+  before: Sequence[Sequence[str]] = (),
+  devices: int = 1,
+) -> list[subprocess.Popen]:
+  """Starts `python COMMAND` as so many processes that train together; see `start`.
+
+  They have the variables of this process, XLA_FLAGS too.
+  """
   address = f'{host}:{free_port()}'
-  values = [f'--config.{name}={value}' for name, value in {**options, 'workers': workers}.items()]
-  command = [sys.executable, 'run.py', f'--config={config}', f'--workdir={workdir}', *values]
   flags = os.environ.get('XLA_FLAGS', '')
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
@@ -52,7 +70,12 @@ def start(
     member = [f'--coordinator={address}', f'--num_processes={processes}', f'--process_id={index}']
     started.append(
       subprocess.Popen(
-        [*(before[index] if before else ()), *command, *(member if processes > 1 else [])],
+        [
+          *(before[index] if before else ()),
+          sys.executable,
+          *command,
+          *(member if processes > 1 else []),
+        ],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

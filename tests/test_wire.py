@@ -6,29 +6,31 @@ import functools
 import pytest
 
 from desloc_jax.errors import UserError
-from desloc_jax.train.metrics import read_metrics
+from experiments.overhead import Round
 from experiments.wire import checks
 from experiments.wire.__main__ import parse
-from experiments.wire.methods import Case, Phase, SILENT
+from experiments.wire.methods import Case, SILENT
 from experiments.wire.network import network, why_no_network
 from experiments.wire.plot import plot
 from experiments.wire.results import bytes_rows, overhead_rows, PAYLOAD_SHARE, time_rows
-from experiments.wire.runs import measure, Window
+from experiments.wire.runs import measure, measure_overhead, Phase, Window
 
 
-def run(folder, *cases):
-  """Returns what was measured in the phases of each case."""
+def run(case, folder):
   if why_not := why_no_network():
     pytest.skip(f'no network can be made here: {why_not}')
-  with network(cases[0].sites) as sites:
-    return measure(sites, folder, *cases)
+  with network(case.sites) as sites:
+    return measure(
+      sites, folder / 'run', case.options, case.phases, log_every=case.log_every,
+      devices=case.devices,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
   ('option', 'message'),
   [
     ('--batch_size=0', '--batch_size is 0; expected at least 1'),
-    ('--rounds=0', '--rounds is 0; expected at least 1'),
+    ('--starts=0', '--starts is 0; expected at least 1'),
     ('--sites=1', '--sites is 1; expected at least 2'),
     ('--rates=0', '--rates is 0.0; expected more than 0'),
   ],
@@ -41,7 +43,7 @@ def test_numbers_that_cannot_be_measured_are_refused(option, message):
 @pytest.mark.slow
 def test_ddp_sends_its_gradients_and_cannot_be_faster_than_the_link(tmp_path):
   case = Case('ddp', 2, 16, (Phase(1000, 64), Phase(50, 16)))
-  ((fast, slow),) = run(tmp_path, case)
+  fast, slow = run(case, tmp_path)
   (row,) = bytes_rows({case: [[fast]]})
   # The counters are read while steps are made: one more or less of 64.
   assert row.measured == pytest.approx(row.ring, rel=0.05)
@@ -53,7 +55,7 @@ def test_ddp_sends_its_gradients_and_cannot_be_faster_than_the_link(tmp_path):
 def test_desloc_sends_what_the_ledger_says(devices, tmp_path):
   """However many devices a worker has: each sends its own part."""
   case = Case('desloc', 2, 16, (Phase(1000, 96),), devices=devices)
-  ((window,),) = run(tmp_path, case)
+  (window,) = run(case, tmp_path)
   (row,) = bytes_rows({case: [[window]]})
   assert row.ledger_payload == pytest.approx(443_008 * 4 * 1.5 / 16, rel=1e-4)
   assert row.ring <= row.measured < 1.05 * row.ring
@@ -61,21 +63,21 @@ def test_desloc_sends_what_the_ledger_says(devices, tmp_path):
 
 @pytest.mark.slow
 def test_local_steps_send_nothing_but_heartbeats_and_lines_of_the_log(tmp_path):
-  ((window,),) = run(tmp_path, Case(SILENT, 2, 64, (Phase(1000, 128),)))
+  (window,) = run(Case(SILENT, 2, 64, (Phase(1000, 128),)), tmp_path)
   assert window.bytes_per_step < 200  # 0.01% of what DDP sends.
 
 
 @pytest.mark.slow
-def test_runs_that_take_turns_are_counted_apart(tmp_path):
-  cases = [Case(name, 2, 16, (Phase(1000, 96),), 'overhead') for name in (SILENT, 'desloc')]
-  (silent,), (desloc,) = run(tmp_path, *cases)
-  (row,) = bytes_rows({cases[1]: [[desloc]]})
-  assert silent.bytes_per_step < 0.1 * row.ring
-  assert row.ring <= row.measured < 1.05 * row.ring
-  # The silent run's own clock went on while the other one had its turns.
-  lines = [line for line in read_metrics(tmp_path / '0') if 24 < line['step'] <= 24 + 96]
-  seconds = sum(8 * 2 * 64 / line['tokens_per_s'] for line in lines)
-  assert 0 < silent.seconds < seconds - desloc.seconds / 2
+def test_the_overhead_is_the_time_of_the_averages_on_the_link(tmp_path):
+  if why_not := why_no_network():
+    pytest.skip(f'no network can be made here: {why_not}')
+  case = Case('desloc', 2, 16, (), 'overhead')
+  with network(2) as sites:
+    found = measure_overhead(sites, tmp_path / 'run', case.options, megabits=20)
+  ledger = case.ledger()
+  sent_s = ledger.ring_bytes(ledger.bytes_per_step) / (20e6 / 8)
+  assert 0.9 * sent_s < found.step_s - found.silent_step_s < 1.5 * sent_s
+  assert found.local_step_s < found.step_s / 2
 
 
 def test_rows_and_plot_of_the_time(tmp_path):
@@ -110,16 +112,10 @@ def test_rows_and_plot_of_the_time(tmp_path):
 
 
 def test_rows_and_checks_of_the_overhead():
-  phase = Phase(100, 64)
-  silent, desloc = (Case(name, 2, 256, (phase,), 'overhead') for name in (SILENT, 'desloc'))
-  of = lambda step_s, local_s=None: [Window(phase, 64 * step_s, [0, 0], local_s)]
-  # A machine that is half as fast in the second round; the third is not complete.
-  measured = {
-    silent: [of(0.01), of(0.02), of(0.02)],
-    desloc: [of(0.0103, 0.0101), of(0.0208, 0.02)],
-  }
-  rows = overhead_rows(measured)
-  assert [row.round for row in rows] == [1, 2]
+  case = Case('desloc', 2, 256, (Phase(100, 64),), 'overhead')
+  # A machine that is half as fast at the second start.
+  rows = overhead_rows({case: [Round(0.0103, 0.0101, 0.01), Round(0.0208, 0.02, 0.02)]})
+  assert [row.start for row in rows] == [1, 2]
   assert [row.cells()[-2:] for row in rows] == [('1.020x', '1.030x'), ('1.040x', '1.040x')]
   as_read = [dataclasses.asdict(row) for row in rows]
   ddp = dict(method='ddp', processes=2, megabits=100, step_s=1, predicted_s=0.95, over_silent=9)

@@ -4,16 +4,14 @@
 goes on from are dropped: they will be written again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import functools
 import pathlib
 import signal
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec as P
 from ml_collections import config_dict
-import numpy as np
 
 from desloc_jax.errors import UserError
 from desloc_jax.train import exchange, processes, report
@@ -22,6 +20,7 @@ from desloc_jax.train.checkpoint import Checkpoints
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.evaluate import Evaluator
 from desloc_jax.train.in_flight import InFlight
+from desloc_jax.train.inputs import step_inputs
 from desloc_jax.train.interruption import Interrupted, StopRequest
 from desloc_jax.train.job import Job
 from desloc_jax.train.metrics import read_metrics
@@ -105,7 +104,7 @@ def _run_steps(
       recorder.write({'step': start, 'restored': changes})
     recorder.restart_clock()
     with StopRequest() as request:
-      for step, inputs in zip(range(start + 1, stop + 1), _inputs(job, start), strict=False):
+      for step, inputs in zip(range(start + 1, stop + 1), step_inputs(job, start), strict=False):
         state, metrics = job.train_step(state, *inputs)
         in_flight.add(metrics)
         interrupted = request.signal_number is not None
@@ -132,34 +131,6 @@ def _run_steps(
   finally:
     recorder.close()
   return state
-
-
-def _inputs(job: Job, start: int) -> Iterator[tuple[jax.Array, jax.Array | None]]:
-  """Yields tokens and active workers of each step after `start`, already on the devices."""
-  everywhere = NamedSharding(job.mesh, P())
-  on_device = (
-    (
-      _place_tokens(job, tokens),
-      job.active and exchange.place(job.active(step), everywhere),
-    )
-    for step, tokens in enumerate(job.data.stream.iterator(start), start + 1)
-  )
-  ahead = next(on_device)  # One step ahead of the loop, so that a copy overlaps with a step.
-  for inputs in on_device:
-    yield ahead
-    ahead = inputs
-
-
-def _place_tokens(job: Job, tokens: np.ndarray) -> jax.Array:
-  """Returns the global array of a step, of the tokens [local workers, ...] of this process."""
-  like, first = job.tokens_like, job.local_workers[0]
-  tokens = tokens.reshape(len(tokens), *like.shape[1:])
-
-  def part(index):
-    start, stop, _ = index[0].indices(like.shape[0])
-    return tokens[(slice(start - first, stop - first), *index[1:])]
-
-  return jax.make_array_from_callback(like.shape, like.sharding, part)
 
 
 def _due(step: int, every: int) -> bool:

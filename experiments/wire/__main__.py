@@ -11,8 +11,8 @@ three parts:
   bytes     at K_x = 256, over whole cycles of all periods, beside the ledger's
   time      tokens/s at each rate, beside what the planner says of the same ledger, with the
             arithmetic of a step as the same run shows it between averages
-  overhead  DES-LOC at K_x = 256 and 100 Mbit/s over no communication. A machine is not equally fast
-            all of the time: two runs take turns of 256 steps over a whole cycle, --rounds times.
+  overhead  DES-LOC at K_x = 256 and 100 Mbit/s over no communication, in turn in the same
+            processes (experiments.overhead), started --starts times
 """
 
 import argparse
@@ -30,12 +30,13 @@ from desloc_jax import commands
 from desloc_jax.errors import UserError
 from desloc_jax.tables import align
 from desloc_jax.train.workdir import write_text
+from experiments.overhead import Round
 from experiments.report import csv_text
-from experiments.wire.methods import Case, METHODS, PARTS, Phase, SILENT, TIME_PERIOD
-from experiments.wire.network import network, why_no_network
+from experiments.wire.methods import Case, METHODS, PARTS, SILENT, TIME_PERIOD
+from experiments.wire.network import Network, network, why_no_network
 from experiments.wire.plot import plot
 from experiments.wire.results import Measured, ROWS
-from experiments.wire.runs import measure
+from experiments.wire.runs import measure, measure_overhead, Phase, Window
 
 RATES = (1000, 100, 10)  # 1e6 bits a second, after a part without a limit.
 BYTES_PERIOD = 256  # K_x of the bytes and of the overhead.
@@ -65,7 +66,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     default=6,
     help='sequences of a worker a step, for time and overhead: how long it is (default: %(default)s)',
   )
-  add('--rounds', type=int, default=5, help='of the overhead (default: %(default)s)')
+  add('--starts', type=int, default=4, help='of the overhead (default: %(default)s)')
   add('--results', default='experiments/results', help='folder of tables and plot')
   options = parser.parse_args(argv)
   if min(options.sites) < 2:
@@ -76,7 +77,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     raise UserError(
       'the overhead is of desloc, which is not among --methods; leave it out by --only.'
     )
-  for name in ('batch_size', 'rounds'):
+  for name in ('batch_size', 'starts'):
     if getattr(options, name) < 1:
       raise UserError(f'--{name} is {getattr(options, name)}; expected at least 1.')
   if why_not := why_no_network():
@@ -86,25 +87,32 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
   options = parse(argv)
-  together = [
-    cases
+  cases = [
+    case
     for sites in dict.fromkeys(options.sites)
     for part in dict.fromkeys(options.only)
-    for _ in range(options.rounds if part == 'overhead' else 1)
-    for cases in _cases(part, sites, options)
+    for _ in range(options.starts if part == 'overhead' else 1)
+    for case in _cases(part, sites, options)
   ]
   results = pathlib.Path(options.results)
   results.mkdir(parents=True, exist_ok=True)
   measured: Measured = {}
   with tempfile.TemporaryDirectory() as runs:
-    for number, cases in enumerate(bar := tqdm.tqdm(together, unit='run')):
-      bar.set_postfix_str(str(cases[-1]))
-      with network(cases[0].sites) as sites:
-        windows = measure(sites, pathlib.Path(runs, str(number)), *cases)
-      for case, of_case in zip(cases, windows, strict=True):
-        measured.setdefault(case, []).append(of_case)
+    for number, case in enumerate(bar := tqdm.tqdm(cases, unit='run')):
+      bar.set_postfix_str(str(case))
+      with network(case.sites) as sites:
+        found = _measure(case, sites, pathlib.Path(runs, str(number)))
+      measured.setdefault(case, []).append(found)
       tables = _write_results(measured, results)
   print('\n\n'.join(tables))
+
+
+def _measure(case: Case, sites: Network, folder: pathlib.Path) -> Sequence[Window] | Round:
+  if case.part == 'overhead':
+    return measure_overhead(sites, folder, case.options, OVERHEAD_RATE)
+  return measure(
+    sites, folder, case.options, case.phases, log_every=case.log_every, devices=case.devices
+  )
 
 
 def _write_results(measured: Measured, results: pathlib.Path) -> list[str]:
@@ -120,24 +128,23 @@ def _write_results(measured: Measured, results: pathlib.Path) -> list[str]:
   return tables
 
 
-def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[tuple[Case, ...]]:
-  """Yields the runs of one part, of `PARTS`; those that take turns as one."""
+def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]:
+  """Yields the runs of one part, of `PARTS`."""
   methods = dict.fromkeys(options.methods)
   cycle = 6 * BYTES_PERIOD  # Of all three periods of DES-LOC.
   timed = functools.partial(Case, sites=sites, part=part, batch_size=options.batch_size)
   if part == 'bytes':
     for method in methods:
-      yield (Case(method, sites, BYTES_PERIOD, (Phase(1000, 512 if method == 'ddp' else cycle),)),)
+      yield Case(method, sites, BYTES_PERIOD, (Phase(1000, 512 if method == 'ddp' else cycle),))
     if 'desloc' in methods:
-      yield (Case('desloc', sites, BYTES_PERIOD, (Phase(1000, cycle),), devices=2),)
+      yield Case('desloc', sites, BYTES_PERIOD, (Phase(1000, cycle),), devices=2)
   elif part == 'time':
     for method in (SILENT, *methods):
       steps = 24 if method == 'ddp' else 6 * TIME_PERIOD
       phases = tuple(Phase(rate, steps) for rate in (None, *options.rates))
-      yield (timed(method, period=TIME_PERIOD, phases=phases),)
+      yield timed(method, period=TIME_PERIOD, phases=phases)
   else:
-    phases = (Phase(OVERHEAD_RATE, cycle),)
-    yield tuple(timed(method, period=BYTES_PERIOD, phases=phases) for method in (SILENT, 'desloc'))
+    yield timed('desloc', period=BYTES_PERIOD, phases=(Phase(OVERHEAD_RATE, cycle),))
 
 
 if __name__ == '__main__':

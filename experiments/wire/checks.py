@@ -26,7 +26,7 @@ def read_time() -> Rows:
 
 
 def read_overhead() -> Rows:
-  """Returns the rounds of DES-LOC beside no communication."""
+  """Returns the starts of DES-LOC and no communication in turn."""
   return _read('wire_overhead.csv')
 
 
@@ -78,7 +78,7 @@ def _overhead(time: Rows, rounds: Rows) -> Iterator[Check]:
     claim = f'{setting}: DDP takes at least {SLOW_DDP} times as long as no communication'
     yield Check(claim, ddp, at_least=SLOW_DDP, unit='x', exact=True)
   for column, beside in (
-    ('silent_step_s', 'a run without communication beside it'),
+    ('silent_step_s', 'without communication, in turn'),
     ('local_step_s', 'its own local steps'),
   ):
     yield Check(

@@ -5,6 +5,8 @@ import dataclasses
 from configs import tiny
 from desloc_jax.optimizer.ledger import Ledger
 from desloc_jax.plan import make_plan
+from experiments.overhead import SILENT as SILENT_OPTIONS
+from experiments.wire.runs import Phase
 
 METHODS = ('ddp', 'local_adam', 'favg_opt', 'diloco', 'desloc')
 SILENT = 'no communication'
@@ -16,22 +18,6 @@ _COMMON = {
   'seq_len': 64, 'eval.sequences': 8, 'schedule.warmup_steps': 10,
   'checkpoint.every': 0,  # Saving is no part of a step.
 }  # fmt: skip
-_NEVER = dict.fromkeys(('periods.params', 'periods.mu', 'periods.nu'), 0) | {'health.check': False}
-# Runs that take turns are silent meanwhile, and not dead.
-_TURNS = {'processes.heartbeat_timeout_s': 3600}
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-  """A part of a run at one rate.
-
-  Attributes:
-    megabits: 1e6 bits a second that each process can send; None: not throttled.
-    steps: that are measured, a multiple of two lines of the log.
-  """
-
-  megabits: float | None
-  steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +54,11 @@ class Case:
   @property
   def options(self) -> dict[str, object]:
     """Options of the run, besides `tiny`'s."""
-    method = {'method': 'desloc', **_NEVER} if self.method == SILENT else {'method': self.method}
+    method = (
+      {'method': 'desloc', **SILENT_OPTIONS} if self.method == SILENT else {'method': self.method}
+    )
     batch_size = max(self.batch_size, self.devices)
-    turns = _TURNS if self.part == 'overhead' else {}
-    return {**_COMMON, 'batch_size': batch_size, 'periods.params': self.period, **method, **turns}
+    return {**_COMMON, 'batch_size': batch_size, 'periods.params': self.period, **method}
 
   def ledger(self) -> Ledger:
     """Returns what a worker sends."""

@@ -6,6 +6,7 @@ import statistics
 
 from desloc_jax.plan.timing import Link, step_time
 from desloc_jax.train.metrics import format_bytes
+from experiments.overhead import Round
 from experiments.wire.methods import Case, SILENT
 from experiments.wire.network import MTU
 from experiments.wire.runs import Window
@@ -13,8 +14,8 @@ from experiments.wire.runs import Window
 # Of a packet: Ethernet 14 bytes, IP 20, TCP 32 with its timestamp.
 _ETHERNET, _HEADERS = 14, 52
 PAYLOAD_SHARE = (MTU - _HEADERS) / (MTU + _ETHERNET)
-# For each case what each round measured, phase by phase.
-Measured = dict[Case, list[Sequence[Window]]]
+# For each case what each round measured: phase by phase, or of the overhead one `Round`.
+Measured = dict[Case, list[Sequence[Window] | Round]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,52 +156,38 @@ def _time_row(case: Case, window: Window, silent_s: float) -> TimeRow:
 
 @dataclasses.dataclass(frozen=True)
 class OverheadRow:
-  """One round: seconds of a mean step of DES-LOC, and of a run without communication next to it."""
+  """One start: seconds of a mean step of DES-LOC, and of those without communication in turn."""
 
   processes: int
   K_x: int
   megabits: float
-  round: int
+  start: int
   step_s: float
   local_step_s: float
   silent_step_s: float
 
   @staticmethod
   def columns() -> tuple[str, ...]:
-    return (
-      'processes', 'K_x', 'Mbit/s', 'round', 'step', 'over its local step', 'over no communication'
-    )  # fmt: skip
+    return 'processes', 'K_x', 'Mbit/s', 'start', *Round.columns()
 
   def cells(self) -> tuple[str, ...]:
     return (
       str(self.processes),
       str(self.K_x),
       f'{self.megabits:g}',
-      str(self.round),
-      f'{1e3 * self.step_s:.1f} ms',
-      f'{self.step_s / self.local_step_s:.3f}x',
-      f'{self.step_s / self.silent_step_s:.3f}x',
+      str(self.start),
+      *Round(self.step_s, self.local_step_s, self.silent_step_s).cells(),
     )
 
 
 def overhead_rows(measured: Measured) -> list[OverheadRow]:
-  """Returns a row for each round of which both runs are there."""
-  silent = {case.sites: rounds for case, rounds in measured.items() if case.method == SILENT}
+  """Returns a row for each round."""
   return [
     OverheadRow(
-      case.sites,
-      case.period,
-      window.phase.megabits,
-      number,
-      window.step_s,
-      window.local_step_s,
-      without.step_s,
+      case.sites, case.period, case.phases[0].megabits, number, *dataclasses.astuple(each)
     )
     for case, rounds in measured.items()
-    if case.method != SILENT
-    for number, ((window,), (without,)) in enumerate(
-      zip(rounds, silent[case.sites], strict=False), 1
-    )
+    for number, each in enumerate(rounds, 1)
   ]
 
 

@@ -1,0 +1,150 @@
+"""What averaging costs where it runs: steps of a method, and of one without communication, in turn.
+
+  python -m experiments.overhead --config=configs/tiny.py --config.periods.params=256
+
+Both train in the same processes, in turns of K_x steps over whole cycles of all periods: two runs,
+even of one program, differ by some percent in speed, and a machine changes its own. On hosts and
+links of your own start it in each process with --coordinator, --num_processes and --process_id.
+"""
+
+import argparse
+from collections.abc import Sequence
+import csv
+import dataclasses
+import pathlib
+import sys
+import time
+
+from absl import logging
+import jax
+from ml_collections import config_dict
+import tqdm
+
+from desloc_jax import commands
+from desloc_jax.errors import UserError
+from desloc_jax.tables import align
+from desloc_jax.train import cli, exchange, processes
+from desloc_jax.train.config import options_help
+from desloc_jax.train.in_flight import InFlight
+from desloc_jax.train.inputs import step_inputs
+from desloc_jax.train.job import make_job
+from experiments import command
+from experiments.scales import changed
+from experiments.sweep import load_config
+
+# Averages of nothing, nor votes on them.
+SILENT = dict.fromkeys(('periods.params', 'periods.mu', 'periods.nu'), 0) | {'health.check': False}
+CYCLE = 6  # Turns of K_x steps in which all three averages come at their default periods.
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """K_x steps of each: seconds of a mean step of the method, of its local ones, of a silent one.
+
+  All processes wait for the slowest at the end of K_x steps, silent or not; local steps are those
+  of the first process.
+  """
+
+  step_s: float
+  local_step_s: float
+  silent_step_s: float
+
+  @staticmethod
+  def columns() -> tuple[str, ...]:
+    return 'step', 'over its local step', 'over no communication'
+
+  def cells(self) -> tuple[str, ...]:
+    return (
+      f'{1e3 * self.step_s:.1f} ms',
+      f'{self.step_s / self.local_step_s:.3f}x',
+      f'{self.step_s / self.silent_step_s:.3f}x',
+    )
+
+
+class Training:
+  """A run that goes on by as many steps as it is asked for."""
+
+  def __init__(self, config: config_dict.ConfigDict):
+    self._job = make_job(config)
+    self._state = self._job.make_state()
+    self._inputs = step_inputs(self._job, 0)
+    self._in_flight = InFlight()
+
+  def advance(self, steps: int) -> None:
+    """Makes so many steps."""
+    for _ in range(steps):
+      self._state, metrics = self._job.train_step(self._state, *next(self._inputs))
+      self._in_flight.add(metrics)
+    jax.block_until_ready(self._state)
+
+
+def measure(config: config_dict.ConfigDict, cycles: int) -> list[Turn]:
+  """Trains both, with a bar over the turns, of which the first is not counted."""
+  period = config.periods.params
+  method, silent = Training(config), Training(changed(config, {'method': 'desloc', **SILENT}))
+  turns = tqdm.trange(cycles * CYCLE + 1, unit='turn', disable=not processes.writes() or None)
+  taken = []
+  for _ in turns:
+    start = time.perf_counter()
+    method.advance(period // 2)  # The first half of a turn is local, an average is at its end.
+    local = time.perf_counter()
+    method.advance(period - period // 2)
+    exchange.wait_for_all()  # Else this turn would wait for who is late from the one before.
+    between = time.perf_counter()
+    silent.advance(period)
+    exchange.wait_for_all()
+    taken.append(
+      Turn(
+        step_s=(between - start) / period,
+        local_step_s=(local - start) / (period // 2),
+        silent_step_s=(time.perf_counter() - between) / period,
+      )
+    )
+  return taken[1:]
+
+
+def parse(args: Sequence[str]) -> tuple[argparse.Namespace, config_dict.ConfigDict]:
+  """Returns the options of the command line, and the config with what --config.X overrides.
+
+  Raises:
+    UserError: one of them cannot be used.
+  """
+  parser = commands.make_parser('experiments.overhead', __doc__)
+  parser.epilog = f'--config.NAME=VALUE changes an option:\n{options_help()}'
+  add = parser.add_argument
+  add('--config', help='a file of configs/')
+  add('--cycles', type=int, default=3, help='of all periods, six turns each (default: %(default)s)')
+  add('--csv', help='a file to write the turns to, unrounded')
+  command.add_processes(parser)
+  options, rest = parser.parse_known_args(args)
+  config = load_config(options.config)
+  command.override(config, rest)
+  if options.cycles < 1:
+    raise UserError(f'--cycles is {options.cycles}; expected at least 1.')
+  if options.csv and not pathlib.Path(options.csv).parent.is_dir():
+    raise UserError(f'--csv is {options.csv}; its folder does not exist.')
+  if config.method == 'ddp' or config.periods.params < 2:
+    raise UserError(
+      f'method {config.method} at periods.params {config.periods.params} has no local steps in turn; '
+      'expected another method than ddp and at least 2.'
+    )
+  return options, changed(config, {'steps': (options.cycles * CYCLE + 1) * config.periods.params})
+
+
+def main(argv: Sequence[str]) -> None:
+  options, config = parse(argv[1:])
+  logging.set_verbosity(logging.ERROR)
+  command.join(options, config)
+  turns = measure(config, options.cycles)
+  if not processes.writes():
+    return
+  if options.csv:
+    with open(options.csv, 'w', newline='') as file:
+      writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Turn)])
+      writer.writeheader()
+      writer.writerows(map(dataclasses.asdict, turns))
+  print(align([Turn.columns(), *(turn.cells() for turn in turns)]))
+
+
+if __name__ == '__main__':
+  cli.exit_with_one_line(main)(sys.argv)

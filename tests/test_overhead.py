@@ -1,0 +1,51 @@
+"""What averaging costs, measured in turns with steps that send nothing."""
+
+import csv
+
+import pytest
+
+from desloc_jax.errors import UserError
+from experiments.overhead import CYCLE, parse, Round
+from tests.experiment_runs import command, SMALL
+
+TINY = '--config=configs/tiny.py'
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (['--rounds=0'], '--rounds is 0; expected at least 1'),
+    (['--config.method=ddp'], 'method ddp at periods.params 16 has no local steps'),
+    (['--config.periods.params=1'], 'at periods.params 1 has no local steps'),
+    (['--csv=nowhere/rounds.csv'], '--csv is nowhere/rounds.csv; its folder does not exist'),
+    (['--config.perids.params=3'], "Did you mean 'periods.params'"),
+    (['--nope'], '--nope is unknown'),
+  ],
+)
+def test_what_cannot_be_measured_is_refused(args, message):
+  with pytest.raises(UserError, match=message):
+    parse([TINY, *args])
+
+
+def test_the_run_is_as_long_as_its_turns():
+  _, config = parse([TINY, '--rounds=2', '--config.periods.params=8'])
+  assert config.steps == (2 * CYCLE + 1) * 8
+
+
+def test_a_round_is_shown_beside_its_local_and_its_silent_steps():
+  assert Round(0.0103, 0.0101, 0.01).cells() == ('10.3 ms', '1.020x', '1.030x')
+
+
+@pytest.mark.slow
+def test_each_round_is_a_row(tmp_path):
+  path = tmp_path / 'rounds.csv'
+  process = command(
+    'overhead', TINY, '--rounds=2', f'--csv={path}', '--config.periods.params=4',
+    *(f'--config.{option}' for option in SMALL),
+  )  # fmt: skip
+  output, errors = process.communicate()
+  assert process.returncode == 0, errors
+  assert len(output.splitlines()) == 4
+  rows = list(csv.DictReader(path.open()))
+  assert [set(row) for row in rows] == [{'step_s', 'local_step_s', 'silent_step_s'}] * 2
+  assert all(0 < float(seconds) < 10 for row in rows for seconds in row.values())
