@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from desloc_jax.errors import UserError
-from experiments.overhead import CYCLE, parse, Round
+from experiments.overhead import CYCLE, parse, Turn
 from tests.experiment_runs import command, SMALL
 
 TINY = '--config=configs/tiny.py'
@@ -14,10 +14,10 @@ TINY = '--config=configs/tiny.py'
 @pytest.mark.parametrize(
   ('args', 'message'),
   [
-    (['--rounds=0'], '--rounds is 0; expected at least 1'),
+    (['--cycles=0'], '--cycles is 0; expected at least 1'),
     (['--config.method=ddp'], 'method ddp at periods.params 16 has no local steps'),
     (['--config.periods.params=1'], 'at periods.params 1 has no local steps'),
-    (['--csv=nowhere/rounds.csv'], '--csv is nowhere/rounds.csv; its folder does not exist'),
+    (['--csv=nowhere/turns.csv'], '--csv is nowhere/turns.csv; its folder does not exist'),
     (['--config.perids.params=3'], "Did you mean 'periods.params'"),
     (['--nope'], '--nope is unknown'),
   ],
@@ -28,24 +28,24 @@ def test_what_cannot_be_measured_is_refused(args, message):
 
 
 def test_the_run_is_as_long_as_its_turns():
-  _, config = parse([TINY, '--rounds=2', '--config.periods.params=8'])
+  _, config = parse([TINY, '--cycles=2', '--config.periods.params=8'])
   assert config.steps == (2 * CYCLE + 1) * 8
 
 
-def test_a_round_is_shown_beside_its_local_and_its_silent_steps():
-  assert Round(0.0103, 0.0101, 0.01).cells() == ('10.3 ms', '1.020x', '1.030x')
+def test_a_turn_is_shown_beside_its_local_and_its_silent_steps():
+  assert Turn(0.0103, 0.0101, 0.01).cells() == ('10.3 ms', '1.020x', '1.030x')
 
 
 @pytest.mark.slow
-def test_each_round_is_a_row(tmp_path):
-  path = tmp_path / 'rounds.csv'
+def test_each_turn_is_a_row(tmp_path):
+  path = tmp_path / 'turns.csv'
   process = command(
-    'overhead', TINY, '--rounds=2', f'--csv={path}', '--config.periods.params=4',
+    'overhead', TINY, '--cycles=2', f'--csv={path}', '--config.periods.params=4',
     *(f'--config.{option}' for option in SMALL),
   )  # fmt: skip
   output, errors = process.communicate()
   assert process.returncode == 0, errors
-  assert len(output.splitlines()) == 4
+  assert len(output.splitlines()) == 2 + 2 * CYCLE
   rows = list(csv.DictReader(path.open()))
-  assert [set(row) for row in rows] == [{'step_s', 'local_step_s', 'silent_step_s'}] * 2
+  assert [set(row) for row in rows] == [{'step_s', 'local_step_s', 'silent_step_s'}] * 2 * CYCLE
   assert all(0 < float(seconds) < 10 for row in rows for seconds in row.values())

@@ -30,7 +30,7 @@ from desloc_jax import commands
 from desloc_jax.errors import UserError
 from desloc_jax.tables import align
 from desloc_jax.train.workdir import write_text
-from experiments.overhead import Round
+from experiments.overhead import Turn
 from experiments.report import csv_text
 from experiments.wire.methods import Case, METHODS, PARTS, SILENT, TIME_PERIOD
 from experiments.wire.network import Network, network, why_no_network
@@ -66,7 +66,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     default=6,
     help='sequences of a worker a step, for time and overhead: how long it is (default: %(default)s)',
   )
-  add('--starts', type=int, default=4, help='of the overhead (default: %(default)s)')
+  add('--starts', type=int, default=3, help='of the overhead (default: %(default)s)')
   add('--results', default='experiments/results', help='folder of tables and plot')
   options = parser.parse_args(argv)
   if min(options.sites) < 2:
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   print('\n\n'.join(tables))
 
 
-def _measure(case: Case, sites: Network, folder: pathlib.Path) -> Sequence[Window] | Round:
+def _measure(case: Case, sites: Network, folder: pathlib.Path) -> Sequence[Window] | Sequence[Turn]:
   if case.part == 'overhead':
     return measure_overhead(sites, folder, case.options, OVERHEAD_RATE)
   return measure(

@@ -26,7 +26,7 @@ def read_time() -> Rows:
 
 
 def read_overhead() -> Rows:
-  """Returns the starts of DES-LOC and no communication in turn."""
+  """Returns the turns of DES-LOC and of no communication."""
   return _read('wire_overhead.csv')
 
 

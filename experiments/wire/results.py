@@ -6,7 +6,7 @@ import statistics
 
 from desloc_jax.plan.timing import Link, step_time
 from desloc_jax.train.metrics import format_bytes
-from experiments.overhead import Round
+from experiments.overhead import Turn
 from experiments.wire.methods import Case, SILENT
 from experiments.wire.network import MTU
 from experiments.wire.runs import Window
@@ -14,8 +14,8 @@ from experiments.wire.runs import Window
 # Of a packet: Ethernet 14 bytes, IP 20, TCP 32 with its timestamp.
 _ETHERNET, _HEADERS = 14, 52
 PAYLOAD_SHARE = (MTU - _HEADERS) / (MTU + _ETHERNET)
-# For each case what each round measured: phase by phase, or of the overhead one `Round`.
-Measured = dict[Case, list[Sequence[Window] | Round]]
+# For each case what each round measured: phase by phase, or of the overhead turn by turn.
+Measured = dict[Case, list[Sequence[Window] | Sequence[Turn]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,19 +156,20 @@ def _time_row(case: Case, window: Window, silent_s: float) -> TimeRow:
 
 @dataclasses.dataclass(frozen=True)
 class OverheadRow:
-  """One start: seconds of a mean step of DES-LOC, and of those without communication in turn."""
+  """One turn: seconds of a mean step of DES-LOC, and of those without communication after it."""
 
   processes: int
   K_x: int
   megabits: float
   start: int
+  turn: int
   step_s: float
   local_step_s: float
   silent_step_s: float
 
   @staticmethod
   def columns() -> tuple[str, ...]:
-    return 'processes', 'K_x', 'Mbit/s', 'start', *Round.columns()
+    return 'processes', 'K_x', 'Mbit/s', 'start', 'turn', *Turn.columns()
 
   def cells(self) -> tuple[str, ...]:
     return (
@@ -176,18 +177,20 @@ class OverheadRow:
       str(self.K_x),
       f'{self.megabits:g}',
       str(self.start),
-      *Round(self.step_s, self.local_step_s, self.silent_step_s).cells(),
+      str(self.turn),
+      *Turn(self.step_s, self.local_step_s, self.silent_step_s).cells(),
     )
 
 
 def overhead_rows(measured: Measured) -> list[OverheadRow]:
-  """Returns a row for each round."""
+  """Returns a row for each turn of each start."""
   return [
     OverheadRow(
-      case.sites, case.period, case.phases[0].megabits, number, *dataclasses.astuple(each)
+      case.sites, case.period, case.phases[0].megabits, start, number, *dataclasses.astuple(turn)
     )
-    for case, rounds in measured.items()
-    for number, each in enumerate(rounds, 1)
+    for case, starts in measured.items()
+    for start, turns in enumerate(starts, 1)
+    for number, turn in enumerate(turns, 1)
   ]
 
 
