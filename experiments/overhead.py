@@ -2,9 +2,10 @@
 
   python -m experiments.overhead --config=configs/tiny.py --config.periods.params=256
 
-Both train in the same processes, in turns of K_x steps over whole cycles of all periods: two runs,
-even of one program, differ by some percent in speed, and a machine changes its own. On hosts and
-links of your own start it in each process with --coordinator, --num_processes and --process_id.
+Both train in the same processes over whole cycles of all periods, a few steps of one and then of the
+other: two runs, even of one program, differ by some percent in speed, and a machine changes its own.
+On hosts and links of your own start it in each process with --coordinator, --num_processes and
+--process_id.
 """
 
 import argparse
@@ -29,36 +30,38 @@ from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.inputs import step_inputs
 from desloc_jax.train.job import make_job
 from experiments import command
+from experiments.report import Check
 from experiments.scales import changed
 from experiments.sweep import load_config
 
 # Averages of nothing, nor votes on them.
 SILENT = dict.fromkeys(('periods.params', 'periods.mu', 'periods.nu'), 0) | {'health.check': False}
 CYCLE = 6  # Turns of K_x steps in which all three averages come at their default periods.
+STRETCH = 16  # Steps of one until the other goes on.
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """K_x steps of each: seconds of a mean step of the method, of its local ones, of a silent one.
+  """K_x steps of each: seconds of a mean step of the method, and of a silent one.
 
-  All processes wait for the slowest at the end of K_x steps, silent or not; local steps are those
-  of the first process.
+  All processes wait for the slowest at the end of each stretch, silent or not.
   """
 
   step_s: float
-  local_step_s: float
   silent_step_s: float
+
+  @property
+  def overhead(self) -> float:
+    """By what share of a silent step one of the method takes longer."""
+    return self.step_s / self.silent_step_s - 1
 
   @staticmethod
   def columns() -> tuple[str, ...]:
-    return 'step', 'over its local step', 'over no communication'
+    return 'step', 'without communication', 'longer by'
 
   def cells(self) -> tuple[str, ...]:
-    return (
-      f'{1e3 * self.step_s:.1f} ms',
-      f'{self.step_s / self.local_step_s:.3f}x',
-      f'{self.step_s / self.silent_step_s:.3f}x',
-    )
+    milliseconds = (f'{1e3 * seconds:.1f} ms' for seconds in (self.step_s, self.silent_step_s))
+    return *milliseconds, f'{self.overhead:+.1%}'
 
 
 class Training:
@@ -85,22 +88,26 @@ def measure(config: config_dict.ConfigDict, cycles: int) -> list[Turn]:
   turns = tqdm.trange(cycles * CYCLE + 1, unit='turn', disable=not processes.writes() or None)
   taken = []
   for _ in turns:
-    start = time.perf_counter()
-    method.advance(period // 2)  # The first half of a turn is local, an average is at its end.
-    local = time.perf_counter()
-    method.advance(period - period // 2)
-    exchange.wait_for_all()  # Else this turn would wait for who is late from the one before.
-    between = time.perf_counter()
-    silent.advance(period)
-    exchange.wait_for_all()
-    taken.append(
-      Turn(
-        step_s=(between - start) / period,
-        local_step_s=(local - start) / (period // 2),
-        silent_step_s=(time.perf_counter() - between) / period,
-      )
-    )
+    taken.append(_turn(method, silent, period))
   return taken[1:]
+
+
+def _turn(method: Training, silent: Training, period: int) -> Turn:
+  stretches = [min(STRETCH, period - start) for start in range(0, period, STRETCH)]
+  seconds = [(_seconds(method, steps), _seconds(silent, steps)) for steps in stretches]
+  return Turn(*(sum(each) / period for each in zip(*seconds, strict=True)))
+
+
+def _seconds(training: Training, steps: int) -> float:
+  start = time.perf_counter()
+  training.advance(steps)
+  exchange.wait_for_all()  # Else the next stretch would wait for who is late from this one.
+  return time.perf_counter() - start
+
+
+def mean_overhead(turns: Sequence[Turn]) -> str:
+  """Returns by how much a step is longer, in words, with its confidence interval."""
+  return Check('', [100 * turn.overhead for turn in turns], unit='%').measured
 
 
 def parse(args: Sequence[str]) -> tuple[argparse.Namespace, config_dict.ConfigDict]:
@@ -123,11 +130,8 @@ def parse(args: Sequence[str]) -> tuple[argparse.Namespace, config_dict.ConfigDi
     raise UserError(f'--cycles is {options.cycles}; expected at least 1.')
   if options.csv and not pathlib.Path(options.csv).parent.is_dir():
     raise UserError(f'--csv is {options.csv}; its folder does not exist.')
-  if config.method == 'ddp' or config.periods.params < 2:
-    raise UserError(
-      f'method {config.method} at periods.params {config.periods.params} has no local steps in turn; '
-      'expected another method than ddp and at least 2.'
-    )
+  if not config.periods.params:
+    raise UserError('periods.params is 0; expected at least 1, the steps of a turn.')
   return options, changed(config, {'steps': (options.cycles * CYCLE + 1) * config.periods.params})
 
 
@@ -144,6 +148,7 @@ def main(argv: Sequence[str]) -> None:
       writer.writeheader()
       writer.writerows(map(dataclasses.asdict, turns))
   print(align([Turn.columns(), *(turn.cells() for turn in turns)]))
+  print(f'\nlonger than without communication by {mean_overhead(turns)}')
 
 
 if __name__ == '__main__':

@@ -67,11 +67,13 @@ class Check:
     outside = high < self.at_least or low > self.at_most
     return 'does not hold' if outside or self.exact else 'open'
 
-  def __str__(self) -> str:
+  @property
+  def measured(self) -> str:
+    """The mean in words, with what is known of it."""
     n = len(self.values)
     diverged = n - sum(map(math.isfinite, self.values))
     if diverged:
-      return f'{self.claim}: {diverged} of {n} runs diverged: {self.verdict}'
+      return f'{diverged} of {n} runs diverged'
     low, high = self.interval
     between = f'{low:.3g} to {high:.3g}{self.unit}'
     if self.exact:
@@ -79,7 +81,10 @@ class Check:
     else:
       spread = f'n = {n}, 95% CI {between}' if n > 1 else 'n = 1'
     paper = f'; paper: {self.paper}' if self.paper else ''
-    return f'{self.claim}: {statistics.mean(self.values):.3g}{self.unit} ({spread}{paper}): {self.verdict}'
+    return f'{statistics.mean(self.values):.3g}{self.unit} ({spread}{paper})'
+
+  def __str__(self) -> str:
+    return f'{self.claim}: {self.measured}: {self.verdict}'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """What averaging costs, measured in turns with steps that send nothing."""
 
 import csv
+import re
 
 import pytest
 
 from desloc_jax.errors import UserError
-from experiments.overhead import CYCLE, parse, Turn
+from experiments.overhead import CYCLE, mean_overhead, parse, Turn
 from tests.experiment_runs import command, SMALL
 
 TINY = '--config=configs/tiny.py'
@@ -15,8 +16,7 @@ TINY = '--config=configs/tiny.py'
   ('args', 'message'),
   [
     (['--cycles=0'], '--cycles is 0; expected at least 1'),
-    (['--config.method=ddp'], 'method ddp at periods.params 16 has no local steps'),
-    (['--config.periods.params=1'], 'at periods.params 1 has no local steps'),
+    (['--config.periods.params=0'], 'periods.params is 0; expected at least 1'),
     (['--csv=nowhere/turns.csv'], '--csv is nowhere/turns.csv; its folder does not exist'),
     (['--config.perids.params=3'], "Did you mean 'periods.params'"),
     (['--nope'], '--nope is unknown'),
@@ -32,8 +32,9 @@ def test_the_run_is_as_long_as_its_turns():
   assert config.steps == (2 * CYCLE + 1) * 8
 
 
-def test_a_turn_is_shown_beside_its_local_and_its_silent_steps():
-  assert Turn(0.0103, 0.0101, 0.01).cells() == ('10.3 ms', '1.020x', '1.030x')
+def test_a_turn_is_shown_beside_its_silent_steps():
+  assert Turn(0.0103, 0.01).cells() == ('10.3 ms', '10.0 ms', '+3.0%')
+  assert mean_overhead([Turn(0.0103, 0.01), Turn(0.0208, 0.02)]).startswith('3.5% (n = 2, 95% CI')
 
 
 @pytest.mark.slow
@@ -45,7 +46,9 @@ def test_each_turn_is_a_row(tmp_path):
   )  # fmt: skip
   output, errors = process.communicate()
   assert process.returncode == 0, errors
-  assert len(output.splitlines()) == 2 + 2 * CYCLE
+  table, mean = output.strip().split('\n\n')
+  assert len(table.splitlines()) == 2 + 2 * CYCLE
+  assert re.fullmatch(r'longer than without communication by \S+% \(n = 12, 95% CI .*\)', mean)
   rows = list(csv.DictReader(path.open()))
-  assert [set(row) for row in rows] == [{'step_s', 'local_step_s', 'silent_step_s'}] * 2 * CYCLE
+  assert [set(row) for row in rows] == [{'step_s', 'silent_step_s'}] * 2 * CYCLE
   assert all(0 < float(seconds) < 10 for row in rows for seconds in row.values())

@@ -32,6 +32,7 @@ from desloc_jax.tables import align
 from desloc_jax.train.workdir import write_text
 from experiments.overhead import Turn
 from experiments.report import csv_text
+from experiments.wire import checks
 from experiments.wire.methods import Case, METHODS, PARTS, SILENT, TIME_PERIOD
 from experiments.wire.network import Network, network, why_no_network
 from experiments.wire.plot import plot
@@ -104,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = _measure(case, sites, pathlib.Path(runs, str(number)))
       measured.setdefault(case, []).append(found)
       tables = _write_results(measured, results)
-  print('\n\n'.join(tables))
+  found = checks.checks(checks.read_time(results), checks.read_overhead(results))
+  print('\n\n'.join([*tables, *map(str, found)]))
 
 
 def _measure(case: Case, sites: Network, folder: pathlib.Path) -> Sequence[Window] | Sequence[Turn]:

@@ -4,16 +4,20 @@ Each namespace is a site of its own with one link, `veth` to a bridge. `tc ... t
 it sends, the kernel counts the bytes. Needs root and the commands `ip`, `tc` and `taskset`.
 """
 
+import collections
 from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 
 SUBNET = '10.213.0'
 MTU = 1500  # Bytes of a packet, as Ethernet's; 52 of them are headers of IP and TCP.
-_HOSTS = pathlib.Path('/etc/netns')
+_PREFIX = 'desloc'  # Of names, before the process that made them.
+_SITE = re.compile(rf'({_PREFIX}(\d+))-(\d+)')
+_NAMESPACES, _HOSTS = pathlib.Path('/run/netns'), pathlib.Path('/etc/netns')
 _BURST_S = 0.002  # Of the link's rate, in one go; the kernel's timers need some.
 # Long enough for the bursts of a sender: packets that a short queue drops are sent twice.
 _QUEUE = '500ms'
@@ -84,7 +88,8 @@ def network(sites: int) -> Iterator[Network]:
   Raises:
     subprocess.CalledProcessError: the machine does not permit it.
   """
-  made = Network(f'desloc{os.getpid()}', sites)
+  _remove_left_behind()
+  made = Network(f'{_PREFIX}{os.getpid()}', sites)
   bridge = f'{made._name}b'
   try:
     _run('ip', 'link', 'add', bridge, 'type', 'bridge')
@@ -93,9 +98,7 @@ def network(sites: int) -> Iterator[Network]:
       _add_site(made, bridge, site)
     yield made
   finally:
-    for site in range(sites):
-      _remove_site(made, site)
-    subprocess.run(['ip', 'link', 'del', bridge], capture_output=True, check=False)
+    _remove(made)
 
 
 def _add_site(made: Network, bridge: str, site: int) -> None:
@@ -113,6 +116,24 @@ def _add_site(made: Network, bridge: str, site: int) -> None:
   folder.mkdir(parents=True)
   names = os.uname().nodename
   (folder / 'hosts').write_text(f'127.0.0.1 localhost\n{made.address(site)} {names}\n')
+
+
+def _remove_left_behind() -> None:
+  """Removes networks of processes that were killed before they could."""
+  sites = collections.defaultdict(int)
+  for path in _NAMESPACES.glob('*'):
+    if found := _SITE.fullmatch(path.name):
+      name, process, site = found.groups()
+      if not pathlib.Path('/proc', process).exists():
+        sites[name] = max(sites[name], int(site) + 1)
+  for name, count in sites.items():
+    _remove(Network(name, count))
+
+
+def _remove(made: Network) -> None:
+  for site in range(made.sites):
+    _remove_site(made, site)
+  subprocess.run(['ip', 'link', 'del', f'{made._name}b'], capture_output=True, check=False)
 
 
 def _remove_site(made: Network, site: int) -> None:

@@ -164,7 +164,6 @@ class OverheadRow:
   start: int
   turn: int
   step_s: float
-  local_step_s: float
   silent_step_s: float
 
   @staticmethod
@@ -178,7 +177,7 @@ class OverheadRow:
       f'{self.megabits:g}',
       str(self.start),
       str(self.turn),
-      *Turn(self.step_s, self.local_step_s, self.silent_step_s).cells(),
+      *Turn(self.step_s, self.silent_step_s).cells(),
     )
 
 
