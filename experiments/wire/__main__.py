@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       measured.setdefault(case, []).append(found)
       tables = _write_results(measured, results)
   found = checks.checks(checks.read_time(results), checks.read_overhead(results))
-  print('\n\n'.join([*tables, *map(str, found)]))
+  print('\n\n'.join([*tables, '\n'.join(map(str, found))]))
 
 
 def _measure(case: Case, sites: Network, folder: pathlib.Path) -> Sequence[Window] | Sequence[Turn]:
