@@ -168,14 +168,16 @@ def check_followed(
     runs: of all experiments that the command line is of.
 
   Raises:
-    UserError: each run has another value, which the experiment sets itself.
+    UserError: there are no runs, or each has another value, which the experiment sets itself.
   """
   args = [arg for arg in args if arg.startswith('--config.')]
   options = [flatten(run.config) for run in runs] if args else []
   for arg in args:
+    if not runs:
+      raise UserError(f'{arg} would change nothing: this experiment trains no runs.')
     name = arg.removeprefix('--config.').partition('=')[0]
     own = [each.get(name) for each in options]
-    if own and flatten(config)[name] not in own:
+    if flatten(config)[name] not in own:
       values = ', '.join(dict.fromkeys(map(str, own)))
       raise UserError(
         f'{arg} would change no run: this experiment sets {name} itself, to {values}.'

@@ -57,6 +57,9 @@ def main(argv: Sequence[str]) -> None:
   config = make_scale(options.scale).config if options.scale else load_config(options.config)
   command.override(config, [arg for arg in rest if not arg.startswith('--sweep')])
   axes = parse_axes([arg for arg in rest if arg.startswith('--sweep')], config)
+  for name in axes:
+    if any(arg.startswith(f'--config.{name}=') for arg in rest):
+      raise UserError(f'--config.{name} and --sweep.{name} are given; expected one of them.')
   logging.set_verbosity(logging.ERROR)
   args = command.without_option(argv[1:], '--processes')
   with shared(options.processes, 'experiments.sweep', args):

@@ -43,7 +43,7 @@ PERIODS = {
   'favg_reset': {'params': 192, 'mu': None, 'nu': None},
 }
 ROUND, AVERAGED_ROUNDS, SEEDS = 192, 10, 10
-ROUNDS, TEST_ROUNDS = 60, 12
+ROUNDS, TEST_ROUNDS = 60, 2
 NEAR = 1.1  # Times DES-LOC's distance: the curves overlap.
 
 

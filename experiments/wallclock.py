@@ -38,7 +38,9 @@ from experiments.paper_days import (
 from experiments.report import Check, Report
 from experiments.runs import Result, Run
 from experiments.scales import Scale
-from experiments.wire import checks as wire_checks
+from experiments.wire import checks as wire_checks, files
+from experiments.wire.checks import throttled
+from experiments.wire.results import TimeRow
 
 GBPS = 10 ** np.linspace(0, 3, 31)
 
@@ -78,11 +80,11 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
     f'or else if a run is {TOKENS_PER_PARAMETER} tokens a parameter.',
   ]
   claim = "the best fit's largest error in days, of nine, is within the paper's rounding"
-  wire = wire_checks.read_time()
+  time, overhead = files.read('time'), files.read('overhead')
   checks = [Check(claim, [error[best]], at_most=ROUNDING, unit=' days', exact=True)]
-  checks += wire_checks.checks(wire, wire_checks.read_overhead())
+  checks += wire_checks.checks(time, overhead)
   title = "The paper's days, K_x = 256, fitted at 100 Gb/s, and the planner against a wire"
-  return Report(title, rows(fits, plans), table, checks, plot(fits, plans, wire), notes)
+  return Report(title, rows(fits, plans), table, checks, plot(fits, plans, throttled(time)), notes)
 
 
 def explanations(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> list[tuple[str, ...]]:
@@ -124,9 +126,7 @@ def rows(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> list[dict[str, A
   return found
 
 
-def plot(
-  fits: Mapping[str, Fit], plans: Mapping[str, Plan], wire: Sequence[Mapping[str, Any]]
-) -> Figure:
+def plot(fits: Mapping[str, Fit], plans: Mapping[str, Plan], wire: Sequence[TimeRow]) -> Figure:
   """Draws days against bandwidth, a panel a model, and measured against planned steps."""
   figure, (*of_models, of_wire) = plots.panels(
     len(fits) + 1, 'Days of a run against bandwidth, K_x = 256, fitted to the paper at 100 Gb/s; '
@@ -144,19 +144,18 @@ def plot(
   return figure
 
 
-def _draw_wire(axes, wire: Sequence[Mapping[str, Any]]) -> None:
-  for method in dict.fromkeys(row['method'] for row in wire):
-    steps = [(row['predicted_s'], row['step_s']) for row in wire if row['method'] == method]
+def _draw_wire(axes, wire: Sequence[TimeRow]) -> None:
+  for method in dict.fromkeys(row.method for row in wire):
+    steps = [(row.predicted_s, row.step_s) for row in wire if row.method == method]
     axes.plot(*zip(*steps, strict=True), 'o', color=plots.style(method).get('color'), label=method)
-  ends = np.array(
-    [min(row['predicted_s'] for row in wire), max(row['predicted_s'] for row in wire)]
-  )
+  planned = [row.predicted_s for row in wire]
+  ends = np.array([min(planned), max(planned)])
   axes.plot(ends, ends, color='gray')
   off = wire_checks.PLANNED_WITHIN / 100
   axes.fill_between(ends, (1 - off) * ends, (1 + off) * ends, color='gray', alpha=0.2)
   axes.set(xscale='log', yscale='log', xlabel='step by the planner (s)', ylabel='step measured (s)')
   axes.set_title(
-    f'{wire[0]["processes"]:.0f} to {wire[-1]["processes"]:.0f} processes; band: {wire_checks.PLANNED_WITHIN}%'
+    f'{wire[0].processes} to {wire[-1].processes} processes; band: {wire_checks.PLANNED_WITHIN}%'
   )
   axes.legend(fontsize='small')
 

@@ -53,6 +53,12 @@ def test_a_sweep_that_cannot_be_says_why(args, message):
     sweep.parse_axes(args, default_config())
 
 
+def test_an_option_is_of_all_runs_or_an_axis():
+  args = ['', '--scale=test', '--config.method=ddp', '--sweep.method=desloc,local_adam']
+  with pytest.raises(UserError, match='--config.method and --sweep.method are given'):
+    sweep.main(args)
+
+
 def test_a_sweep_takes_numbers_in_parentheses_as_one_value():
   axes = sweep.parse_axes(['--sweep.worker_weights=(1,2,1,2),(1,1,1,1)'], default_config())
   assert axes == {'worker_weights': [(1, 2, 1, 2), (1, 1, 1, 1)]}

@@ -29,13 +29,23 @@ def check_agreement(config: config_dict.ConfigDict, workdir: pathlib.Path) -> No
   Raises:
     UserError: on every process, what differs and between which.
   """
+  check_same_run(config)
+  if processes.several():
+    _check_shared_folder(workdir)
+
+
+def check_same_run(config: config_dict.ConfigDict, **options: object) -> None:
+  """Checks that all processes have the same config, code, packages and other options.
+
+  Raises:
+    UserError: on every process, what differs and between which.
+  """
   if not processes.several():
     return
-  here = {f'config.{name}': value for name, value in flatten(config).items()}
+  here = {f'config.{name}': value for name, value in flatten(config).items()} | options
   here |= {'code of desloc_jax': code_fingerprint()}
   here |= {f'version of {name}': importlib.metadata.version(name) for name in _PACKAGES}
   compare(here)
-  _check_shared_folder(workdir)
 
 
 def compare(here: dict[str, object]) -> None:

@@ -120,8 +120,8 @@ def _check_line(line: Any) -> None:
     raise ValueError(f'synced is {synced!r:.60}')
 
 
-def progress_bar(start: int, stop: int, shown: bool = True) -> tqdm.tqdm:
-  """Returns a bar over steps; `tqdm` redraws it at most every half second.
+def progress_bar(start: int, stop: int, shown: bool = True, unit: str = 'step') -> tqdm.tqdm:
+  """Returns a bar over steps, or other units; `tqdm` redraws it at most every half second.
 
   The variable TQDM_DISABLE=1 hides it as well.
   """
@@ -129,7 +129,7 @@ def progress_bar(start: int, stop: int, shown: bool = True) -> tqdm.tqdm:
   return tqdm.tqdm(
     total=stop,
     initial=start,
-    unit='step',
+    unit=unit,
     mininterval=0.5,
     dynamic_ncols=True,
     smoothing=0.1,

@@ -5,22 +5,23 @@
 Each process is a worker in a network namespace of its own; `tc ... tbf` throttles what it sends and
 the kernel counts the bytes (network.py). Needs root, iproute2 and taskset.
 
-Writes experiments/results/wire_bytes.csv, wire_time.csv, wire_overhead.csv and wire.png, in
-three parts:
+Writes experiments/results/wire_bytes.csv, wire_time.csv, wire_overhead.csv and wire.png, after each
+run the rows of its method and number of processes, in three parts:
 
   bytes     at K_x = 256, over whole cycles of all periods, beside the ledger's
   time      tokens/s at each rate, beside what the planner says of the same ledger, with the
             arithmetic of a step as the same run shows it between averages
-  overhead  DES-LOC at K_x = 256 and 100 Mbit/s over no communication, in turn in the same
+  overhead  DES-LOC at K_x = 256 and DDP over no communication at 100 Mbit/s, in turn in the same
             processes (experiments.overhead), started --starts times
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
-import dataclasses
 import functools
+import math
 import pathlib
 import signal
+import subprocess
 import sys
 import tempfile
 
@@ -29,12 +30,10 @@ import tqdm
 from desloc_jax import commands
 from desloc_jax.errors import UserError
 from desloc_jax.tables import align
-from desloc_jax.train.workdir import write_text
-from experiments.overhead import Turn
-from experiments.report import csv_text
-from experiments.wire import checks
+from experiments.overhead import CYCLE, Turn
+from experiments.wire import checks, files
 from experiments.wire.methods import Case, METHODS, PARTS, SILENT, TIME_PERIOD
-from experiments.wire.network import Network, network, why_no_network
+from experiments.wire.network import MOST_SITES, Network, network, why_no_network
 from experiments.wire.plot import plot
 from experiments.wire.results import Measured, ROWS
 from experiments.wire.runs import measure, measure_overhead, Phase, Window
@@ -67,13 +66,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     default=6,
     help='sequences of a worker a step, for time and overhead: how long it is (default: %(default)s)',
   )
-  add('--starts', type=int, default=3, help='of the overhead (default: %(default)s)')
+  add('--starts', type=int, default=5, help='of the overhead (default: %(default)s)')
   add('--results', default='experiments/results', help='folder of tables and plot')
   options = parser.parse_args(argv)
-  if min(options.sites) < 2:
-    raise UserError(f'--sites is {min(options.sites)}; expected at least 2.')
-  if min(options.rates) <= 0:
-    raise UserError(f'--rates is {min(options.rates)}; expected more than 0.')
+  for sites in options.sites:
+    if not 2 <= sites <= MOST_SITES:
+      raise UserError(f'--sites is {sites}; expected 2 to {MOST_SITES}.')
+  for rate in options.rates:
+    if not 0 < rate < math.inf:
+      raise UserError(f'--rates is {rate:g}; expected more than 0, and finite.')
   if 'overhead' in options.only and 'desloc' not in options.methods:
     raise UserError(
       'the overhead is of desloc, which is not among --methods; leave it out by --only.'
@@ -97,43 +98,36 @@ def main(argv: Sequence[str] | None = None) -> None:
   ]
   results = pathlib.Path(options.results)
   results.mkdir(parents=True, exist_ok=True)
-  measured: Measured = {}
+  for part in options.only:
+    files.read(part, results)  # What rows cannot be added to is refused before they are measured.
+  measured: dict[str, Measured] = {part: {} for part in options.only}
   with tempfile.TemporaryDirectory() as runs:
     for number, case in enumerate(bar := tqdm.tqdm(cases, unit='run')):
       bar.set_postfix_str(str(case))
       with network(case.sites) as sites:
         found = _measure(case, sites, pathlib.Path(runs, str(number)))
-      measured.setdefault(case, []).append(found)
-      tables = _write_results(measured, results)
-  found = checks.checks(checks.read_time(results), checks.read_overhead(results))
-  print('\n\n'.join([*tables, '\n'.join(map(str, found))]))
+      measured[case.part].setdefault(case, []).append(found)
+      rows = files.update(case.part, ROWS[case.part](measured[case.part]), results)
+      if case.part == 'time':
+        plot(rows, results / 'wire.png')
+  tables = (ROWS[part](windows) for part, windows in measured.items())
+  print('\n\n'.join(align([rows[0].columns(), *(row.cells() for row in rows)]) for rows in tables))
+  kept = {part: files.read(part, results) if part in measured else [] for part in PARTS}
+  print('', *checks.checks(kept['time'], kept['overhead']), sep='\n')
 
 
 def _measure(case: Case, sites: Network, folder: pathlib.Path) -> Sequence[Window] | Sequence[Turn]:
   if case.part == 'overhead':
-    return measure_overhead(sites, folder, case.options, OVERHEAD_RATE)
+    return measure_overhead(sites, folder, case.options, case.phases[0].megabits)
   return measure(
     sites, folder, case.options, case.phases, log_every=case.log_every, devices=case.devices
   )
 
 
-def _write_results(measured: Measured, results: pathlib.Path) -> list[str]:
-  """Writes what there is so far; returns the tables as text."""
-  tables = []
-  for part, make_rows in ROWS.items():
-    rows = make_rows({case: rounds for case, rounds in measured.items() if case.part == part})
-    if rows:
-      write_text(results / f'wire_{part}.csv', csv_text(list(map(dataclasses.asdict, rows))))
-      tables.append(align([rows[0].columns(), *(row.cells() for row in rows)]))
-      if part == 'time':
-        plot(rows, results / 'wire.png')
-  return tables
-
-
 def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]:
   """Yields the runs of one part, of `PARTS`."""
   methods = dict.fromkeys(options.methods)
-  cycle = 6 * BYTES_PERIOD  # Of all three periods of DES-LOC.
+  cycle = CYCLE * BYTES_PERIOD
   timed = functools.partial(Case, sites=sites, part=part, batch_size=options.batch_size)
   if part == 'bytes':
     for method in methods:
@@ -146,10 +140,18 @@ def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]
       phases = tuple(Phase(rate, steps) for rate in (None, *options.rates))
       yield timed(method, period=TIME_PERIOD, phases=phases)
   else:
-    yield timed('desloc', period=BYTES_PERIOD, phases=(Phase(OVERHEAD_RATE, cycle),))
+    # DDP averages at each step: a turn of few shows it.
+    for method, period in (('ddp', 16), ('desloc', BYTES_PERIOD)):
+      if method in methods:
+        yield timed(method, period=period, phases=(Phase(OVERHEAD_RATE, CYCLE * period),))
 
 
 if __name__ == '__main__':
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # The network goes with this process.
   with commands.one_line_errors():
-    main()
+    try:
+      main()
+    except subprocess.CalledProcessError as error:
+      raise UserError(f'{" ".join(error.cmd)}: {error.stderr.strip()}.') from error
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+      raise UserError(str(error)) from error

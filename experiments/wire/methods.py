@@ -5,7 +5,6 @@ import dataclasses
 from configs import tiny
 from desloc_jax.optimizer.ledger import Ledger
 from desloc_jax.plan import make_plan
-from experiments.overhead import SILENT as SILENT_OPTIONS
 from experiments.wire.runs import Phase
 
 METHODS = ('ddp', 'local_adam', 'favg_opt', 'diloco', 'desloc')
@@ -54,11 +53,9 @@ class Case:
   @property
   def options(self) -> dict[str, object]:
     """Options of the run, besides `tiny`'s."""
-    method = (
-      {'method': 'desloc', **SILENT_OPTIONS} if self.method == SILENT else {'method': self.method}
-    )
+    method, period = (self.method, self.period) if self.method != SILENT else ('desloc', 0)
     batch_size = max(self.batch_size, self.devices)
-    return {**_COMMON, 'batch_size': batch_size, 'periods.params': self.period, **method}
+    return {**_COMMON, 'method': method, 'batch_size': batch_size, 'periods.params': period}
 
   def ledger(self) -> Ledger:
     """Returns what a worker sends."""

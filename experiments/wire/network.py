@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 
-SUBNET = '10.213.0'
+SUBNET, MOST_SITES = '10.213.0', 250
 MTU = 1500  # Bytes of a packet, as Ethernet's; 52 of them are headers of IP and TCP.
 _PREFIX = 'desloc'  # Of names, before the process that made them.
 _SITE = re.compile(rf'({_PREFIX}(\d+))-(\d+)')
@@ -52,7 +52,7 @@ class Network:
     """Returns the bridge's end of the link of a site."""
     return f'{self._name}p{site}'
 
-  def throttle(self, megabits: float | None, delay_ms: float = 0.0) -> None:
+  def throttle(self, megabits: float | None) -> None:
     """Sets the rate of every link, in 1e6 bits a second; None: as fast as the machine is."""
     for site in range(self.sites):
       device = ['tc', '-n', self.namespace(site), 'qdisc']
@@ -121,10 +121,12 @@ def _add_site(made: Network, bridge: str, site: int) -> None:
 def _remove_left_behind() -> None:
   """Removes networks of processes that were killed before they could."""
   sites = collections.defaultdict(int)
-  for path in _NAMESPACES.glob('*'):
+  # The kernel's names are gone after a reboot, the folders of /etc are not.
+  for path in (*_NAMESPACES.glob('*'), *_HOSTS.glob('*')):
     if found := _SITE.fullmatch(path.name):
       name, process, site = found.groups()
-      if not pathlib.Path('/proc', process).exists():
+      # One of this process' number is of an earlier one: it makes its own only now.
+      if int(process) == os.getpid() or not pathlib.Path('/proc', process).exists():
         sites[name] = max(sites[name], int(site) + 1)
   for name, count in sites.items():
     _remove(Network(name, count))

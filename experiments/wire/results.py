@@ -14,7 +14,7 @@ from experiments.wire.runs import Window
 # Of a packet: Ethernet 14 bytes, IP 20, TCP 32 with its timestamp.
 _ETHERNET, _HEADERS = 14, 52
 PAYLOAD_SHARE = (MTU - _HEADERS) / (MTU + _ETHERNET)
-# For each case what each round measured: phase by phase, or of the overhead turn by turn.
+# For each case what each start measured: phase by phase, or of the overhead turn by turn.
 Measured = dict[Case, list[Sequence[Window] | Sequence[Turn]]]
 
 
@@ -156,28 +156,35 @@ def _time_row(case: Case, window: Window, silent_s: float) -> TimeRow:
 
 @dataclasses.dataclass(frozen=True)
 class OverheadRow:
-  """One turn: seconds of a mean step of DES-LOC, and of those without communication after it."""
+  """One turn of a method and of steps without communication; see `Turn`."""
 
   processes: int
+  method: str
   K_x: int
   megabits: float
   start: int
   turn: int
   step_s: float
+  waiting_s: float
   silent_step_s: float
+
+  @property
+  def as_turn(self) -> Turn:
+    return Turn(self.step_s, self.waiting_s, self.silent_step_s)
 
   @staticmethod
   def columns() -> tuple[str, ...]:
-    return 'processes', 'K_x', 'Mbit/s', 'start', 'turn', *Turn.columns()
+    return 'method', 'processes', 'K_x', 'Mbit/s', 'start', 'turn', *Turn.columns()
 
   def cells(self) -> tuple[str, ...]:
     return (
+      self.method,
       str(self.processes),
-      str(self.K_x),
+      '1' if self.method == 'ddp' else str(self.K_x),
       f'{self.megabits:g}',
       str(self.start),
       str(self.turn),
-      *Turn(self.step_s, self.silent_step_s).cells(),
+      *self.as_turn.cells(),
     )
 
 
@@ -185,7 +192,13 @@ def overhead_rows(measured: Measured) -> list[OverheadRow]:
   """Returns a row for each turn of each start."""
   return [
     OverheadRow(
-      case.sites, case.period, case.phases[0].megabits, start, number, *dataclasses.astuple(turn)
+      case.sites,
+      case.method,
+      case.period,
+      case.phases[0].megabits,
+      start,
+      number,
+      *dataclasses.astuple(turn),
     )
     for case, starts in measured.items()
     for start, turns in enumerate(starts, 1)

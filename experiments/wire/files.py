@@ -1,0 +1,65 @@
+"""The tables as files, in which what is measured anew replaces only its own rows."""
+
+from collections.abc import Sequence
+import csv
+import dataclasses
+import itertools
+import pathlib
+from typing import Any
+
+from desloc_jax.errors import UserError
+from desloc_jax.train.workdir import write_text
+from experiments.report import csv_text
+from experiments.wire.results import BytesRow, OverheadRow, TimeRow
+
+RESULTS = pathlib.Path(__file__).parents[1] / 'results'
+Row = BytesRow | TimeRow | OverheadRow
+KINDS = {'bytes': BytesRow, 'time': TimeRow, 'overhead': OverheadRow}
+
+
+def read(part: str, folder: pathlib.Path = RESULTS) -> list[Row]:
+  """Returns the rows of a table, none where there is no file.
+
+  Raises:
+    UserError: the file is not such a table.
+  """
+  path = _path(part, folder)
+  if not path.exists():
+    return []
+  fields = dataclasses.fields(KINDS[part])
+  with path.open(newline='') as file:
+    try:
+      return [
+        KINDS[part](*(_value(field.type, row[field.name]) for field in fields))
+        for row in csv.DictReader(file)
+      ]
+    except (KeyError, ValueError) as error:
+      names = ', '.join(field.name for field in fields)
+      raise UserError(
+        f'{path} is not a table of {part} ({error}); expected the columns {names}.'
+      ) from error
+
+
+def update(part: str, rows: Sequence[Row], folder: pathlib.Path = RESULTS) -> list[Row]:
+  """Writes rows in the place of those of the same method and processes; returns all of the table."""
+  tables = _by_run(read(part, folder)) | _by_run(rows)
+  whole = sorted(itertools.chain(*tables.values()), key=lambda row: row.processes)
+  write_text(_path(part, folder), csv_text(list(map(dataclasses.asdict, whole))))
+  return whole
+
+
+def _by_run(rows: Sequence[Row]) -> dict[tuple[int, str], list[Row]]:
+  tables = {}
+  for row in rows:
+    tables.setdefault((row.processes, row.method), []).append(row)
+  return tables
+
+
+def _path(part: str, folder: pathlib.Path) -> pathlib.Path:
+  return folder / f'wire_{part}.csv'
+
+
+def _value(kind: Any, text: str) -> Any:
+  if kind is str:
+    return text
+  return int(text) if kind is int else float(text) if text else None
