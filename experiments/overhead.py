@@ -60,7 +60,7 @@ class Turn:
 
   Attributes:
     step_s: of the method: the local steps of the slowest process, then the average.
-    waiting_s: of these, what a mean process waits for the slowest.
+    waiting_s: of these, what a mean process waits for the slowest before the average.
     silent_step_s: without communication, where none waits: the mean of all processes.
   """
 
@@ -96,14 +96,12 @@ class Training:
     self._inputs = step_inputs(self._job, 0)
     self._in_flight = InFlight()
 
-  def advance(self, steps: int) -> float:
-    """Makes so many steps; returns the seconds that this process took."""
-    start = time.perf_counter()
+  def advance(self, steps: int) -> None:
+    """Makes so many steps."""
     for _ in range(steps):
       self._state, metrics = self._job.train_step(self._state, *next(self._inputs))
       self._in_flight.add(metrics)
     jax.block_until_ready(self._state)
-    return time.perf_counter() - start
 
 
 def measure(config: config_dict.ConfigDict, turns: int) -> list[Turn]:
@@ -120,13 +118,11 @@ def measure(config: config_dict.ConfigDict, turns: int) -> list[Turn]:
 
 def take_turn(method: Training, without: Training, period: int) -> Turn:
   """Makes `period` steps of each, of which the method's last averages."""
-  *local, last = [min(STRETCH, period - start) for start in range(0, period, STRETCH)]
-  seconds = {method: 0.0, without: 0.0}
-  for number, steps in enumerate(local):
+  local = {method: 0.0, without: 0.0}
+  for number, start in enumerate(range(0, period - 1, STRETCH)):
     for training in (method, without) if number % 2 else (without, method):
-      seconds[training] += training.advance(steps)
-  exchange.wait_for_all()  # Else waits that the other's steps caused would count too.
-  here = [*seconds.values(), method.advance(last), without.advance(last)]
+      local[training] += _seconds(training, min(STRETCH, period - 1 - start))
+  here = [*local.values(), _seconds(method, 1), _seconds(without, 1)]
   everywhere = np.array([json.loads(text) for text in exchange.exchange_text(json.dumps(here))])
   local_s, silent_s, average_s, silent_last_s = everywhere.T  # [processes] each.
   return Turn(
@@ -134,6 +130,17 @@ def take_turn(method: Training, without: Training, period: int) -> Turn:
     waiting_s=(local_s.max() - local_s.mean()) / period,
     silent_step_s=(silent_s + silent_last_s).mean() / period,
   )
+
+
+def _seconds(training: Training, steps: int) -> float:
+  """Returns the seconds that steps take in this process, once all others have come as far.
+
+  Else this one would wait for those that the other's steps kept, or have a machine to itself.
+  """
+  exchange.wait_for_all()
+  start = time.perf_counter()
+  training.advance(steps)
+  return time.perf_counter() - start
 
 
 def mean_overhead(turns: Sequence[Turn]) -> str:

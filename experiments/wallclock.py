@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from configs import gpt_1b
+from desloc_jax.errors import UserError
 from desloc_jax.plan import Plan
 from desloc_jax.tables import align
 from experiments import command, plots
@@ -81,6 +82,8 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
   ]
   claim = "the best fit's largest error in days, of nine, is within the paper's rounding"
   time, overhead = files.read('time'), files.read('overhead')
+  if not time:
+    raise UserError('there are no times of a wire; python -m experiments.wire measures them.')
   checks = [Check(claim, [error[best]], at_most=ROUNDING, unit=' days', exact=True)]
   checks += wire_checks.checks(time, overhead)
   title = "The paper's days, K_x = 256, fitted at 100 Gb/s, and the planner against a wire"

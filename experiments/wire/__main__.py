@@ -6,7 +6,7 @@ Each process is a worker in a network namespace of its own; `tc ... tbf` throttl
 the kernel counts the bytes (network.py). Needs root, iproute2 and taskset.
 
 Writes experiments/results/wire_bytes.csv, wire_time.csv, wire_overhead.csv and wire.png, after each
-run the rows of its method and number of processes, in three parts:
+run the rows of its number of processes, in three parts:
 
   bytes     at K_x = 256, over whole cycles of all periods, beside the ledger's
   time      tokens/s at each rate, beside what the planner says of the same ledger, with the

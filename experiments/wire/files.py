@@ -1,9 +1,8 @@
-"""The tables as files, in which what is measured anew replaces only its own rows."""
+"""The tables as files, in which other numbers of processes keep their rows."""
 
 from collections.abc import Sequence
 import csv
 import dataclasses
-import itertools
 import pathlib
 from typing import Any
 
@@ -33,7 +32,7 @@ def read(part: str, folder: pathlib.Path = RESULTS) -> list[Row]:
         KINDS[part](*(_value(field.type, row[field.name]) for field in fields))
         for row in csv.DictReader(file)
       ]
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
       names = ', '.join(field.name for field in fields)
       raise UserError(
         f'{path} is not a table of {part} ({error}); expected the columns {names}.'
@@ -41,25 +40,23 @@ def read(part: str, folder: pathlib.Path = RESULTS) -> list[Row]:
 
 
 def update(part: str, rows: Sequence[Row], folder: pathlib.Path = RESULTS) -> list[Row]:
-  """Writes rows in the place of those of the same method and processes; returns all of the table."""
-  tables = _by_run(read(part, folder)) | _by_run(rows)
-  whole = sorted(itertools.chain(*tables.values()), key=lambda row: row.processes)
+  """Writes rows in the place of those of as many processes; returns all of the table."""
+  counts = {row.processes for row in rows}
+  kept = [row for row in read(part, folder) if row.processes not in counts]
+  whole = sorted([*kept, *rows], key=lambda row: row.processes)
   write_text(_path(part, folder), csv_text(list(map(dataclasses.asdict, whole))))
   return whole
-
-
-def _by_run(rows: Sequence[Row]) -> dict[tuple[int, str], list[Row]]:
-  tables = {}
-  for row in rows:
-    tables.setdefault((row.processes, row.method), []).append(row)
-  return tables
 
 
 def _path(part: str, folder: pathlib.Path) -> pathlib.Path:
   return folder / f'wire_{part}.csv'
 
 
-def _value(kind: Any, text: str) -> Any:
+def _value(kind: Any, text: str | None) -> Any:
+  if text is None:
+    raise ValueError('a row is cut short')
   if kind is str:
     return text
-  return int(text) if kind is int else float(text) if text else None
+  if kind is int:
+    return int(text)
+  return float(text) if text or kind is float else None
