@@ -82,7 +82,7 @@ def test_nothing_is_sent_without_communication(options):
 
 
 class Timed:
-  """In a run's place: a step takes as many seconds as it says, the last of a turn one more."""
+  """In a run's place: a step takes as many seconds as it says, an average more."""
 
   def __init__(self, clock, step_s, average_s=0):
     self.clock, self.step_s, self.average_s, self.steps = clock, step_s, average_s, []

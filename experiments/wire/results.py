@@ -170,6 +170,7 @@ class OverheadRow:
 
   @property
   def as_turn(self) -> Turn:
+    """What was measured, without what was varied."""
     return Turn(self.step_s, self.waiting_s, self.silent_step_s)
 
   @staticmethod
