@@ -144,7 +144,7 @@ def _seconds(training: Training, steps: int) -> float:
 
 
 def mean_overhead(turns: Sequence[Turn]) -> str:
-  """Returns by how much a step is longer, in words."""
+  """Returns by how much a step is longer, in words; the interval is over turns, not over starts."""
   total = Check('', [100 * turn.overhead for turn in turns], unit='%').measured
   waiting = 100 * statistics.mean(turn.waiting for turn in turns)
   return (
