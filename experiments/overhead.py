@@ -1,12 +1,13 @@
-"""What averaging costs where it runs: steps of a method, and of one without communication, in turn.
+"""What averaging costs where it runs: by how much longer a step of a method takes than a local one.
 
   python -m experiments.overhead --config=configs/tiny.py --config.periods.params=256
 
-Both train in the same processes over whole cycles of all periods, a few steps of one and then of the
-other: two runs, even of one program, differ by some percent in speed, and a machine changes its own.
-Steps without communication never wait for another process; those of the method do at each average,
-for the slowest. On hosts and links of your own start it in each process with --coordinator,
---num_processes and --process_id.
+Trains over whole cycles of all periods and times in turn the local steps up to an average, which send
+nothing and wait for no other process, and by itself the step that averages, for which all wait for
+the slowest. Both are of one program in one run: another run, even of the same program in the same
+process, differs by some percent in speed. A method that averages at each step (DDP) is timed in turn
+with local steps of DES-LOC. On hosts and links of your own start it in each process with
+--coordinator, --num_processes and --process_id.
 """
 
 import argparse
@@ -41,14 +42,27 @@ from experiments.report import Check, csv_text
 from experiments.scales import changed
 from experiments.sweep import load_config
 
-CYCLE = 6  # Turns of K_x steps in which all three averages come at their default periods.
-STRETCH = 16  # Steps of one until the other goes on.
+CYCLE = 6  # Times K_x steps, in which all three averages come at their default periods.
+STRETCH = 15  # Steps until their time is taken.
 
 
-def silent(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-  """Returns the same config but for its averages: of nothing."""
-  options = {f'periods.{name}': None for name in config.periods}
-  options |= {'periods.params': 0, 'sync_warmup_steps': 0}
+def periods_of(config: config_dict.ConfigDict) -> list[int]:
+  """Returns K_x and the others that are set, or for DDP the 1 step from average to average."""
+  if METHODS[config.method].gradients:
+    return [1]
+  return [config.periods.params, *filter(None, config.periods.values())]
+
+
+def turn_of(config: config_dict.ConfigDict) -> int:
+  """Returns the steps of a turn: up to the next that may average, or of those that all may."""
+  between = math.gcd(*periods_of(config))
+  return between if between > 1 else STRETCH
+
+
+def never_due(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+  """Returns the same config, of DES-LOC in DDP's place, with averages that never come due."""
+  never = config.steps + 1
+  options = {f'periods.{name}': never for name, period in config.periods.items() if period}
   if METHODS[config.method].gradients:
     options['method'] = 'desloc'
   return changed(config, options)
@@ -56,34 +70,34 @@ def silent(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """K_x steps of each: seconds of a mean step.
+  """Some local steps and one that averages: seconds of a mean step.
 
   Attributes:
-    step_s: of the method: the local steps of the slowest process, then the average.
+    step_s: of all: the local steps of the slowest process, then the step that averages.
     waiting_s: of these, what a mean process waits for the slowest before the average.
-    silent_step_s: without communication, where none waits: the mean of all processes.
+    local_step_s: of the local ones, the mean of all processes while none waits.
   """
 
   step_s: float
   waiting_s: float
-  silent_step_s: float
+  local_step_s: float
 
   @property
   def overhead(self) -> float:
-    """By what share of a silent step one of the method takes longer."""
-    return self.step_s / self.silent_step_s - 1
+    """By what share of a local step a step takes longer."""
+    return self.step_s / self.local_step_s - 1
 
   @property
   def waiting(self) -> float:
     """What part of it is waiting for the slowest process."""
-    return self.waiting_s / self.silent_step_s
+    return self.waiting_s / self.local_step_s
 
   @staticmethod
   def columns() -> tuple[str, ...]:
-    return 'step', 'without communication', 'longer by', 'of it waiting'
+    return 'step', 'local step', 'longer by', 'of it waiting'
 
   def cells(self) -> tuple[str, ...]:
-    milliseconds = (f'{1e3 * seconds:.1f} ms' for seconds in (self.step_s, self.silent_step_s))
+    milliseconds = (f'{1e3 * seconds:.1f} ms' for seconds in (self.step_s, self.local_step_s))
     return *milliseconds, f'{self.overhead:+.1%}', f'{self.waiting:.1%}'
 
 
@@ -105,51 +119,78 @@ class Training:
 
 
 def measure(config: config_dict.ConfigDict, turns: int) -> list[Turn]:
-  """Trains both, with a bar over the turns, and one before that is not counted."""
-  trainings = Training(config), Training(silent(config))
-  bar = progress_bar(0, turns + 1, processes.writes(), unit='turn')
+  """Trains, with a bar over the turns, of which the first do not count."""
+  steps = turn_of(config)
+  training = Training(config)
+  local = training if math.gcd(*periods_of(config)) > 1 else Training(never_due(config))
+  first = warmup_turns(steps)
+  bar = progress_bar(0, first + turns, processes.writes(), unit='turn')
   taken = []
   with bar:
-    for _ in range(turns + 1):
-      taken.append(take_turn(*trainings, config.periods.params))
+    for _ in range(first + turns):
+      taken.append(take_turn(training, local, steps))
       bar.update()
-  return taken[1:]
+  return taken[first:]
 
 
-def take_turn(method: Training, without: Training, period: int) -> Turn:
-  """Makes `period` steps of each, of which the method's last averages."""
-  local = {method: 0.0, without: 0.0}
-  for number, start in enumerate(range(0, period - 1, STRETCH)):
-    for training in (method, without) if number % 2 else (without, method):
-      local[training] += _seconds(training, min(STRETCH, period - 1 - start))
-  here = [*local.values(), _seconds(method, 1), _seconds(without, 1)]
-  everywhere = np.array([json.loads(text) for text in exchange.exchange_text(json.dumps(here))])
-  local_s, silent_s, average_s, silent_last_s = everywhere.T  # [processes] each.
+def warmup_turns(steps: int) -> int:
+  """Returns how many turns of so many steps do not count: those of the first `STRETCH`."""
+  return math.ceil(STRETCH / steps)
+
+
+def take_turn(training: Training, local: Training, steps: int) -> Turn:
+  """Makes so many steps of `training`: local ones and a last that may average.
+
+  Where another one is `local`, all steps may average, and it makes as many to compare with.
+  """
+  averaging = 1 if local is training else steps
+  own = steps - averaging
+  here = _seconds(local, own or steps), _seconds(training, averaging)
+  everywhere = [json.loads(text) for text in exchange.exchange_text(json.dumps(here))]
+  local_s, average_s = (np.array(seconds) for seconds in zip(*everywhere, strict=True))
+  slowest_step_s, mean_step_s = local_s.max() / (own or steps), free_step(local_s, own or steps)
   return Turn(
-    step_s=(local_s.max() + average_s.max()) / period,
-    waiting_s=(local_s.max() - local_s.mean()) / period,
-    silent_step_s=(silent_s + silent_last_s).mean() / period,
+    step_s=(own * slowest_step_s + average_s.max()) / steps,
+    waiting_s=own * (slowest_step_s - mean_step_s) / steps,
+    local_step_s=mean_step_s,
   )
 
 
-def _seconds(training: Training, steps: int) -> float:
-  """Returns the seconds that steps take in this process, once all others have come as far.
+def free_step(seconds: np.ndarray, steps: int) -> float:
+  """Returns the seconds of a step of the mean process, while no process waits for another.
 
-  Else this one would wait for those that the other's steps kept, or have a machine to itself.
+  That is until the first one is done, which then leaves the others the cores that it shared.
+
+  Args:
+    seconds: [processes, stretches], after which each had made `STRETCH` steps more.
+    steps: that each made in all.
+  """
+  until = seconds[:, -1].min()
+  ends = np.minimum(np.arange(1, seconds.shape[1] + 1) * STRETCH, steps)
+  made = [np.interp(until, [0, *of_process], [0, *ends]) for of_process in seconds]
+  return float(np.mean(until / np.array(made)))
+
+
+def _seconds(training: Training, steps: int) -> list[float]:
+  """Returns the seconds after which this process had made `STRETCH` steps more, or all.
+
+  They begin where all others have come as far: else one that is ahead would wait in the average
+  within its time, and the same wait be in the local steps of the slowest.
   """
   exchange.wait_for_all()
   start = time.perf_counter()
-  training.advance(steps)
-  return time.perf_counter() - start
+  taken = []
+  for made in range(0, steps, STRETCH):
+    training.advance(min(STRETCH, steps - made))
+    taken.append(time.perf_counter() - start)
+  return taken
 
 
 def mean_overhead(turns: Sequence[Turn]) -> str:
   """Returns by how much a step is longer, in words; the interval is over turns, not over starts."""
   total = Check('', [100 * turn.overhead for turn in turns], unit='%').measured
   waiting = 100 * statistics.mean(turn.waiting for turn in turns)
-  return (
-    f'longer than without communication by {total}, of it {waiting:.3g}% waiting for the slowest'
-  )
+  return f'longer than a local step by {total}, of it {waiting:.3g}% waiting for the slowest'
 
 
 def parse(args: Sequence[str]) -> tuple[argparse.Namespace, config_dict.ConfigDict]:
@@ -172,21 +213,21 @@ def parse(args: Sequence[str]) -> tuple[argparse.Namespace, config_dict.ConfigDi
     raise UserError(f'--cycles is {options.cycles}; expected at least 1.')
   if options.csv and not pathlib.Path(options.csv).parent.is_dir():
     raise UserError(f'--csv is {options.csv}; its folder does not exist.')
-  if not config.periods.params > 0:
-    raise UserError(
-      f'periods.params is {config.periods.params}; expected at least 1, the steps of a turn.'
-    )
+  if not (METHODS[config.method].gradients or config.periods.params > 0):
+    raise UserError(f'periods.params is {config.periods.params}; expected at least 1.')
   for name, fixed in (('stochastic', False), ('period_growth', 1), ('sync_warmup_steps', 0)):
     if config[name] != fixed:
       raise UserError(f'{name} is {config[name]}; expected {fixed}, for cycles of all periods.')
-  needed = (options.cycles * cycle_of(config) + 1) * config.periods.params
+  steps = turn_of(config)
+  needed = (warmup_turns(steps) + options.cycles * cycle_of(config)) * steps
   return options, changed(config, {'steps': max(config.steps, needed)})
 
 
 def cycle_of(config: config_dict.ConfigDict) -> int:
   """Returns the turns after which the averages of all periods have come equally often."""
-  period = config.periods.params
-  return math.lcm(CYCLE * period, *(other for other in config.periods.values() if other)) // period
+  K_x, *others = periods_of(config)
+  turn = turn_of(config)
+  return math.lcm(CYCLE * K_x, *others, turn) // turn
 
 
 def main(argv: Sequence[str]) -> None:

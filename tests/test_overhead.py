@@ -1,4 +1,4 @@
-"""What averaging costs, measured in turns with steps that send nothing."""
+"""What averaging costs, measured beside the local steps of the same run."""
 
 import csv
 import json
@@ -6,20 +6,23 @@ import re
 import time
 import types
 
+import numpy as np
 import pytest
 
 from configs import tiny
 from desloc_jax.errors import UserError
-from desloc_jax.plan import make_plan
 from desloc_jax.train import exchange
 from experiments.overhead import (
   CYCLE,
   cycle_of,
+  free_step,
   mean_overhead,
+  never_due,
   parse,
-  silent,
+  STRETCH,
   take_turn,
   Turn,
+  turn_of,
 )
 from experiments.scales import changed
 from experiments.several import free_port
@@ -47,38 +50,39 @@ def test_what_cannot_be_measured_is_refused(args, message):
 
 def test_the_run_is_as_long_as_its_turns():
   _, config = parse([TINY, '--cycles=20', '--config.periods.params=8'])
-  assert config.steps == (20 * 6 + 1) * 8
+  assert config.steps == (20 * 6 + 2) * 8  # Two turns until STRETCH steps are made.
   _, config = parse([TINY, '--cycles=1', '--config.periods.params=8'])
   assert config.steps == tiny.get_config().steps  # Long enough.
+  _, config = parse([TINY, '--cycles=200', '--config.method=ddp', '--config.periods.params=0'])
+  assert config.steps == (200 * 2 + 1) * STRETCH  # Whatever K_x is, DDP averages at each step.
 
 
 @pytest.mark.parametrize(
-  ('periods', 'turns'), [({}, 6), ({'mu': 8}, 6), ({'nu': 32}, 12), ({'mu': 0, 'nu': 20}, 30)]
-)
-def test_a_cycle_has_all_averages_equally_often(periods, turns):
-  options = {f'periods.{name}': value for name, value in periods.items()}
-  assert cycle_of(changed(tiny.get_config(), {'periods.params': 8, **options})) == turns
-
-
-@pytest.mark.parametrize(
-  'options',
+  ('periods', 'steps', 'turns'),
   [
-    {'method': 'desloc', 'periods.nu': 7},
-    {'method': 'desloc', 'inner.name': 'sgd', 'periods.trace': 7},
-    {'method': 'desloc', 'inner.name': 'ademamix'},
-    {'method': 'desloc', 'sync_warmup_steps': 2},
-    {'method': 'mt_dao', 'inner.name': 'adamw'},
-    {'method': 'diloco', 'inner.name': 'lion'},
-    {'method': 'favg_reset', 'inner.name': 'adopt'},
-    {'method': 'ddp', 'inner.name': 'muon'},
+    ({}, 8, 6),
+    ({'mu': 8}, 8, 6),
+    ({'nu': 32}, 8, 12),
+    ({'mu': 0, 'nu': 20}, 4, 60),
+    ({'nu': 7}, STRETCH, 112),
   ],
 )
-def test_nothing_is_sent_without_communication(options):
-  config = changed(tiny.get_config(), options)
-  sent = lambda config: make_plan(config).ledgers[config.method].bytes_per_step
-  assert sent(config) > 0
-  assert sent(silent(config)) == 0
-  assert not silent(config).sync_warmup_steps  # The ledger is of the steps after it.
+def test_a_cycle_has_all_averages_equally_often_each_at_the_end_of_a_turn(periods, steps, turns):
+  options = {f'periods.{name}': value for name, value in periods.items()}
+  config = changed(tiny.get_config(), {'periods.params': 8, **options})
+  assert (turn_of(config), cycle_of(config)) == (steps, turns)
+  ddp = changed(config, {'method': 'ddp'})
+  assert (turn_of(ddp), cycle_of(ddp)) == (STRETCH, 2)  # 30 steps.
+
+
+def test_averages_of_the_steps_beside_ddp_never_come_due():
+  config = changed(tiny.get_config(), {'method': 'ddp', 'steps': 50, 'periods.nu': 7})
+  local = never_due(config)
+  assert local.method == 'desloc'
+  assert {period for period in local.periods.values() if period} == {51}
+  # What is never averaged anyway still is not.
+  assert never_due(changed(config, {'periods.mu': 0})).periods.mu == 0
+  assert never_due(changed(config, {'method': 'local_adam'})).method == 'local_adam'
 
 
 class Timed:
@@ -99,27 +103,45 @@ def clock(monkeypatch):
   return clock
 
 
-def test_a_turn_has_as_many_steps_of_each_and_ends_with_the_average(clock, monkeypatch):
+def test_a_turn_is_the_local_steps_and_the_average(clock, monkeypatch):
   def wait():
     clock.now += 100  # Is none of the steps' time.
 
   monkeypatch.setattr(exchange, 'wait_for_all', wait)
-  method, without = Timed(clock, 3, average_s=80), Timed(clock, 2)
-  assert take_turn(method, without, 40) == Turn(step_s=5, waiting_s=0, silent_step_s=2)
-  assert method.steps == without.steps == [16, 16, 7, 1]
-  assert take_turn(method, without, 1) == Turn(step_s=83, waiting_s=0, silent_step_s=2)
+  training = Timed(clock, 2, average_s=78)
+  assert take_turn(training, training, 40) == Turn(step_s=3.95, waiting_s=0, local_step_s=2)
+  assert training.steps == [15, 15, 9, 1]
 
 
-def test_the_method_waits_for_the_slowest_process_and_silence_for_none(clock, monkeypatch):
+def test_beside_a_method_without_local_steps_are_those_of_another(clock):
+  training, local = Timed(clock, 83), Timed(clock, 2)
+  assert take_turn(training, local, 20) == Turn(step_s=83, waiting_s=0, local_step_s=2)
+  assert training.steps == local.steps == [15, 5]
+
+
+def test_the_average_waits_for_the_slowest_process_and_local_steps_for_none(clock, monkeypatch):
   def with_a_slower_one(text):
-    return [text, json.dumps([2 * seconds for seconds in json.loads(text)])]
+    slower = [[2 * seconds for seconds in part] for part in json.loads(text)]
+    return [text, json.dumps(slower)]
 
   monkeypatch.setattr(exchange, 'exchange_text', with_a_slower_one)
-  turn = take_turn(Timed(clock, 1), Timed(clock, 1), 32)
-  assert (turn.step_s, turn.waiting_s, turn.silent_step_s) == (2, 0.5 * 31 / 32, 1.5)
+  training = Timed(clock, 1)
+  turn = take_turn(training, training, 32)
+  assert (turn.step_s, turn.waiting_s) == (2, 0.5 * 31 / 32)
+  assert turn.local_step_s == 1.5
 
 
-def test_a_turn_is_shown_beside_its_silent_steps():
+def test_local_steps_count_until_the_first_process_leaves_its_core_to_another():
+  # Of two on one core, one is done with 45 steps at 90 s; the other, which had made 30 by then (3 s
+  # a step), makes its last 15 alone in half of the time.
+  assert free_step(np.array([[30, 60, 90], [45, 90, 112.5]]), 45) == (2 + 3) / 2
+  # With a core for each the slower goes on as before.
+  assert free_step(np.array([[30, 60, 90], [45, 90, 135]]), 45) == (2 + 3) / 2
+  # The last stretch may be shorter.
+  assert free_step(np.array([[30.0, 40.0]]), 20) == 2
+
+
+def test_a_turn_is_shown_beside_its_local_steps():
   turns = [Turn(0.0103, 0.0001, 0.01), Turn(0.0208, 0, 0.02)]
   assert turns[0].cells() == ('10.3 ms', '10.0 ms', '+3.0%', '1.0%')
   assert re.match(r'longer .* by 3.5% \(n = 2, .*\), of it 0.5% waiting', mean_overhead(turns))
@@ -136,10 +158,10 @@ def test_each_turn_is_a_row(tmp_path):
   assert process.returncode == 0, errors
   table, mean = output.strip().split('\n\n')
   assert len(table.splitlines()) == 2 + CYCLE
-  assert re.match(r'longer than without communication by \S+% \(n = 6, 95% CI', mean)
+  assert re.match(r'longer than a local step by \S+% \(n = 6, 95% CI', mean)
   rows = list(csv.DictReader(path.open()))
-  assert [set(row) for row in rows] == [{'step_s', 'waiting_s', 'silent_step_s'}] * CYCLE
-  assert all(0 < float(row[name]) < 10 for row in rows for name in ('step_s', 'silent_step_s'))
+  assert [set(row) for row in rows] == [{'step_s', 'waiting_s', 'local_step_s'}] * CYCLE
+  assert all(0 < float(row[name]) < 10 for row in rows for name in ('step_s', 'local_step_s'))
 
 
 @pytest.mark.slow

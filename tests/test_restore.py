@@ -1,4 +1,4 @@
-"""Restarts with other workers, devices or options, and from damaged checkpoints."""
+"""Restarts with other workers, devices or options."""
 
 import json
 import pathlib
@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +13,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from desloc_jax.errors import UserError
-from desloc_jax.train import checksums, loop
-from desloc_jax.train.checkpoint import CheckpointDamaged, Checkpoints, chunks
+from desloc_jax.train import loop
+from desloc_jax.train.checkpoint import Checkpoints, chunks
 from desloc_jax.train.config import flatten
 from desloc_jax.train.config_changes import changed_options
 from desloc_jax.train.leaves import LeafReader, named_leaves
@@ -237,63 +236,6 @@ def test_step_counts_go_on_where_the_inner_optimizer_changes(text, workdir):
   counts = [np.asarray(x) for name, x in state.items() if name.endswith('.count')]
   assert counts and all((count == 7).all() for count in counts)
   assert 'reset' in changes and 'inner.trace' in changes and 'inner.mu, inner.nu' in changes
-
-
-def newest_files(workdir, step=7):
-  folder = workdir / 'checkpoints' / str(step)
-  return [folder / name for name in json.loads((folder / checksums.FILE).read_text())]
-
-
-def truncate(path):
-  path.write_bytes(path.read_bytes()[:-1])
-
-
-def flip(path):
-  data = bytearray(path.read_bytes())
-  data[len(data) // 2] ^= 4
-  path.write_bytes(data)
-
-
-@pytest.mark.parametrize('damage', [pathlib.Path.unlink, truncate, flip])
-def test_every_damaged_file_is_found(workdir, damage):
-  files = newest_files(workdir)
-  assert len(files) >= 5
-  for path in files:
-    if not path.stat().st_size:
-      continue
-    content = path.read_bytes()
-    damage(path)
-    checkpoints = Checkpoints(workdir / 'checkpoints', 2)
-    with pytest.raises(CheckpointDamaged, match=f'step 7 is damaged: .*{path.name}'):
-      checkpoints.verify(7)
-    checkpoints.close()
-    path.write_bytes(content)
-
-
-def test_a_run_falls_back_to_the_checkpoint_before(text, tmp_path, monkeypatch):
-  warnings = []
-  monkeypatch.setattr(logging, 'warning', lambda text, *args: warnings.append(text % args))
-  options = {'checkpoint.every': 3, 'checkpoint.keep': 3}
-  train(small_config(text, **options), tmp_path / 'whole')
-  train(small_config(text, **options), tmp_path / 'run')
-  flip(max(newest_files(tmp_path / 'run', 12), key=lambda path: path.stat().st_size))
-  truncate(max(newest_files(tmp_path / 'run', 9), key=lambda path: path.stat().st_size))
-  warnings.clear()
-  train(small_config(text, **options), tmp_path / 'run')
-  assert [w for w in warnings if 'step 12 is damaged' in w and 'other contents' in w]
-  assert [w for w in warnings if 'step 9 is damaged' in w and 'bytes, not' in w]
-  assert losses(tmp_path / 'run') == losses(tmp_path / 'whole')
-  names = {path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()}
-  assert names == {'damaged-12', 'damaged-9', '6', '9', '12'}
-
-
-def test_without_a_good_checkpoint_nothing_is_touched(text, workdir):
-  for path in newest_files(workdir)[:3]:
-    truncate(path)
-  listing = sorted((p.relative_to(workdir), p.stat().st_mtime) for p in workdir.rglob('*'))
-  with pytest.raises(UserError, match=r'all checkpoints in .* are damaged \(steps 7\).*begin anew'):
-    train(small_config(text), workdir)
-  assert sorted((p.relative_to(workdir), p.stat().st_mtime) for p in workdir.rglob('*')) == listing
 
 
 MEMORY_TEST = """

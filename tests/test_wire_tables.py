@@ -56,12 +56,12 @@ POINT = TimeRow(
   processes=2, method='ddp', K_x=64, megabits=100, steps=24, step_s=1, tokens_per_s=768,
   predicted_s=0.95, over_local=None, over_silent=9, link_used=0.9,
 )  # fmt: skip
-TURN = OverheadRow(2, 'desloc', 256, 100, 1, 1, step_s=1.2, waiting_s=0.1, silent_step_s=1.0)
+TURN = OverheadRow(2, 'desloc', 256, 100, 1, 1, step_s=1.2, waiting_s=0.1, local_step_s=1.0)
 
 
 def test_rows_and_checks_of_the_overhead():
   desloc = Case('desloc', 2, 256, (Phase(100, 64),), 'overhead')
-  ddp = dataclasses.replace(desloc, method='ddp', period=16)
+  ddp = dataclasses.replace(desloc, method='ddp', period=1)
   # A machine that is half as fast at the second start.
   turns = [[Turn(0.0103, 0.0001, 0.01)], [Turn(0.0210, 0, 0.02), Turn(0.0206, 0, 0.02)]]
   rows = overhead_rows({desloc: turns, ddp: [[Turn(0.09, 0, 0.01)], [Turn(0.14, 0, 0.02)]]})
@@ -87,8 +87,8 @@ def test_checks_of_a_bad_wire_fail_and_those_of_nothing_are_left_out():
     checks.checks([silent, dataclasses.replace(bad, predicted_s=None, link_used=None)], []) == []
   )
   turns = [
-    dataclasses.replace(TURN, start=start, silent_step_s=silent_s)
-    for start, silent_s in enumerate((1.0, 1.001, 1.002))
+    dataclasses.replace(TURN, start=start, local_step_s=local_s)
+    for start, local_s in enumerate((1.0, 1.001, 1.002))
   ]
   (longer,) = checks.checks([], turns)
   assert longer.verdict == 'does not hold'

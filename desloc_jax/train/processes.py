@@ -16,7 +16,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from desloc_jax.errors import UserError
-from desloc_jax.train import clusters
+from desloc_jax.train import clusters, host_memory
 
 BAD_START = 2
 PEER_LOST = 4
@@ -104,6 +104,8 @@ def join(
     leave(BAD_START, f'error: the processes did not find each other: {_first_line(error)}')
   _abort_means = while_running
   _count, _index = found, jax.process_index()
+  if jax.default_backend() == 'cpu':
+    host_memory.keep_freed_memory()
 
 
 def _check_membership(coordinator: str | None, count: int | None, index: int | None) -> None:

@@ -156,7 +156,7 @@ def _time_row(case: Case, window: Window, silent_s: float) -> TimeRow:
 
 @dataclasses.dataclass(frozen=True)
 class OverheadRow:
-  """One turn of a method and of steps without communication; see `Turn`."""
+  """One turn of a method; see `Turn`."""
 
   processes: int
   method: str
@@ -166,12 +166,12 @@ class OverheadRow:
   turn: int
   step_s: float
   waiting_s: float
-  silent_step_s: float
+  local_step_s: float
 
   @property
   def as_turn(self) -> Turn:
     """What was measured, without what was varied."""
-    return Turn(self.step_s, self.waiting_s, self.silent_step_s)
+    return Turn(self.step_s, self.waiting_s, self.local_step_s)
 
   @staticmethod
   def columns() -> tuple[str, ...]:
@@ -181,7 +181,7 @@ class OverheadRow:
     return (
       self.method,
       str(self.processes),
-      '1' if self.method == 'ddp' else str(self.K_x),
+      str(self.K_x),
       f'{self.megabits:g}',
       str(self.start),
       str(self.turn),

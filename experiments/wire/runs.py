@@ -113,7 +113,7 @@ def measure(
 def measure_overhead(
   network: Network, folder: pathlib.Path, options: Mapping[str, object], megabits: float
 ) -> list[Turn]:
-  """Trains one worker at each site, with and without communication in turn, for one cycle.
+  """Trains one worker at each site for one cycle of turns (`experiments.overhead`).
 
   Raises:
     RuntimeError: a process failed.

@@ -1,0 +1,89 @@
+"""Damaged checkpoints are found, and a run goes on from the one before."""
+
+import json
+import pathlib
+import shutil
+
+from absl import logging
+import jax
+import pytest
+
+from desloc_jax.errors import UserError
+from desloc_jax.train import checksums, loop
+from desloc_jax.train.checkpoint import CheckpointDamaged, Checkpoints
+from tests.runs import losses, small_config
+
+
+def train(config, workdir):
+  """Trains on two devices."""
+  return loop.train(config, workdir, jax.devices()[:2])
+
+
+@pytest.fixture(scope='module')
+def two_steps(text, tmp_path_factory):
+  """The workdir of a run stopped after step 2."""
+  workdir = tmp_path_factory.mktemp('runs') / 'two'
+  train(small_config(text, stop_at=2), workdir)
+  return workdir
+
+
+@pytest.fixture
+def workdir(two_steps, tmp_path):
+  return shutil.copytree(two_steps, tmp_path / 'run')
+
+
+def newest_files(workdir, step):
+  folder = workdir / 'checkpoints' / str(step)
+  return [folder / name for name in json.loads((folder / checksums.FILE).read_text())]
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 4
+  path.write_bytes(data)
+
+
+@pytest.mark.parametrize('damage', [pathlib.Path.unlink, truncate, flip])
+def test_every_damaged_file_is_found(workdir, damage):
+  files = newest_files(workdir, 2)
+  assert len(files) >= 5
+  for path in files:
+    if not path.stat().st_size:
+      continue
+    content = path.read_bytes()
+    damage(path)
+    checkpoints = Checkpoints(workdir / 'checkpoints', 2)
+    with pytest.raises(CheckpointDamaged, match=f'step 2 is damaged: .*{path.name}'):
+      checkpoints.verify(2)
+    checkpoints.close()
+    path.write_bytes(content)
+
+
+def test_a_run_falls_back_to_the_checkpoint_before(text, tmp_path, monkeypatch):
+  warnings = []
+  monkeypatch.setattr(logging, 'warning', lambda text, *args: warnings.append(text % args))
+  options = {'checkpoint.every': 3, 'checkpoint.keep': 3}
+  train(small_config(text, **options), tmp_path / 'whole')
+  train(small_config(text, **options), tmp_path / 'run')
+  flip(max(newest_files(tmp_path / 'run', 12), key=lambda path: path.stat().st_size))
+  truncate(max(newest_files(tmp_path / 'run', 9), key=lambda path: path.stat().st_size))
+  warnings.clear()
+  train(small_config(text, **options), tmp_path / 'run')
+  assert [w for w in warnings if 'step 12 is damaged' in w and 'other contents' in w]
+  assert [w for w in warnings if 'step 9 is damaged' in w and 'bytes, not' in w]
+  assert losses(tmp_path / 'run') == losses(tmp_path / 'whole')
+  names = {path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()}
+  assert names == {'damaged-12', 'damaged-9', '6', '9', '12'}
+
+
+def test_without_a_good_checkpoint_nothing_is_touched(text, workdir):
+  for path in newest_files(workdir, 2)[:3]:
+    truncate(path)
+  listing = sorted((p.relative_to(workdir), p.stat().st_mtime) for p in workdir.rglob('*'))
+  with pytest.raises(UserError, match=r'all checkpoints in .* are damaged \(steps 2\).*begin anew'):
+    train(small_config(text), workdir)
+  assert sorted((p.relative_to(workdir), p.stat().st_mtime) for p in workdir.rglob('*')) == listing
