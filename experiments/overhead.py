@@ -46,23 +46,22 @@ CYCLE = 6  # Times K_x steps, in which all three averages come at their default 
 STRETCH = 15  # Steps until their time is taken.
 
 
-def periods_of(config: config_dict.ConfigDict) -> list[int]:
-  """Returns K_x and the others that are set, or for DDP the 1 step from average to average."""
-  if METHODS[config.method].gradients:
-    return [1]
-  return [config.periods.params, *filter(None, config.periods.values())]
+def period_of(config: config_dict.ConfigDict) -> int:
+  """Returns the steps from one average to the next: K_x, or 1 for DDP."""
+  return 1 if METHODS[config.method].gradients else config.periods.params
 
 
 def turn_of(config: config_dict.ConfigDict) -> int:
-  """Returns the steps of a turn: up to the next that may average, or of those that all may."""
-  between = math.gcd(*periods_of(config))
-  return between if between > 1 else STRETCH
+  """Returns the steps of a turn: K_x, of which the last averages, or some where each does."""
+  period = period_of(config)
+  return period if period > 1 else STRETCH
 
 
 def never_due(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   """Returns the same config, of DES-LOC in DDP's place, with averages that never come due."""
   never = config.steps + 1
   options = {f'periods.{name}': never for name, period in config.periods.items() if period}
+  options['periods.params'] = never
   if METHODS[config.method].gradients:
     options['method'] = 'desloc'
   return changed(config, options)
@@ -74,12 +73,13 @@ class Turn:
 
   Attributes:
     step_s: of all: the local steps of the slowest process, then the step that averages.
-    waiting_s: of these, what a mean process waits for the slowest before the average.
+    waiting_s: of these, by how much the slowest process' local steps are longer than `local_step_s`,
+      for which the others wait before the average; None where each step averages.
     local_step_s: of the local ones, the mean of all processes while none waits.
   """
 
   step_s: float
-  waiting_s: float
+  waiting_s: float | None
   local_step_s: float
 
   @property
@@ -88,9 +88,9 @@ class Turn:
     return self.step_s / self.local_step_s - 1
 
   @property
-  def waiting(self) -> float:
+  def waiting(self) -> float | None:
     """What part of it is waiting for the slowest process."""
-    return self.waiting_s / self.local_step_s
+    return None if self.waiting_s is None else self.waiting_s / self.local_step_s
 
   @staticmethod
   def columns() -> tuple[str, ...]:
@@ -98,7 +98,8 @@ class Turn:
 
   def cells(self) -> tuple[str, ...]:
     milliseconds = (f'{1e3 * seconds:.1f} ms' for seconds in (self.step_s, self.local_step_s))
-    return *milliseconds, f'{self.overhead:+.1%}', f'{self.waiting:.1%}'
+    waiting = '-' if self.waiting is None else f'{self.waiting:.1%}'
+    return *milliseconds, f'{self.overhead:+.1%}', waiting
 
 
 class Training:
@@ -122,7 +123,7 @@ def measure(config: config_dict.ConfigDict, turns: int) -> list[Turn]:
   """Trains, with a bar over the turns, of which the first do not count."""
   steps = turn_of(config)
   training = Training(config)
-  local = training if math.gcd(*periods_of(config)) > 1 else Training(never_due(config))
+  local = training if period_of(config) > 1 else Training(never_due(config))
   first = warmup_turns(steps)
   bar = progress_bar(0, first + turns, processes.writes(), unit='turn')
   taken = []
@@ -139,9 +140,9 @@ def warmup_turns(steps: int) -> int:
 
 
 def take_turn(training: Training, local: Training, steps: int) -> Turn:
-  """Makes so many steps of `training`: local ones and a last that may average.
+  """Makes so many steps of `training`: local ones and a last that averages.
 
-  Where another one is `local`, all steps may average, and it makes as many to compare with.
+  Where another one is `local`, each step averages, and it makes as many to compare with.
   """
   averaging = 1 if local is training else steps
   own = steps - averaging
@@ -151,7 +152,7 @@ def take_turn(training: Training, local: Training, steps: int) -> Turn:
   slowest_step_s, mean_step_s = local_s.max() / (own or steps), free_step(local_s, own or steps)
   return Turn(
     step_s=(own * slowest_step_s + average_s.max()) / steps,
-    waiting_s=own * (slowest_step_s - mean_step_s) / steps,
+    waiting_s=own * (slowest_step_s - mean_step_s) / steps if own else None,
     local_step_s=mean_step_s,
   )
 
@@ -187,10 +188,14 @@ def _seconds(training: Training, steps: int) -> list[float]:
 
 
 def mean_overhead(turns: Sequence[Turn]) -> str:
-  """Returns by how much a step is longer, in words; the interval is over turns, not over starts."""
+  """Returns by how much a step is longer, in words.
+
+  The interval is over turns of one start, of which some average more states than others.
+  """
   total = Check('', [100 * turn.overhead for turn in turns], unit='%').measured
-  waiting = 100 * statistics.mean(turn.waiting for turn in turns)
-  return f'longer than a local step by {total}, of it {waiting:.3g}% waiting for the slowest'
+  waits = [100 * turn.waiting for turn in turns if turn.waiting is not None]
+  waiting = f', of it {statistics.mean(waits):.3g}% waiting for the slowest' if waits else ''
+  return f'longer than a local step by {total}{waiting}'
 
 
 def parse(args: Sequence[str]) -> tuple[argparse.Namespace, config_dict.ConfigDict]:
@@ -215,6 +220,12 @@ def parse(args: Sequence[str]) -> tuple[argparse.Namespace, config_dict.ConfigDi
     raise UserError(f'--csv is {options.csv}; its folder does not exist.')
   if not (METHODS[config.method].gradients or config.periods.params > 0):
     raise UserError(f'periods.params is {config.periods.params}; expected at least 1.')
+  for name, period in config.periods.items():
+    if period and period % period_of(config):
+      raise UserError(
+        f'periods.{name} is {period}; expected a multiple of periods.params, '
+        f'{config.periods.params}, so that all averages fall together.'
+      )
   for name, fixed in (('stochastic', False), ('period_growth', 1), ('sync_warmup_steps', 0)):
     if config[name] != fixed:
       raise UserError(f'{name} is {config[name]}; expected {fixed}, for cycles of all periods.')
@@ -225,9 +236,9 @@ def parse(args: Sequence[str]) -> tuple[argparse.Namespace, config_dict.ConfigDi
 
 def cycle_of(config: config_dict.ConfigDict) -> int:
   """Returns the turns after which the averages of all periods have come equally often."""
-  K_x, *others = periods_of(config)
-  turn = turn_of(config)
-  return math.lcm(CYCLE * K_x, *others, turn) // turn
+  turn, period = turn_of(config), period_of(config)
+  others = [] if METHODS[config.method].gradients else filter(None, config.periods.values())
+  return math.lcm(turn, CYCLE * period, *others) // turn
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,16 +5,16 @@ import ctypes
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # It refuses more.
-_NEVER = 2**31 - 1
+_NEVER = -1
 
 
 def keep_freed_memory() -> bool:
-  """Lets blocks of up to 32 MiB stay with the process when they are freed.
+  """Lets blocks of up to 32 MiB stay with the process when they are freed, in the main heap.
 
   XLA allocates the temporaries of a step anew, on CPUs by malloc. Whether glibc then asks the kernel
   for pages each time depends on how a process' heap happens to lie: of processes of one run some have
   none and others hundreds of page faults a step, and at each average all wait for those. Larger
-  blocks always come from the kernel.
+  blocks come from the kernel as before, and emptied heaps of other threads go back to it.
 
   Returns:
     Whether it did: other C libraries do not have that.

@@ -165,7 +165,7 @@ class OverheadRow:
   start: int
   turn: int
   step_s: float
-  waiting_s: float
+  waiting_s: float | None
   local_step_s: float
 
   @property

@@ -134,7 +134,8 @@ def measure_overhead(
     kill(processes)
   with table.open(newline='') as file:
     rows = list(csv.DictReader(file))
-  return [Turn(**{name: float(value) for name, value in row.items()}) for row in rows]
+  seconds = lambda value: float(value) if value else None  # Empty: nothing waits there.
+  return [Turn(**{name: seconds(value) for name, value in row.items()}) for row in rows]
 
 
 def _places(network: Network, devices: int = 1) -> list[list[str]]:
