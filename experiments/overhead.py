@@ -146,10 +146,11 @@ def take_turn(training: Training, local: Training, steps: int) -> Turn:
   """
   averaging = 1 if local is training else steps
   own = steps - averaging
-  here = _seconds(local, own or steps), _seconds(training, averaging)
+  made = own or steps
+  here = _seconds(local, made), _seconds(training, averaging)
   everywhere = [json.loads(text) for text in exchange.exchange_text(json.dumps(here))]
   local_s, average_s = (np.array(seconds) for seconds in zip(*everywhere, strict=True))
-  slowest_step_s, mean_step_s = local_s.max() / (own or steps), free_step(local_s, own or steps)
+  slowest_step_s, mean_step_s = local_s.max() / made, free_step(local_s, made)
   return Turn(
     step_s=(own * slowest_step_s + average_s.max()) / steps,
     waiting_s=own * (slowest_step_s - mean_step_s) / steps if own else None,
