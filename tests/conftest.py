@@ -28,6 +28,22 @@ def text(tmp_path_factory):
   return write_text(tmp_path_factory.mktemp('data') / 'text')
 
 
+@pytest.fixture(scope='session')
+def seven_steps(text, tmp_path_factory):
+  """The workdir of a run of 4 workers stopped after step 7, one after the parameter sync of 6."""
+  from tests.runs import small_config, train_on_two
+
+  workdir = tmp_path_factory.mktemp('runs') / 'seven'
+  train_on_two(small_config(text, stop_at=7), workdir)
+  return workdir
+
+
+@pytest.fixture
+def after_seven_steps(seven_steps, tmp_path):
+  """A copy of that workdir, to go on with or to damage."""
+  return shutil.copytree(seven_steps, tmp_path / 'run')
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
   """Runs a test in an empty folder, without a network and without log lines."""

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from desloc_jax.train import loop
 from desloc_jax.train.config import default_config
 from desloc_jax.train.metrics import read_metrics
 
@@ -36,6 +37,11 @@ def small_config(text, **options):
   config.eval.sequences = 16
   config.update_from_flattened_dict(options)
   return config
+
+
+def train_on_two(config, workdir):
+  """Trains on two devices, which any even number of workers can share."""
+  return loop.train(config, workdir, jax.devices()[:2])
 
 
 def losses(workdir):

@@ -2,34 +2,19 @@
 
 import json
 import pathlib
-import shutil
 
 from absl import logging
-import jax
 import pytest
 
 from desloc_jax.errors import UserError
-from desloc_jax.train import checksums, loop
+from desloc_jax.train import checksums
 from desloc_jax.train.checkpoint import CheckpointDamaged, Checkpoints
-from tests.runs import losses, small_config
-
-
-def train(config, workdir):
-  """Trains on two devices."""
-  return loop.train(config, workdir, jax.devices()[:2])
-
-
-@pytest.fixture(scope='module')
-def two_steps(text, tmp_path_factory):
-  """The workdir of a run stopped after step 2."""
-  workdir = tmp_path_factory.mktemp('runs') / 'two'
-  train(small_config(text, stop_at=2), workdir)
-  return workdir
+from tests.runs import losses, small_config, train_on_two as train
 
 
 @pytest.fixture
-def workdir(two_steps, tmp_path):
-  return shutil.copytree(two_steps, tmp_path / 'run')
+def workdir(after_seven_steps):
+  return after_seven_steps
 
 
 def newest_files(workdir, step):
@@ -49,7 +34,7 @@ def flip(path):
 
 @pytest.mark.parametrize('damage', [pathlib.Path.unlink, truncate, flip])
 def test_every_damaged_file_is_found(workdir, damage):
-  files = newest_files(workdir, 2)
+  files = newest_files(workdir, 7)
   assert len(files) >= 5
   for path in files:
     if not path.stat().st_size:
@@ -57,8 +42,8 @@ def test_every_damaged_file_is_found(workdir, damage):
     content = path.read_bytes()
     damage(path)
     checkpoints = Checkpoints(workdir / 'checkpoints', 2)
-    with pytest.raises(CheckpointDamaged, match=f'step 2 is damaged: .*{path.name}'):
-      checkpoints.verify(2)
+    with pytest.raises(CheckpointDamaged, match=f'step 7 is damaged: .*{path.name}'):
+      checkpoints.verify(7)
     checkpoints.close()
     path.write_bytes(content)
 
@@ -81,9 +66,9 @@ def test_a_run_falls_back_to_the_checkpoint_before(text, tmp_path, monkeypatch):
 
 
 def test_without_a_good_checkpoint_nothing_is_touched(text, workdir):
-  for path in newest_files(workdir, 2)[:3]:
+  for path in newest_files(workdir, 7)[:3]:
     truncate(path)
   listing = sorted((p.relative_to(workdir), p.stat().st_mtime) for p in workdir.rglob('*'))
-  with pytest.raises(UserError, match=r'all checkpoints in .* are damaged \(steps 2\).*begin anew'):
+  with pytest.raises(UserError, match=r'all checkpoints in .* are damaged \(steps 7\).*begin anew'):
     train(small_config(text), workdir)
   assert sorted((p.relative_to(workdir), p.stat().st_mtime) for p in workdir.rglob('*')) == listing

@@ -13,7 +13,6 @@ import orbax.checkpoint as ocp
 import pytest
 
 from desloc_jax.errors import UserError
-from desloc_jax.train import loop
 from desloc_jax.train.checkpoint import Checkpoints, chunks
 from desloc_jax.train.config import flatten
 from desloc_jax.train.config_changes import changed_options
@@ -21,27 +20,14 @@ from desloc_jax.train.leaves import LeafReader, named_leaves
 from desloc_jax.train.metrics import read_metrics
 from desloc_jax.train.restore import begin_or_go_on
 from tests.environment import environment
-from tests.runs import losses, same_bits, small_config
+from tests.runs import losses, same_bits, small_config, train_on_two as train
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def train(config, workdir):
-  """Trains on two devices, which any even number of workers can share."""
-  return loop.train(config, workdir, jax.devices()[:2])
-
-
-@pytest.fixture(scope='module')
-def seven_steps(text, tmp_path_factory):
-  """The workdir of a run of 4 workers stopped after step 7, one after the parameter sync of 6."""
-  workdir = tmp_path_factory.mktemp('runs') / 'seven'
-  train(small_config(text, stop_at=7), workdir)
-  return workdir
-
-
 @pytest.fixture
-def workdir(seven_steps, tmp_path):
-  return shutil.copytree(seven_steps, tmp_path / 'run')
+def workdir(after_seven_steps):
+  return after_seven_steps
 
 
 def go_on(config, workdir, devices=None):
