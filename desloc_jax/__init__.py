@@ -10,6 +10,7 @@ from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, over_workers
 from desloc_jax.optimizer.periods import half_life, periods_from_half_lives
 from desloc_jax.optimizer.transform import desloc, DeslocState, synced, WORKER_AXES
+from desloc_jax.version import __version__ as __version__
 
 __all__ = [
   'AXIS_NAMES',

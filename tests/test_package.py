@@ -1,0 +1,38 @@
+"""The package as pip sees it: what each extra installs is what the requirement files do."""
+
+import pathlib
+import tomllib
+
+import pytest
+
+import desloc_jax
+
+ROOT = pathlib.Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+
+
+def listed(name):
+  lines = (ROOT / name).read_text().splitlines()
+  return sorted(line for line in lines if line and not line.startswith(('#', '-r')))
+
+
+@pytest.mark.parametrize(
+  'extra, file',
+  [
+    ('train', 'requirements-cpu.txt'),
+    ('cuda', 'requirements.txt'),
+    ('tpu', 'requirements-tpu.txt'),
+    ('dev', 'requirements-dev.txt'),
+  ],
+)
+def test_extras_are_the_requirement_files(extra, file):
+  packages = PROJECT['optional-dependencies'][extra]
+  assert sorted(name for name in packages if not name.startswith('desloc_jax')) == listed(file)
+
+
+def test_the_transform_alone_needs_jax_and_optax_of_the_same_versions():
+  assert set(PROJECT['dependencies']) <= set(listed('requirements-cpu.txt'))
+
+
+def test_the_version_is_known():
+  assert desloc_jax.__version__.count('.') == 2
