@@ -1,5 +1,12 @@
 """Which states are averaged, at which periods, and what is refused."""
 
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+from flax import nnx, struct
+from hypothesis import given, strategies as st
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -8,6 +15,7 @@ from desloc_jax import desloc, half_life, periods_from_half_lives
 from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.state_fields import label_fields
 from tests.adam_workers import ADAM, adam_periods, last, PARAMS
+from tests.fuzzing import fuzz
 
 
 def labels(inner, params=PARAMS):
@@ -117,3 +125,128 @@ def test_states_of_one_array_for_each_axis_of_a_parameter():
 def test_a_field_named_params_is_refused():
   with pytest.raises(ValueError, match='reserves'):
     desloc(optax.scale_by_lbfgs(), {'params': 1}).init({'w': jnp.ones(3)})
+
+
+# Parameters in any container, whose places and names look like those of an optimizer's state.
+
+
+class Pair(NamedTuple):
+  mu: Any
+  nu: Any
+
+
+@struct.dataclass
+class Struct:
+  trace: Any
+  mu: Any
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['nu', 'count'], meta_fields=[])
+@dataclasses.dataclass
+class Data:
+  nu: Any
+  count: Any
+
+
+def chained(inner):
+  return optax.chain(optax.clip_by_global_norm(1.0), inner)
+
+
+def masked_first(inner):
+  """Of the first parameter only."""
+
+  def mask(params):
+    leaves, structure = jax.tree.flatten(params)
+    return jax.tree.unflatten(structure, [i == 0 for i in range(len(leaves))])
+
+  return optax.masked(inner, mask)
+
+
+def partitioned(inner):
+  labels = lambda params: jax.tree.map(lambda _: 'all', params)
+  return optax.partition({'all': inner, 'none': optax.sgd(1.0)}, labels)
+
+
+PLACES = {
+  'alone': lambda inner: inner,
+  'in a chain': chained,
+  'in chains': lambda inner: chained(chained(chained(inner))),
+  'in a chain with names': lambda inner: optax.named_chain(('mu', optax.identity()), ('0', inner)),
+  'under a mask': lambda inner: chained(masked_first(inner)),
+  'in a partition': lambda inner: chained(partitioned(inner)),
+  'if finite': lambda inner: optax.apply_if_finite(chained(inner), 3),
+  'injected': lambda inner: optax.inject_hyperparams(lambda w: optax.chain(optax.scale(w), inner))(
+    w=1.0
+  ),
+}
+X, Y, SCALAR = jnp.ones((2, 3)), jnp.ones(3), jnp.float32(1.0)
+CONTAINERS = {
+  'layers': [(X, Y), (X, Y)],
+  'tuple of another depth': (X, (Y, X)),
+  'list of another depth': [[X, [Y]], X],
+  'named tuple': Pair(Pair(X, Y), (X, Y)),
+  'struct': Struct(Struct(X, [Y, X]), X),
+  'dataclass': Data(Pair(X, Y), Data(X, Y)),
+  'nnx': nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param),
+  'named like fields': {'mu': X, 'nu': {'mu': Y, 'count': X}, '0': X, 'inner_state': (X, Y)},
+  'named like a hyperparameter': {'w': SCALAR},
+  'scalars': [SCALAR, (X, SCALAR)],
+  'one in a tuple': (X,),
+  'bare': X,
+  'numbers': {0: X, 1: {0: Y}},
+}
+INNERS = {
+  'adam': (optax.scale_by_adam(), {'mu', 'nu'}),
+  'trace': (optax.trace(0.9), {'trace'}),
+  'ademamix': (optax.contrib.scale_by_ademamix(), {'m1', 'm2', 'nu'}),
+}
+
+
+def assert_every_moment_is_found(inner, fields, params, place):
+  """Each under its name, as many arrays as there are parameters (under the mask: one)."""
+  state = PLACES[place](inner).init(params)
+  found = [label for label in label_fields(state, params) if label is not None]
+  count = 1 if place == 'under a mask' else len(jax.tree.leaves(params))
+  assert sorted(found) == sorted(list(fields) * count)
+
+
+@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize('container', CONTAINERS)
+def test_moments_of_parameters_in_any_container(container, place):
+  for inner, fields in INNERS.values():
+    assert_every_moment_is_found(inner, fields, CONTAINERS[container], place)
+
+
+NAMES = ('mu', 'nu', 'trace', '0', 'count', 'inner_state', 'hyperparams', 'w')
+TREES = st.recursive(
+  st.sampled_from([X, Y, SCALAR]),
+  lambda part: st.one_of(
+    st.lists(part, min_size=1, max_size=3),
+    st.lists(part, min_size=1, max_size=3).map(tuple),
+    st.dictionaries(st.sampled_from(NAMES), part, min_size=1, max_size=3),
+    st.builds(Pair, part, part),
+    st.builds(Struct, part, part),
+    st.builds(Data, part, part),
+  ),
+  max_leaves=8,
+)
+
+
+@fuzz(400)
+@given(params=TREES, place=st.sampled_from(sorted(PLACES)), inner=st.sampled_from(sorted(INNERS)))
+def test_moments_of_any_parameters(params, place, inner):
+  assert_every_moment_is_found(*INNERS[inner], params, place)
+
+
+@pytest.mark.parametrize('container', ['layers', 'tuple of another depth', 'struct', 'scalars'])
+def test_moments_in_any_container_are_averaged(container):
+  params = CONTAINERS[container]
+  state, consensus = last(desloc(ADAM, adam_periods(2, 2, 2)), count=2, steps=2, params=params)
+  adam = state.inner[1][0]
+  for name in (adam.mu, adam.nu, state.params):
+    assert all((x[0] == x[1]).all() for x in jax.tree.leaves(name))
+  assert jax.tree.structure(consensus) == jax.tree.structure(params)
+
+
+def test_states_of_one_array_for_each_axis_in_lists():
+  assert labels(optax.chain(optax.identity(), optax.sm3(1.0)), [X, (Y, X)]) == {'mu', 'nu'}

@@ -1,6 +1,6 @@
 """Names the floating arrays inside any optax state, so that each can have a period of its own."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,8 +10,8 @@ import optax
 
 KeyPath = tuple[Any, ...]
 
-# Arrays that an optimizer keeps in its state although they never change: nothing to average.
-CONSTANTS = frozenset({'ns_coeffs'})  # Of optax.contrib.muon.
+# What an optimizer keeps in its state although no gradient changes it: nothing to average.
+CONSTANTS = frozenset({'ns_coeffs', 'hyperparams'})  # Of contrib.muon and inject_hyperparams.
 
 
 def label_fields(inner_state: optax.OptState, params: optax.Params) -> list[str | None]:
@@ -23,9 +23,9 @@ def label_fields(inner_state: optax.OptState, params: optax.Params) -> list[str 
   injected learning rate), are `None`: they are never averaged. So are constants.
   """
   param_shapes = {path: jnp.shape(x) for path, x in jax.tree.leaves_with_path(params)}
-  return [
-    _field_name(path, leaf, param_shapes) for path, leaf in jax.tree.leaves_with_path(inner_state)
-  ]
+  leaves = jax.tree.leaves_with_path(inner_state)
+  mirrors = _mirrors(leaves, param_shapes)
+  return [_field_name(path, leaf, param_shapes, mirrors) for path, leaf in leaves]
 
 
 def select_fields(
@@ -71,28 +71,52 @@ def check_fields(labels: Collection[str | None], names: Collection[str]) -> None
     )
 
 
+def _mirrors(
+  leaves: Sequence[tuple[KeyPath, Any]], param_paths: Collection[KeyPath]
+) -> set[KeyPath]:
+  """Returns the paths of the nodes all of whose leaves are where a parameter is in its tree.
+
+  Such a node is a moment, as a tree like the parameters (or a part of it, under a mask).
+  """
+  mirrors: dict[KeyPath, bool] = {}
+  for path, _ in leaves:
+    for start in range(len(path) + 1):
+      node = path[:start]
+      mirrors[node] = mirrors.get(node, True) and path[start:] in param_paths
+  return {node for node, mirror in mirrors.items() if mirror}
+
+
 def _field_name(
-  path: KeyPath, leaf: jax.Array, param_shapes: Mapping[KeyPath, tuple[int, ...]]
+  path: KeyPath,
+  leaf: jax.Array,
+  param_shapes: Mapping[KeyPath, tuple[int, ...]],
+  mirrors: Collection[KeyPath],
 ) -> str | None:
   if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
     return None
-  if jnp.ndim(leaf) == 0:
-    # The state of a parameter that is a scalar itself; any other scalar belongs to no parameter.
-    start = next((i for i in range(len(path) + 1) if param_shapes.get(path[i:]) == ()), None)
-    if start is None:
-      return None
-  else:
-    # What is before the parameter's own path is the optimizer's, what may follow it too (one array
-    # an axis, say).
-    start = next((i for i, j in _slices(len(path)) if path[i:j] in param_shapes), None)
-  names = [_key_name(key) for key in path[:start] if isinstance(key, GetAttrKey | DictKey)]
-  name = names[-1] if names else jax.tree_util.keystr(path[:start])
-  return None if name in CONSTANTS else name
+  # The outermost one: a part of the parameters' tree may look like all of it.
+  start = next((i for i in range(len(path) + 1) if path[:i] in mirrors), None)
+  if start is None:
+    start = _start_of_parameter(path, param_shapes)
+  # The state of a parameter that is a scalar itself; any other scalar belongs to no parameter.
+  if jnp.ndim(leaf) == 0 and param_shapes.get(path[start:]) != ():
+    return None
+  above = path[:start]
+  if any(isinstance(key, GetAttrKey) and key.name in CONSTANTS for key in above):
+    return None
+  names = [_key_name(key) for key in above if isinstance(key, GetAttrKey | DictKey)]
+  return names[-1] if names else jax.tree_util.keystr(above)
 
 
-def _slices(length: int) -> Iterator[tuple[int, int]]:
-  """Yields the ends of the non-empty slices of a path, from its left and the longest first."""
-  return ((i, j) for i in range(length) for j in range(length, i, -1))
+def _start_of_parameter(path: KeyPath, param_paths: Collection[KeyPath]) -> int:
+  """Returns where a parameter's path begins in that of an array, its length if it does not.
+
+  What is before it is the optimizer's, what follows it too (one array an axis, say). A place in a
+  chain may look like a place in a list of parameters: the match that ends last counts, and of
+  those the longest.
+  """
+  slices = ((i, j) for j in range(len(path), 0, -1) for i in range(j))
+  return next((i for i, j in slices if path[i:j] in param_paths), len(path))
 
 
 def _key_name(key: GetAttrKey | DictKey) -> str:
