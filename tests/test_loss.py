@@ -13,6 +13,7 @@ import pytest
 
 from desloc_jax import model
 from tests.gpt_reference import (
+  loss_and_grads,
   paper_config,
   params,
   reference_hidden,
@@ -34,6 +35,24 @@ def test_loss_matches_the_reference(loss_chunk):
   loss = jax.jit(model.next_token_loss, static_argnums=2)(params(TINY), batch, config)
   assert loss.shape == () and loss.dtype == jnp.float32
   np.testing.assert_allclose(loss, exact.mean(), rtol=1e-5)
+
+
+def test_an_untied_output_has_scores_and_gradients_of_its_own():
+  config = dataclasses.replace(TINY, tie_embeddings=False)
+  own, batch = params(config), tokens(3, 18)
+  hidden = reference_hidden(own, batch[:, :-1], config)
+  exact, errors_BxLxV = reference_losses(hidden, own['output_embedding'], batch[:, 1:])
+  tied, _ = reference_losses(hidden, own['embedding'], batch[:, 1:])
+  assert abs(exact.mean() - tied.mean()) > 1e-3
+  step = jax.jit(jax.value_and_grad(model.next_token_loss), static_argnums=2)
+  loss, grads = step(own, batch, config)
+  np.testing.assert_allclose(loss, exact.mean(), rtol=1e-5)
+  gradient = np.einsum('blv,bld->vd', errors_BxLxV, hidden) / exact.size
+  np.testing.assert_allclose(grads['output_embedding'], gradient, rtol=1e-3, atol=1e-6)
+  # The input embedding learns from lookups alone: nothing where no token was read.
+  unread = np.setdiff1d(np.arange(config.vocab_size), batch[:, :-1])
+  assert len(unread) and not np.any(grads['embedding'][unread])
+  assert np.any(loss_and_grads(TINY)[1]['embedding'][unread])
 
 
 @hypothesis.settings(max_examples=10, deadline=None)

@@ -82,6 +82,7 @@ def test_too_long_a_sequence_is_refused():
     ({'heads': 32}, 'width is 32 with heads 32: it must be a multiple of 64'),
     ({'rope_base': math.nan}, 'rope_base is nan'),
     ({'qk_norm': 1}, 'qk_norm is 1'),
+    ({'tie_embeddings': 'no'}, "tie_embeddings is 'no'"),
     ({'compute_dtype': 'bfloat'}, "compute_dtype 'bfloat' .* 'bfloat16'"),
     ({'remat': 'dot'}, "remat 'dot' .* 'dots'"),
     ({'attention': 'flash'}, "attention 'flash' .* auto, cudnn, xla"),

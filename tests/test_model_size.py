@@ -58,6 +58,17 @@ def test_parameter_count_is_that_of_the_tree(name, qk_norm):
   assert count / 1e6 == pytest.approx(nominal, rel=tolerance)
 
 
+def test_an_untied_output_counts_once_more_and_changes_no_other_initial_value():
+  untied = dataclasses.replace(TINY, tie_embeddings=False)
+  before, after = (model.init_params(config, jax.random.key(3)) for config in (TINY, untied))
+  output = after.pop('output_embedding')
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+  np.testing.assert_allclose(output.std(), 0.02, rtol=0.05)
+  assert not np.allclose(output, after['embedding'])
+  assert model.parameter_count(untied) == model.parameter_count(TINY) + output.size
+  assert model.flops_per_token(untied) == model.flops_per_token(TINY)
+
+
 def test_flops_per_token_by_hand():
   config = model.GPTConfig(vocab_size=10, layers=2, width=4, heads=2, seq_len=8)
   # 6 * (2 layers * 12 * 4^2 + 10 * 4) + 12 * 2 * 4 * 8

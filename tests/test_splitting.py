@@ -14,13 +14,14 @@ from desloc_jax.model.splitting import BATCH_AXIS, over_batch_parts, split_dimen
 from tests.environment import environment
 
 SPLIT = """
-import functools, re
+import functools, re, sys
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 from desloc_jax import model, over_workers
 
-config = model.GPTConfig(128, 2, 64, 2, seq_len=16, loss_chunk=64)
+tied = '--untied' not in sys.argv
+config = model.GPTConfig(128, 2, 64, 2, seq_len=16, loss_chunk=64, tie_embeddings=tied)
 of_worker = jax.value_and_grad(functools.partial(model.next_token_loss, config=config))
 step = jax.vmap(of_worker)
 params = jax.vmap(functools.partial(model.init_params, config))(jax.random.split(jax.random.key(0)))
@@ -41,11 +42,12 @@ for what in 'all-gather', 'all-reduce', 'reduce-scatter':
 """
 
 
-def test_splitting_over_fsdp_gathers_parameters_and_not_activations():
+@pytest.mark.parametrize('untied', [[], ['--untied']], ids=['tied', 'untied'])
+def test_splitting_over_fsdp_gathers_parameters_and_not_activations(untied):
   # In a process of its own, because the number of devices is fixed when JAX starts.
   root = pathlib.Path(model.__file__).parents[2]
   run = subprocess.run(
-    [sys.executable, '-c', SPLIT],
+    [sys.executable, '-c', SPLIT, *untied],
     env=environment(devices=4),
     cwd=root,
     capture_output=True,

@@ -27,6 +27,8 @@ class GPTConfig:
     seq_len: longest sequence, in tokens, that the model reads.
     mlp_ratio: hidden size of the MLP as a multiple of `width`.
     rope_base: base of the rotary frequencies.
+    tie_embeddings: whether scores are taken against the input embedding, or an output matrix of their
+      own.
     qk_norm: whether queries and keys go through an RMSNorm over the head dimension.
     compute_dtype: dtype of activations and matmul operands. Parameters, normalisation statistics,
       the softmax and the loss are float32 in either case.
@@ -49,6 +51,7 @@ class GPTConfig:
   mlp_ratio: int = 4
   rope_base: float = 10_000.0
   qk_norm: bool = False
+  tie_embeddings: bool = True
   compute_dtype: str = 'float32'
   remat: str = 'none'
   attention: str = 'auto'
@@ -65,8 +68,9 @@ class GPTConfig:
       raise errors.UserError(
         f'rope_base is {self.rope_base!r}: it must be a number above 1, below {_FLOAT32_LIMIT}.'
       )
-    if type(self.qk_norm) is not bool:
-      raise errors.UserError(f'qk_norm is {self.qk_norm!r}: it must be True or False.')
+    for field in ('qk_norm', 'tie_embeddings'):
+      if type(getattr(self, field)) is not bool:
+        raise errors.UserError(f'{field} is {getattr(self, field)!r}: it must be True or False.')
     for field, choices in (
       ('compute_dtype', COMPUTE_DTYPES),
       ('remat', REMAT),

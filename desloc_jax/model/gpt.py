@@ -1,5 +1,5 @@
-"""A decoder-only transformer: RMSNorm, rotary positions, causal attention, a SiLU MLP, tied
-embeddings and no biases.
+"""A decoder-only transformer: RMSNorm, rotary positions, causal attention, a SiLU MLP,
+embeddings that are tied unless the config says otherwise, and no biases.
 
 Shapes are in the names, as in https://github.com/google-deepmind/nanodo:
 
@@ -8,7 +8,8 @@ Shapes are in the names, as in https://github.com/google-deepmind/nanodo:
 The parameters of the blocks are stacked on a leading axis of length `layers` and the blocks run as
 one scan, so that the time to compile does not grow with depth. The whole tree, all of it float32:
 
-  embedding                [V, D]             input lookup and output projection
+  embedding                [V, D]             input lookup, and output projection if tied
+  output_embedding         [V, D]             output projection if not tied
   blocks/attention_norm/scale    [layers, D]
   blocks/qkv/kernel              [layers, D, 3D]
   blocks/query_norm/scale        [layers, K]        only with qk_norm
@@ -53,7 +54,12 @@ def logits(params: Params, hidden_BxLxD: jax.Array) -> jax.Array:
   The operands are in the dtype of `hidden_BxLxD`, the sums in float32. This holds every score at
   once: `loss.token_losses` does not, and is the one to train with.
   """
-  return tied_logits(hidden_BxLxD, params['embedding'].astype(hidden_BxLxD.dtype))
+  return scores(hidden_BxLxD, output_embedding(params).astype(hidden_BxLxD.dtype))
+
+
+def output_embedding(params: Params) -> jax.Array:
+  """Returns float32 [V, D], what hidden states are multiplied with for the scores."""
+  return params.get('output_embedding', params['embedding'])
 
 
 def root_mean_square(x: jax.Array) -> jax.Array:
@@ -61,7 +67,7 @@ def root_mean_square(x: jax.Array) -> jax.Array:
   return jnp.sqrt(jnp.mean(jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32))))
 
 
-def tied_logits(hidden_BxLxD: jax.Array, embedding_VxD: jax.Array) -> jax.Array:
+def scores(hidden_BxLxD: jax.Array, embedding_VxD: jax.Array) -> jax.Array:
   """Returns float32 [B, L, V]: hidden states against an embedding of the same dtype."""
   return jnp.einsum('bld,vd->blv', hidden_BxLxD, embedding_VxD, preferred_element_type=jnp.float32)
 
@@ -88,6 +94,8 @@ class GPT(nn.Module):
     embedding_VxD = self.param(
       'embedding', nn.initializers.normal(_INIT_STDDEV), (config.vocab_size, config.width)
     )
+    if not config.tie_embeddings:
+      self.param('output_embedding', nn.initializers.normal(_INIT_STDDEV), embedding_VxD.shape)
     x_BxLxD = look_up(embedding_VxD, tokens_BxL, config.dtype)
     blocks = nn.scan(
       _remat(Block, config.remat),

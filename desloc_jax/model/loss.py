@@ -54,7 +54,7 @@ def _losses_and_metrics(params, tokens_BxL1, config) -> tuple[jax.Array, dict[st
     {'params': params}, tokens_BxL1[:, :-1], mutable=[gpt.METRICS]
   )
   losses_BxL = token_losses(
-    hidden_BxLxD, params['embedding'], tokens_BxL1[:, 1:], config.loss_chunk
+    hidden_BxLxD, gpt.output_embedding(params), tokens_BxL1[:, 1:], config.loss_chunk
   )
   return losses_BxL, {name: value for name, (value,) in sown[gpt.METRICS].items()}
 
@@ -69,7 +69,7 @@ def token_losses(
 
   Args:
     hidden_BxLxD: what `GPT` returns.
-    embedding_VxD: float32, tied: scores are its product with the hidden states.
+    embedding_VxD: float32, `gpt.output_embedding`: scores are its product with the hidden states.
     targets_BxL: integers in [0, V). One above that range has a loss of NaN.
     loss_chunk: tokens to have scores of at once on each device, rounded down to a multiple of its
       sequences, and at least one of each.
@@ -110,7 +110,7 @@ def _forward(hidden_NxBxCxD, embedding_VxD, targets_NxBxC):
 
   def chunk(args):
     hidden_BxCxD, targets_BxC = args
-    logits_BxCxV = gpt.tied_logits(hidden_BxCxD, cast_VxD)
+    logits_BxCxV = gpt.scores(hidden_BxCxD, cast_VxD)
     logsumexp_BxC = jax.nn.logsumexp(logits_BxCxV, axis=-1)
     target_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
     return logsumexp_BxC - target_BxC, logsumexp_BxC
@@ -126,7 +126,7 @@ def _backward(residuals, grad_losses_NxBxC):
 
   def chunk(grad_embedding_VxD, args):
     hidden_BxCxD, targets_BxC, logsumexp_BxC, grad_losses_BxC = args
-    probs_BxCxV = jnp.exp(gpt.tied_logits(hidden_BxCxD, cast_VxD) - logsumexp_BxC[..., None])
+    probs_BxCxV = jnp.exp(gpt.scores(hidden_BxCxD, cast_VxD) - logsumexp_BxC[..., None])
     grad_BxCxV = probs_BxCxV - jax.nn.one_hot(targets_BxC, probs_BxCxV.shape[-1])
     grad_BxCxV = (grad_BxCxV * grad_losses_BxC[..., None]).astype(dtype)
     grad_embedding_VxD += jnp.einsum(

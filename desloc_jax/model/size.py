@@ -4,16 +4,17 @@ from desloc_jax.model.config import GPTConfig
 
 
 def parameter_count(config: GPTConfig) -> int:
-  """Returns the number of parameters, the tied embedding counted once."""
+  """Returns the number of parameters, a tied embedding counted once."""
   norms = 2 * config.width + 2 * config.head_dim * config.qk_norm
-  return matmul_parameter_count(config) + config.layers * norms + config.width
+  lookup = 0 if config.tie_embeddings else config.vocab_size * config.width
+  return matmul_parameter_count(config) + lookup + config.layers * norms + config.width
 
 
 def matmul_parameter_count(config: GPTConfig) -> int:
   """Returns the number of parameters that multiply each token as a matrix.
 
-  These are the four projections of each block and the output projection. That one is the tied
-  embedding, whose lookup at the input multiplies nothing.
+  These are the four projections of each block and the output projection, which may be the
+  embedding: its lookup at the input multiplies nothing.
   """
   block = (4 + 2 * config.mlp_ratio) * config.width**2
   return config.layers * block + config.vocab_size * config.width

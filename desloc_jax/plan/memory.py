@@ -19,8 +19,8 @@ def memory_bytes(
   The state is exact but for leaves too small to split. Gradients are one tree like the parameters,
   and with several micro-batches two: their sum, and the one that is added. Activations are an
   estimate, see `activation_bytes`. Besides, `weights in use`: a device's own ones in the compute
-  dtype, to which XLA casts them once a step; one block and the embedding, whole, as they are
-  gathered from the other devices; and with several devices the embedding's gradient, whole and in
+  dtype, to which XLA casts them once a step; one block and an embedding, whole, as they are
+  gathered from the other devices; and with several devices an embedding's gradient, whole and in
   float32, before it is summed over them.
 
   Args:

@@ -16,7 +16,7 @@ from desloc_jax.optimizer.schedules import SCHEDULES
 
 # What `restore.allow` can name: the options, by prefix, that may then differ at a restart.
 ALLOWABLE = {
-  'periods': ('periods.', 'stochastic', 'period_growth', 'sync_warmup_steps', 'timing'),
+  'periods': ('periods.', 'stochastic', 'period_growth', 'sync_warmup_steps', 'timing', 'moment_guard'),
   'method': ('method', 'outer.', 'periods.', 'health.check'),
   'inner': ('inner.', 'periods.'),
   'schedule': ('schedule.', 'steps'),
@@ -40,6 +40,7 @@ OPTIONS = {
   'stochastic': (False, 'average with probability 1 / period at each step, not periodically'),
   'sync_warmup_steps': (0, 'steps at the start in which everything is averaged (K = 1)'),
   'period_growth': (1.0, 'factor by which all periods have grown at the end of the run, linearly'),
+  'moment_guard': (True, "raise a second moment that an average left below what Adam's can be"),
   'worker_weights': ((), 'how much each worker counts in averages; empty: all the same'),
   'log_every': (10, 'steps between lines in metrics.jsonl'),
   'periods.params': (16, 'K_x: steps between averages of the parameters; 0: never'),
@@ -77,6 +78,7 @@ OPTIONS = {
   'model.mlp_ratio': (4, 'hidden width of the MLP over the width'),
   'model.rope_base': (10_000.0, 'base of the rotary frequencies'),
   'model.qk_norm': (False, 'RMSNorm on queries and keys'),
+  'model.tie_embeddings': (True, 'one matrix for the embedding and the output; False: two'),
   'model.compute_dtype': ('float32', 'float32 or bfloat16; parameters are float32'),
   'model.remat': ('none', "what the backward pass recomputes: 'none', 'dots' or 'full'"),
   'model.attention': ('auto', "'auto', 'xla' or 'cudnn'"),
