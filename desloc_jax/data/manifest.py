@@ -64,12 +64,16 @@ class Manifest:
     source: how the shards were made: the input, its selection and the shard size.
     validation_fraction: the fraction of documents held out.
     shards: in the order of their documents, each split counted from 0.
+    dropped_bytes: of the texts, which the tokenizer dropped; see `encoding.EncodedDocument`.
+    unknown: tokens that stand for text that the vocabulary lacks.
   """
 
   tokenizer: TokenizerRecord
   source: dict[str, Any]
   validation_fraction: float
   shards: tuple[Shard, ...] = ()
+  dropped_bytes: int = 0
+  unknown: int = 0
 
   def of_split(self, split: str) -> list[Shard]:
     """Returns the shards of `split` in order."""
@@ -122,7 +126,8 @@ def _parse(cls: type, content: Any, place: str) -> Any:
     raise UserError(f'{place} is {content!r:.60}, expected a JSON object.')
   values = {}
   for field in dataclasses.fields(cls):
-    value = values[field.name] = content.get(field.name)
+    default = None if field.default is dataclasses.MISSING else field.default
+    value = values[field.name] = content.get(field.name, default)
     expected = getattr(field.type, '__origin__', field.type)  # dict for dict[str, Any].
     if isinstance(value, bool) or not isinstance(
       value, int | float if expected is float else expected

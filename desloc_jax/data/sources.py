@@ -47,6 +47,7 @@ def open_source(
   where: str = '',
   verify: bool = True,
   text_column: str = 'text',
+  on_bad: str = 'error',
 ) -> PackedSequences:
   """Opens one split of a source.
 
@@ -62,6 +63,7 @@ def open_source(
     where: of `read_documents`, for text only.
     verify: whether to compare the sha256 of a prepared folder's shards with its manifest.
     text_column: of `read_documents`, for text only.
+    on_bad: of `read_documents`, for text only.
 
   Raises:
     UserError: the source cannot be read, was prepared with another tokenizer, or its split has not
@@ -76,7 +78,7 @@ def open_source(
         'desloc_jax.data.prepare.'
       )
     return _open_prepared(path, tokenizer, split, seq_len, verify)
-  text = _tokenise(path, where, text_column, tokenizer, validation_fraction)[split]
+  text = _tokenise(path, where, text_column, on_bad, tokenizer, validation_fraction)[split]
   return PackedSequences(
     [text.tokens],
     label=f'{path} ({split})',
@@ -106,7 +108,7 @@ def _open_prepared(
     raise UserError(
       f'{folder} was prepared with tokenizer {found.tokenizer.name} (fingerprint '
       f'{found.tokenizer.fingerprint}), but the configured one is {tokenizer.name} (fingerprint '
-      f'{tokenizer.fingerprint}).'
+      f'{tokenizer.fingerprint}).{_other_end(found.tokenizer, tokenizer)}'
     )
   if verify:
     shards.verify_shards(folder, found, split)
@@ -124,6 +126,15 @@ def _open_prepared(
   )
 
 
+def _other_end(before: manifest.TokenizerRecord, now: Tokenizer) -> str:
+  """Returns a hint where the end of a document may be all that differs."""
+  same = (before.name, before.vocab_size) == (now.name, now.vocab_size)
+  if not same or before.end_of_document == now.end_of_document:
+    return ''
+  ends = [repr(now.decode([end])) for end in (before.end_of_document, now.end_of_document)]
+  return f' Its documents end in {ends[0]}, not {ends[1]}: set data.end_of_document={ends[0]}.'
+
+
 @dataclasses.dataclass(frozen=True)
 class _TokenisedText:
   tokens: np.ndarray
@@ -133,19 +144,29 @@ class _TokenisedText:
 
 @functools.lru_cache(_TEXTS_KEPT)
 def _tokenise(
-  path: str, where: str, text_column: str, tokenizer: Tokenizer, validation_fraction: float
+  path: str,
+  where: str,
+  text_column: str,
+  on_bad: str,
+  tokenizer: Tokenizer,
+  validation_fraction: float,
 ) -> dict[str, _TokenisedText]:
   """Returns each split of a text in memory."""
-  texts = (document.text for document in documents.read_documents(path, where, text_column))
+  read = documents.read_documents(path, where, text_column, on_bad)
+  texts = (document.text for document in read)
   members = {split: [] for split in splits.SPLITS}
+  losses = encoding.Losses(path)
   # tqdm shows nothing where standard error is no terminal (disable=None).
   with tqdm.tqdm(desc=f'tokenise {path}', unit='document', leave=False, disable=None) as bar:
     for batch in encoding.batch_texts(texts):
       for document in encoding.encode_documents(batch, tokenizer, validation_fraction):
         members[document.split].append(document)
+        losses.add(document)
       bar.update(len(batch))
   if not any(members.values()):
     raise UserError(f'{path} has no document (where={where!r}).')
+  for line in losses.finish():
+    documents.warn(line)
   return {
     split: _TokenisedText(
       np.concatenate([np.empty(0, tokenizer.dtype), *(d.tokens for d in encoded)]),

@@ -8,12 +8,15 @@ It knows every byte, so it can encode any text, and closes documents with <|endo
 import argparse
 from collections.abc import Iterator, Sequence
 import os
+import sys
 
 import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from desloc_jax import commands
 from desloc_jax.data import documents, files, splits
+from desloc_jax.data.bad_records import ON_BAD_HELP
+from desloc_jax.data.records import READABLE
 from desloc_jax.data.tokenizers import END_OF_TEXT
 from desloc_jax.errors import UserError
 
@@ -57,8 +60,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     required=True,
     metavar='PATH[,PATH..]',
     help='what to learn from: sotu, '
-    'hf:NAME[:CONFIG[:SPLIT]], or files, folders or patterns of .txt, .jsonl, .jsonl.gz, '
-    '.jsonl.xz or .parquet files',
+    f'hf:NAME[:CONFIG[:SPLIT]], or files, folders or patterns of {READABLE} files',
   )
   add('--output', required=True, metavar='FILE', help='the tokenizer.json to write')
   add(
@@ -76,18 +78,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     help='leave out the documents that this fraction holds out in training (default: none)',
   )
   add('--text_column', default='text', help='field that holds the text (default %(default)s)')
+  add('--on_bad', default='error', help=ON_BAD_HELP)
   return parser.parse_args(argv)
 
 
 def _read_texts(arguments: argparse.Namespace) -> Iterator[str]:
   found = False
   for path in arguments.input.split(','):
-    for document in documents.read_documents(path, text_column=arguments.text_column):
+    read = documents.read_documents(
+      path, text_column=arguments.text_column, on_bad=arguments.on_bad, tell=_tell
+    )
+    for document in read:
       if not splits.is_held_out(document.text, arguments.validation_fraction):
         found = True
         yield document.text
   if not found:
     raise UserError(f'{arguments.input} has no document to learn from.')
+
+
+def _tell(line: str) -> None:
+  print(line, file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

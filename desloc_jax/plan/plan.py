@@ -90,7 +90,10 @@ def make_plan(config: config_dict.ConfigDict) -> Plan:
 def vocabulary_size(config: config_dict.ConfigDict) -> int:
   """Returns the size of the embedding, or of the tokenizer's vocabulary if that decides it."""
   # With a size of its own the embedding needs no tokenizer, whose file may be elsewhere.
-  return config.model.vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
+  return (
+    config.model.vocab_size
+    or load_tokenizer(config.data.tokenizer, config.data.end_of_document).vocab_size
+  )
 
 
 def _devices_per_worker(config: config_dict.ConfigDict, micro_batch: int) -> int:

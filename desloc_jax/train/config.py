@@ -84,6 +84,11 @@ OPTIONS = {
   'model.attention': ('auto', "'auto', 'xla' or 'cudnn'"),
   'model.loss_chunk': (2048, 'tokens whose logits are held at once'),
   'data.tokenizer': ('bytes', "'bytes', 'gpt2' or a path to a tokenizer.json"),
+  'data.end_of_document': (
+    '',
+    'its special token that closes a document; empty: one of usual name',
+  ),
+  'data.on_bad': ('error', "records of text that cannot be used: 'error', or 'skip' a few"),
   'data.validation_fraction': (0.05, 'of the documents of text sources that is held out'),
   'data.sources.text.path': ('sotu', "text, a prepared folder, or 'sotu' (built in)"),
   'data.sources.text.weight': (1.0, 'share of the mixture'),
@@ -92,7 +97,7 @@ OPTIONS = {
   'mesh.fsdp': (0, 'devices that share one worker; 0: as many as there are'),
   'mesh.straddle': (False, 'let one worker have devices of several hosts or slices, for mesh.fsdp'),
   'eval.every': (0, 'steps between evaluations; 0: at the start and the end only'),
-  'eval.sequences': (256, 'held-out sequences evaluated; 0: all'),
+  'eval.sequences': (256, 'held-out sequences evaluated, of all sources by weight; 0: all'),
   'eval.local_mean': (
     True,
     'between syncs evaluate the mean of the local models too: an average that the bytes sent by '

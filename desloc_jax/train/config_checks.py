@@ -58,6 +58,7 @@ _CHOICES = {
   'schedule.name': SCHEDULES,
   'timing': TIMINGS,
   'schedule.unit': ('steps', 'tokens'),
+  'data.on_bad': ('error', 'skip'),
 }
 
 

@@ -1,9 +1,10 @@
 """The data of a run: sources of both splits, the training stream and the validation batches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 
+from absl import logging
 from ml_collections import config_dict
 
 from desloc_jax import data as data_lib
@@ -21,25 +22,29 @@ class Data:
     train: sources of the training split.
     validation: sources of the held-out split.
     stream: training batches by step.
-    validation_batches: of tokens and mask, always the same; see `data.validation_batches`.
+    held_out: the sequences of an evaluation, always the same.
   """
 
   tokenizer: data_lib.Tokenizer
   train: Sources
   validation: Sources
   stream: data_lib.TrainingStream
-  validation_batches: Iterable
+  held_out: data_lib.Validation
 
   @functools.cached_property
   def fingerprint(self) -> str:
     """Hash of all that the data streams depend on besides the config."""
     return data_lib.fingerprint(self.train + self.validation)
 
-  @property
-  def tokens_per_byte(self) -> float:
-    """Of the held-out text: nats per token / ln 2 * this = bits per byte."""
-    sources = [source for _, source in self.validation]
-    return sum(s.tokens for s in sources) / sum(s.text_bytes for s in sources)
+  def warn_of_epochs(self, stop: int) -> None:
+    """Says which sources are read more than once by the end of step `stop`."""
+    again = {name: count for name, count in self.stream.epochs(stop).items() if count > 1}
+    if again:
+      logging.warning(
+        'Training to step %d reads %s.',
+        stop,
+        ', '.join(f'source {name} {count:.2f} times' for name, count in again.items()),
+      )
 
 
 def load_data(
@@ -55,7 +60,9 @@ def load_data(
   Raises:
     UserError: a source or the tokenizer cannot be used, or has no data for a split.
   """
-  tokenizer = data_lib.load_tokenizer(config.data.tokenizer)
+  tokenizer = data_lib.load_tokenizer(config.data.tokenizer, config.data.end_of_document)
+  for note in tokenizer.notes:
+    logging.warning('%s: %s.', config.data.tokenizer, note)
   specs = [data_lib.SourceSpec(name=name, **source) for name, source in config.data.sources.items()]
 
   def open_split(split: str) -> Sources:
@@ -63,7 +70,13 @@ def load_data(
       (
         spec,
         data_lib.open_source(
-          spec.path, tokenizer, split, config.seq_len, config.data.validation_fraction, spec.where
+          spec.path,
+          tokenizer,
+          split,
+          config.seq_len,
+          config.data.validation_fraction,
+          spec.where,
+          on_bad=config.data.on_bad,
         ),
       )
       for spec in specs
@@ -82,10 +95,5 @@ def load_data(
       local_workers=local_workers,
       start=start,
     ),
-    validation_batches=data_lib.validation_batches(
-      validation,
-      config.workers,
-      worker_batch_size(config) // config.accumulation,
-      config.eval.sequences or None,
-    ),
+    held_out=data_lib.Validation(validation, tokenizer, config.eval.sequences or None),
   )

@@ -2,7 +2,6 @@
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
-import numpy as np
 
 from desloc_jax.train import exchange, mesh as mesh_lib
 from desloc_jax.train.in_flight import InFlight
@@ -16,26 +15,33 @@ class Evaluator:
   def __init__(self, job: Job):
     sharding = NamedSharding(job.mesh, P(mesh_lib.WORKERS, mesh_lib.FSDP))
     self._job = job
-    batches = list(job.data.validation_batches)  # Each pass over them reads and tokenises again.
-    self._sequences = sum(float(mask.sum()) for _, mask in batches)
-    self._batches = [tuple(exchange.place(array, sharding) for array in batch) for batch in batches]
+    workers, _, batch_size, _ = job.tokens_like.shape
+    batches = job.data.held_out.batches(workers, batch_size)
+    self._batches = [exchange.place(tokens, sharding) for tokens in batches]
     params = jax.tree.map(lambda x: x.sharding, job.state_like.params)
     self._local_mean = jax.jit(local_mean, out_shardings=params)
 
   def __call__(self, state: TrainState) -> dict[str, float]:
-    """Returns `val_loss` and, between parameter syncs, `val_loss_local_mean`: nats per token."""
-    results = {'val_loss': self._loss(state.params)}
+    """Returns the losses in nats per token.
+
+    `val_loss` is that of the mixture and `val_loss/NAME` that of each source, where there are
+    several; `val_loss_local_mean` is of the mixture, and there between parameter syncs.
+    """
+    held_out = self._job.data.held_out
+    losses = self._losses(state.params)
+    results = {'val_loss': held_out.of_mixture(losses)}
+    if len(losses) > 1:
+      results |= {f'val_loss/{name}': loss for name, loss in losses.items()}
     between_syncs = state.optimizer.params is not None and int(
       state.optimizer.counters.get('params', 1)
     )
     if between_syncs and self._job.config.eval.local_mean:
-      results['val_loss_local_mean'] = self._loss(self._local_mean(state))
+      losses = self._losses(self._local_mean(state))
+      results['val_loss_local_mean'] = held_out.of_mixture(losses)
     return results
 
-  def _loss(self, params) -> float:
+  def _losses(self, params) -> dict[str, float]:
     in_flight = InFlight()
-    sums = [
-      in_flight.add(self._job.eval_step(params, tokens, mask)) for tokens, mask in self._batches
-    ]
-    # Of several processes each has the sums of its own workers: one exchange adds them up.
-    return float(np.sum(exchange.fetch(sums), dtype=np.float64)) / self._sequences
+    losses = [in_flight.add(self._job.eval_step(params, tokens)) for tokens in self._batches]
+    # Of several processes each has those of its own workers: one exchange brings them together.
+    return self._job.data.held_out.by_source(exchange.fetch(losses))

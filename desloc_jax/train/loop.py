@@ -92,6 +92,8 @@ def _run_steps(
   if start == stop:
     return state
   config = job.config
+  if processes.writes():
+    job.data.warn_of_epochs(stop)
   evaluator = Evaluator(job)
   recorder = Recorder(job, workdir, start, stop, state)
   in_flight = InFlight()

@@ -79,6 +79,7 @@ class Recorder:
     line = {
       'step': step,
       'tokens': self._job.clock.tokens(step),
+      'epochs': self._job.data.stream.epochs(step),
       'loss': finite_mean(metrics['loss'], active),
       'lr': float(metrics['learning_rate']),
       'grad_norm': finite_mean(metrics['grad_norm'], active),

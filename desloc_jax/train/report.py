@@ -14,6 +14,7 @@ import jax
 from ml_collections import config_dict
 import optax
 
+from desloc_jax.data import bits_per_byte
 from desloc_jax.errors import UserError
 from desloc_jax.optimizer.ledger import Ledger
 from desloc_jax.optimizer.methods import METHODS
@@ -47,7 +48,8 @@ def summarise(
     'train_loss': line['loss'],
     'val_loss': line['val_loss'],
     'perplexity': math.exp(min(line['val_loss'], 700.0)),
-    'bits_per_byte': line['val_loss'] / math.log(2) * job.data.tokens_per_byte,
+    'bits_per_byte': bits_per_byte(line['val_loss'], job.data.held_out.bytes_per_token),
+    'sources': _of_sources(job, line),
     'steps': steps,
     'tokens': line['tokens'],
     'tokens_per_s': statistics.median(each['tokens_per_s'] for each in lines if 'loss' in each),
@@ -67,6 +69,24 @@ def summarise(
     'device': jax.devices()[0].device_kind,
     'devices': jax.device_count(),
   }
+
+
+def _of_sources(job: Job, line: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """Returns source name -> what was read of it and what it was evaluated to; line is the last."""
+  epochs = job.data.stream.epochs(line['step'])
+  sources = {name: {'epochs': count} for name, count in epochs.items()}
+  samples = job.data.held_out.samples
+  for sample in samples:
+    # With one source it is the loss itself.
+    loss = line.get(f'val_loss/{sample.name}', line['val_loss'] if len(samples) == 1 else None)
+    sources[sample.name] |= {
+      'weight': sample.weight,
+      'val_sequences': len(sample.indices),
+      'val_sequences_held_out': len(sample.packed),
+      'val_loss': loss,
+      'bits_per_byte': loss and bits_per_byte(loss, sample.bytes_per_token),
+    }
+  return sources
 
 
 def write_summary(summary: Mapping[str, Any], workdir: pathlib.Path) -> None:
@@ -142,10 +162,18 @@ def period_text(ledger: Ledger, config: config_dict.ConfigDict, name: str) -> st
 
 
 def result_line(summary: Mapping[str, Any], workdir: pathlib.Path) -> str:
-  """Returns the run's result in a few words, with where to look."""
+  """Returns the run's result in a few words, by source where there are several, and its files."""
+  evaluated = {n: source for n, source in summary['sources'].items() if source.get('val_loss')}
+  by_source = ''.join(
+    f'  {name} ({source["weight"]:.3g}): validation loss {source["val_loss"]:.4f}, '
+    f'{source["bits_per_byte"]:.3f} bits per byte, of {source["val_sequences"]} of '
+    f'{source["val_sequences_held_out"]} sequences\n'
+    for name, source in evaluated.items()
+    if len(evaluated) > 1
+  )
   return (
     f'\nstep {summary["steps"]}: validation loss {summary["val_loss"]:.4f} nats/token, '
     f'perplexity {summary["perplexity"]:.3f}, {summary["bits_per_byte"]:.3f} bits per byte, '
-    f'{summary["tokens_per_s"]:,.0f} tokens/s\n'
+    f'{summary["tokens_per_s"]:,.0f} tokens/s\n{by_source}'
     f'{workdir}: training.png, summary.json, metrics.jsonl, tensorboard/, checkpoints/'
   )

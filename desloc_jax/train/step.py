@@ -16,6 +16,7 @@ import optax
 from desloc_jax.optimizer.ddp import local_params
 from desloc_jax.optimizer.over_workers import over_workers, WORKERS
 from desloc_jax.optimizer.transform import DeslocState, synced, WORKER_AXES
+from desloc_jax.train.mesh import FSDP
 
 # Loss of one worker's parameters on [batch, seq_len + 1] tokens, and scalars about the model.
 LossFunction = Callable[[optax.Params, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -131,22 +132,19 @@ def apply_at_sync(params: optax.Params, updates: optax.Updates, was_synced) -> o
 def make_eval_step(
   sequence_losses: Callable[[optax.Params, jax.Array], jax.Array], mesh: Mesh
 ) -> Callable:
-  """Returns `evaluate(params, tokens, mask) -> float32 [workers]`: sums of the sequences' losses.
+  """Returns `evaluate(params, tokens) -> float32 [workers, batch]`: the loss of each sequence.
 
   Args:
     sequence_losses: nats per token of each sequence: (params, [batch, seq_len + 1]) -> [batch].
     mesh: from `mesh.make_mesh`.
 
-  `tokens` are int32 [workers, batch, seq_len + 1] and `mask` is float32 [workers, batch].
+  `tokens` are int32 [workers, batch, seq_len + 1].
   """
 
-  def of_worker(params, tokens, mask):
-    return jnp.sum(sequence_losses(params, tokens) * mask)
+  def evaluate(params, tokens):
+    return over_workers(sequence_losses, mesh, (None, 0), 0)(params, tokens)
 
-  def evaluate(params, tokens, mask):
-    return over_workers(of_worker, mesh, (None, 0, 0), 0)(params, tokens, mask)
-
-  return jax.jit(evaluate, out_shardings=NamedSharding(mesh, P(WORKERS)))
+  return jax.jit(evaluate, out_shardings=NamedSharding(mesh, P(WORKERS, FSDP)))
 
 
 def local_mean(state: TrainState) -> optax.Params:
