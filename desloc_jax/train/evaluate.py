@@ -1,5 +1,7 @@
 """Loss of the consensus model, and of the mean of the local models, on the held-out sequences."""
 
+from collections.abc import Callable
+
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
@@ -13,9 +15,10 @@ from desloc_jax.train.step import local_mean, TrainState
 class Evaluator:
   """Evaluates on the same sequences each time; they stay on the devices."""
 
-  def __init__(self, job: Job):
+  def __init__(self, job: Job, arrived: Callable[[], None] = lambda: None):
+    """Calls `arrived` each time that the result of a batch has been waited for."""
     sharding = NamedSharding(job.mesh, P(mesh_lib.WORKERS, mesh_lib.FSDP))
-    self._job = job
+    self._job, self._arrived = job, arrived
     batches = list(job.data.validation_batches)  # Each pass over them reads and tokenises again.
     self._sequences = sum(float(mask.sum()) for _, mask in batches)
     self._batches = [tuple(exchange.place(array, sharding) for array in batch) for batch in batches]
@@ -33,7 +36,7 @@ class Evaluator:
     return results
 
   def _loss(self, params) -> float:
-    in_flight = InFlight()
+    in_flight = InFlight(self._arrived)
     sums = [
       in_flight.add(self._job.eval_step(params, tokens, mask)) for tokens, mask in self._batches
     ]

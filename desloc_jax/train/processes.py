@@ -33,6 +33,7 @@ _LOST = (
 
 # Of this run, and of this process among them.
 _count, _index = 1, 0
+_may_be_ended = False
 
 _leaving = threading.Lock()
 _code_said: int | None = None
@@ -125,6 +126,27 @@ def several() -> bool:
   return _count > 1
 
 
+def count() -> int:
+  """Returns the number of processes of the run."""
+  return _count
+
+
+def index() -> int:
+  """Returns which of them this is, from 0."""
+  return _index
+
+
+def belong_to_run() -> None:
+  """Says that this process is there for the run alone and ends with it, unlike a notebook's."""
+  global _may_be_ended
+  _may_be_ended = True
+
+
+def may_be_ended() -> bool:
+  """Returns whether this process is there for the run alone."""
+  return _may_be_ended
+
+
 def writes() -> bool:
   """Returns whether this process writes the logs: the first one alone does."""
   return _index == 0
@@ -154,6 +176,12 @@ def leave(code: int, text: str = '') -> None:
   # Where the coordinator goes, the others are aborted: it goes last.
   time.sleep(2 if writes() or not first else 0)
   os._exit(_code_said)
+
+
+def set_last_words(code: int, text: str) -> None:
+  """Sets what is said, and the exit code, where JAX's C++ aborts this process."""
+  global _abort_means
+  _abort_means = code, text
 
 
 def _on_abort(_: int) -> None:
