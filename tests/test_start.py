@@ -106,7 +106,9 @@ def test_data_that_is_missing_for_one(start):
 @pytest.mark.slow
 def test_a_process_that_never_comes(start):
   waits = start(0, *together(), '--config.processes.start_timeout_s=5')
-  all_refuse([waits], 'met at 127.0.0.1')
+  _, err = waits.communicate(timeout=200)
+  assert waits.returncode == 2
+  assert len(err.splitlines()) == 1 and 'met at 127.0.0.1' in err  # No stacks of C++.
 
 
 @pytest.mark.slow
@@ -136,13 +138,50 @@ def test_processes_of_slurm_find_each_other(start):
     assert (task.returncode, 'step 4: validation loss' in out) == (0, i == 0), err
 
 
+SRUN = {
+  'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'a[1-2]', 'SLURM_NTASKS': '4',
+  'SLURM_STEP_NUM_TASKS': '4', 'SLURM_PROCID': '3', 'SLURM_LOCALID': '1',
+}  # fmt: skip
+MPIRUN_4 = {'OMPI_MCA_orte_hnp_uri': 'x', 'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '0'}
 CLUSTERS = {
   'nothing': ({}, ''),
-  'srun of one task': ({'SLURM_STEP_NODELIST': 'a', 'SLURM_NTASKS': '1'}, ''),
+  'srun of one task': (SRUN | {'SLURM_NTASKS': '1', 'SLURM_STEP_NUM_TASKS': '1'}, ''),
   'a batch script before srun': ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4'}, ''),
-  'srun': ({'SLURM_STEP_NODELIST': 'a[1-2]', 'SLURM_NTASKS': '4'}, 'Slurm'),
-  'mpirun': ({'OMPI_MCA_orte_hnp_uri': 'x', 'OMPI_COMM_WORLD_SIZE': '2'}, 'Open MPI'),
+  'a shell on the first of four tasks': (SRUN | {'SLURM_STEP_NUM_TASKS': '1'}, ''),
+  'a shell by the number of its step': (SRUN | {'SLURM_STEP_ID': '4294967290'}, ''),
+  'allocations': (
+    {'LSB_DJOB_NUMPROC': '8', 'PBS_NP': '8', 'NSLOTS': '8', 'FLUX_JOB_SIZE': '4'},
+    '',
+  ),
+  'an array of jobs': ({'SLURM_JOB_ID': '7', 'SLURM_ARRAY_TASK_ID': '3'}, ''),
+  'srun': (SRUN, 'Slurm'),
+  'srun of an old Slurm': ({n: v for n, v in SRUN.items() if n != 'SLURM_STEP_NUM_TASKS'}, 'Slurm'),
+  'srun with PMI': (SRUN | {'PMI_SIZE': '4', 'PMI_RANK': '3', 'PMIX_RANK': '3'}, 'Slurm'),
+  'mpirun': (MPIRUN_4, 'Open MPI'),
+  'mpirun in a step of Slurm': (SRUN | MPIRUN_4, 'Open MPI'),
+  'mpirun of one': ({'OMPI_COMM_WORLD_SIZE': '1', 'PMIX_RANK': '0', 'PMIX_NAMESPACE': 'x'}, ''),
+  'torchrun of one': ({'WORLD_SIZE': '1', 'RANK': '0', 'LOCAL_RANK': '0'}, ''),
+  'a rank of nothing': ({'RANK': '1', 'LOCAL_RANK': '1'}, ''),
+  'no number': ({'WORLD_SIZE': 'many', 'PMI_SIZE': ''}, ''),
   'a pod that is no Job': ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, ''),
+  'one host of a TPU': ({'TPU_WORKER_HOSTNAMES': 'localhost'}, ''),
+}
+UNKNOWN_TO_JAX = {
+  'Open MPI 5': {'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '1', 'PMIX_RANK': '1'},
+  'PMIx of any number': {'PMIX_RANK': '0'},
+  'MPICH': {'PMI_SIZE': '2', 'PMI_RANK': '0'},
+  'MVAPICH': {'MV2_COMM_WORLD_SIZE': '2', 'MV2_COMM_WORLD_RANK': '0'},
+  'torchrun': {'WORLD_SIZE': '2', 'RANK': '1', 'LOCAL_RANK': '1', 'MASTER_ADDR': 'a'},
+  'a launcher that numbers nodes': {'WORLD_SIZE': '2', 'NODE_RANK': '0'},
+  'jsrun': {'JSM_NAMESPACE_SIZE': '6', 'JSM_NAMESPACE_RANK': '0'},
+  'Flux': {'FLUX_JOB_SIZE': '4', 'FLUX_TASK_RANK': '0'},
+  'Cray': {'PALS_RANKID': '3'},
+  'torchrun in srun': SRUN | {'WORLD_SIZE': '8', 'RANK': '0'},
+  'mpirun in a shell of Slurm': SRUN | {'SLURM_STEP_NUM_TASKS': '1', 'OMPI_COMM_WORLD_SIZE': '4'},
+  'srun with variables missing': {n: v for n, v in SRUN.items() if n != 'SLURM_PROCID'},
+  'a Job without a cluster': {'JOB_COMPLETION_INDEX': '0'},
+  'hosts of a TPU whose chips are not seen': {'TPU_WORKER_HOSTNAMES': 'a,b'},
+  'an address alone': {'JAX_COORDINATOR_ADDRESS': 'a:1'},
 }
 
 
@@ -150,6 +189,23 @@ CLUSTERS = {
 def test_what_started_this_process(case):
   environment, found = CLUSTERS[case]
   assert clusters.find_cluster(environment) == found
+  assert not found or found in clusters.METHODS
+
+
+@pytest.mark.parametrize('case', UNKNOWN_TO_JAX)
+def test_one_of_several_that_jax_does_not_know_does_not_train_alone(case):
+  options = '--coordinator=HOST:PORT .*--num_processes=.* --process_id=.* --num_processes=1 '
+  with pytest.raises(UserError, match=options):
+    clusters.find_cluster(UNKNOWN_TO_JAX[case])
+
+
+def test_a_job_of_several_tasks_that_trains_alone_is_told(monkeypatch):
+  told = []
+  monkeypatch.setattr(clusters.logging, 'warning', lambda text, *values: told.append(text % values))
+  clusters.find_cluster({'SLURM_JOB_ID': '7', 'SLURM_JOB_NUM_NODES': '4'})
+  assert len(told) == 1 and '4 tasks or nodes' in told[0] and 'trains alone' in told[0]
+  clusters.find_cluster({'SLURM_JOB_ID': '7', 'SLURM_JOB_NUM_NODES': '1', 'SLURM_NTASKS': '1'})
+  assert len(told) == 1
 
 
 def test_a_pod_that_cannot_find_the_others_does_not_train_alone(monkeypatch):

@@ -42,6 +42,7 @@ def exit_with_one_line(main: Callable) -> Callable:
     from desloc_jax.train.interruption import Interrupted
     from desloc_jax.train.recorder import TrainingDiverged
 
+    processes.belong_to_run()
     sys.unraisablehook = functools.partial(_tell_of_unraisable, sys.unraisablehook)
     try:
       main(argv)

@@ -118,6 +118,11 @@ OPTIONS = {
     20,
     'seconds after which a silent process is taken for dead; the others end a few later',
   ),
+  'processes.stuck_timeout_s': (
+    300,
+    'seconds without a step, if that is over 20 median steps, after which a run is stuck and ends '
+    'with code 4; 10 times as many outside of steps (compiling, saving); 0: never',
+  ),
   'topology': (
     '',
     "of --mode=compile: the TPUs to compile for, e.g. 'v5e:8x8', or '4x v5e:8x8': four slices",

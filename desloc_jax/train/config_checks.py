@@ -31,7 +31,7 @@ _RANGES = {
   (0, _LIMIT): (
     'seed', 'global_batch_size', 'health.warmup_syncs', 'mesh.fsdp', 'eval.every',
     'eval.sequences', 'checkpoint.every', 'model.vocab_size', 'schedule.warmup_steps',
-    'sync_warmup_steps', 'plan.devices_per_worker',
+    'sync_warmup_steps', 'plan.devices_per_worker', 'processes.stuck_timeout_s',
   ),
   (0, _FLOAT32_LIMIT): (
     'inner.learning_rate', 'inner.eps', 'inner.eps_root', 'inner.alpha', 'inner.clip_norm',

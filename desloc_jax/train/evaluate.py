@@ -1,5 +1,7 @@
 """Loss of the consensus model, and of the mean of the local models, on the held-out sequences."""
 
+from collections.abc import Callable
+
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
@@ -12,9 +14,10 @@ from desloc_jax.train.step import local_mean, TrainState
 class Evaluator:
   """Evaluates on the same sequences each time; they stay on the devices."""
 
-  def __init__(self, job: Job):
+  def __init__(self, job: Job, arrived: Callable[[], None] = lambda: None):
+    """Calls `arrived` each time that the result of a batch has been waited for."""
     sharding = NamedSharding(job.mesh, P(mesh_lib.WORKERS, mesh_lib.FSDP))
-    self._job = job
+    self._job, self._arrived = job, arrived
     workers, _, batch_size, _ = job.tokens_like.shape
     batches = job.data.held_out.batches(workers, batch_size)
     self._batches = [exchange.place(tokens, sharding) for tokens in batches]
@@ -41,7 +44,7 @@ class Evaluator:
     return results
 
   def _losses(self, params) -> dict[str, float]:
-    in_flight = InFlight()
+    in_flight = InFlight(self._arrived)
     losses = [in_flight.add(self._job.eval_step(params, tokens)) for tokens in self._batches]
     # Of several processes each has those of its own workers: one exchange brings them together.
     return self._job.data.held_out.by_source(exchange.fetch(losses))

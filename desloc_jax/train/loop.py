@@ -7,7 +7,6 @@ goes on from are dropped: they will be written again.
 from collections.abc import Sequence
 import functools
 import pathlib
-import signal
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from ml_collections import config_dict
 from desloc_jax.errors import UserError
 from desloc_jax.train import exchange, processes, report
 from desloc_jax.train.agreement import check_agreement, together
+from desloc_jax.train.board import Board
 from desloc_jax.train.checkpoint import Checkpoints
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.evaluate import Evaluator
@@ -24,9 +24,11 @@ from desloc_jax.train.inputs import step_inputs
 from desloc_jax.train.interruption import Interrupted, StopRequest
 from desloc_jax.train.job import Job
 from desloc_jax.train.metrics import read_metrics
+from desloc_jax.train.plot import plot_or_tell
 from desloc_jax.train.recorder import check_finite_state, Recorder
 from desloc_jax.train.restore import begin_or_go_on, position_after
 from desloc_jax.train.step import TrainState
+from desloc_jax.train.watchdog import Watchdog
 from desloc_jax.train.workdir import check_workdir, CHECKPOINTS, write_config
 
 
@@ -47,9 +49,23 @@ def train(
     UserError: the configuration, the data or the workdir cannot be used, or cannot be written any
       more.
     TrainingDiverged: names the metric, the worker and the step; checkpoints stay as they are.
-    Interrupted: after Ctrl-C or SIGTERM, when the step in progress was finished and saved.
+    Interrupted: after Ctrl-C, SIGTERM or SIGHUP to one of the processes, when all have finished the
+      same step and saved it.
   """
   check_config(config)
+  board = Board()
+  watchdog = Watchdog(config.processes.stuck_timeout_s, workdir, board)
+  with watchdog, StopRequest(board) as request:
+    return _train(config, workdir, devices, request, watchdog)
+
+
+def _train(
+  config: config_dict.ConfigDict,
+  workdir: pathlib.Path,
+  devices: Sequence[jax.Device] | None,
+  request: StopRequest,
+  watchdog: Watchdog,
+) -> dict[str, Any]:
   together(functools.partial(check_workdir, workdir))
   check_agreement(config, workdir)
   checkpoints = Checkpoints(workdir / CHECKPOINTS, config.checkpoint.keep)
@@ -63,19 +79,18 @@ def train(
       )
     if processes.writes():
       write_config(config, workdir)
-    state = _run_steps(job, workdir, checkpoints, state, start, stop, changes)
+    state = _run_steps(job, workdir, checkpoints, state, start, stop, changes, request, watchdog)
   finally:
+    watchdog.enter('the end')
     checkpoints.close()
   syncs = {name: int(count) for name, count in exchange.fetch(state.syncs).items()}
   if not processes.writes():
     return {}
   summary = report.summarise(job, read_metrics(workdir), syncs)
   report.write_summary(summary, workdir)
-  from desloc_jax.train.plot import plot_training  # It imports matplotlib: half a second.
-
-  plot_training(workdir, title=f'{config.method}, {config.workers} workers: {workdir.name}')
   print(report.network_table(job, summary))
-  print(report.result_line(summary, workdir))
+  print(report.result_line(summary, workdir), flush=True)
+  plot_or_tell(workdir, title=f'{config.method}, {config.workers} workers: {workdir.name}')
   return summary
 
 
@@ -87,6 +102,8 @@ def _run_steps(
   start: int,
   stop: int,
   changes: str,
+  request: StopRequest,
+  watchdog: Watchdog,
 ) -> TrainState:
   """Returns the state after step `stop`, of which there is then a checkpoint."""
   if start == stop:
@@ -94,9 +111,9 @@ def _run_steps(
   config = job.config
   if processes.writes():
     job.data.warn_of_epochs(stop)
-  evaluator = Evaluator(job)
+  evaluator = Evaluator(job, watchdog.beat)
   recorder = Recorder(job, workdir, start, stop, state)
-  in_flight = InFlight()
+  in_flight = InFlight(watchdog.step_arrived)
   try:
     if start == 0:
       recorder.write(
@@ -105,31 +122,30 @@ def _run_steps(
     if changes:
       recorder.write({'step': start, 'restored': changes})
     recorder.restart_clock()
-    with StopRequest() as request:
-      for step, inputs in zip(range(start + 1, stop + 1), step_inputs(job, start), strict=False):
-        state, metrics = job.train_step(state, *inputs)
-        in_flight.add(metrics)
-        interrupted = request.signal_number is not None
-        if recorder.due:  # The step before: fetched now that the device has its next work.
-          recorder.write(recorder.fetch(interrupted))
-          interrupted = recorder.anyone_stops
-        elif processes.several():  # All must stop after the same step.
-          interrupted = False
-        recorder.add(step, metrics)
-        saves = interrupted or step == stop or _due(step, config.checkpoint.every)
-        evaluates = step == stop or _due(step, config.eval.every)
-        if saves or evaluates:
-          line = recorder.fetch()
-          if evaluates:
+    request.begin(start)
+    for step, inputs in zip(range(start + 1, stop + 1), step_inputs(job, start), strict=False):
+      state, metrics = job.train_step(state, *inputs)
+      in_flight.add(metrics)
+      if recorder.due:  # The step before: fetched now that the device has its next work.
+        recorder.write(recorder.fetch())
+      recorder.add(step, metrics)
+      interrupted = step < stop and request.stops_after(step)
+      saves = interrupted or step == stop or _due(step, config.checkpoint.every)
+      evaluates = step == stop or _due(step, config.eval.every)
+      if saves or evaluates:
+        line = recorder.fetch()
+        if evaluates:
+          with watchdog.during('an evaluation'):
             line |= evaluator(state)
-          recorder.write(line)
-          if saves:
+        recorder.write(line)
+        if saves:
+          with watchdog.during('a checkpoint'):
             finite = exchange.fetch(job.finite(state))
             check_finite_state(step, finite, can_be_left_out=bool(state.optimizer.health))
             checkpoints.save(step, state, position_after(job, step, recorder.syncs, finite))
-          recorder.restart_clock()
-        if interrupted and step < stop:
-          raise Interrupted(step, request.signal_number or signal.SIGTERM)
+        recorder.restart_clock()
+      if interrupted:
+        raise Interrupted(step, request.signal_number)
   finally:
     recorder.close()
   return state

@@ -3,21 +3,35 @@
 Redraw it at any time, also while the run goes on: python -m desloc_jax.train.plot runs/tiny
 """
 
+import contextlib
+import os
 import pathlib
 import sys
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from absl import logging
 
 from desloc_jax.data.files import atomic_write
 from desloc_jax.errors import UserError
 from desloc_jax.train.metrics import read_metrics
 from desloc_jax.train.workdir import PLOT_FILE
 
-matplotlib.use('Agg')
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
 COLORS = {'params': 'tab:green', 'mu': 'tab:orange', 'nu': 'tab:red'}
+
+
+def plot_or_tell(workdir: pathlib.Path, title: str = '') -> None:
+  """Does what `plot_training` does; what keeps it from that is told in a line, and nothing else."""
+  try:
+    plot_training(workdir, title)
+  except Exception as error:  # No matplotlib, one that is broken, a font, a full disk.
+    logging.warning(
+      '%s was not drawn: %s. All else is done; python -m desloc_jax.train.plot %s draws it.',
+      PLOT_FILE, _first_line(error), workdir,
+    )  # fmt: skip
 
 
 def plot_training(workdir: pathlib.Path, title: str = '') -> pathlib.Path:
@@ -32,7 +46,7 @@ def plot_training(workdir: pathlib.Path, title: str = '') -> pathlib.Path:
   lines = read_metrics(workdir)
   if not lines:
     raise UserError(f'{workdir} has no metrics.jsonl with at least one line to draw.')
-  figure = Figure(figsize=(12, 4.5), layout='constrained')
+  figure = _figure(figsize=(12, 4.5), layout='constrained')
   by_step, by_bytes = figure.subplots(1, 2)
   _draw_losses(by_step, lines, 'step')
   _mark_syncs(by_step, lines)
@@ -49,7 +63,31 @@ def plot_training(workdir: pathlib.Path, title: str = '') -> pathlib.Path:
   return path
 
 
-def _draw_losses(axes: Axes, lines: list[dict[str, Any]], x: str, scale: float = 1.0) -> None:
+def _figure(**options: Any) -> 'Figure':
+  """Returns a figure, which is drawn to a file in the same way with any backend.
+
+  Of the backend only the name is checked, as matplotlib is imported: one that the environment names
+  for another Python, such as a notebook's, is left out.
+  """
+  backend = None if 'matplotlib' in sys.modules else os.environ.pop('MPLBACKEND', None)
+  try:
+    import matplotlib  # Half a second.
+    from matplotlib.figure import Figure
+  finally:
+    if backend is not None:
+      os.environ['MPLBACKEND'] = backend
+  if backend:
+    with contextlib.suppress(ValueError):
+      matplotlib.rcParams['backend'] = backend
+  return Figure(**options)
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return lines[0][:200].rstrip('.')
+
+
+def _draw_losses(axes: 'Axes', lines: list[dict[str, Any]], x: str, scale: float = 1.0) -> None:
   labels = {
     'loss': ('mean training loss of the workers', dict(color='tab:blue', alpha=0.6, lw=1)),
     'val_loss': ('validation loss of the consensus', dict(color='black', marker='o', ms=4)),
@@ -60,7 +98,7 @@ def _draw_losses(axes: Axes, lines: list[dict[str, Any]], x: str, scale: float =
       axes.plot(*zip(*points, strict=True), label=label, **style)
 
 
-def _mark_syncs(axes: Axes, lines: list[dict[str, Any]]) -> None:
+def _mark_syncs(axes: 'Axes', lines: list[dict[str, Any]]) -> None:
   names = list(dict.fromkeys(name for line in lines for name in line.get('synced', ())))
   for row, name in enumerate(names):
     steps = [line['step'] for line in lines if name in line.get('synced', ())]
@@ -81,6 +119,6 @@ if __name__ == '__main__':
     sys.exit(f'{__doc__}\nusage: python -m desloc_jax.train.plot WORKDIR')
   try:
     print(plot_training(pathlib.Path(sys.argv[1])))
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+  except Exception as error:  # As in `plot_or_tell`.
+    print(f'error: {_first_line(error)}', file=sys.stderr)
     sys.exit(2)

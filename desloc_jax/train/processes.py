@@ -5,10 +5,13 @@ that whatever started them can start again with what is left. JAX notices a clos
 once and a silent process by its heartbeat; it then raises, or ends the process by `abort()`.
 """
 
+from collections.abc import Iterator
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 
@@ -33,7 +36,9 @@ _LOST = (
 
 # Of this run, and of this process among them.
 _count, _index = 1, 0
+_may_be_ended = False
 
+_stderr = 2
 _leaving = threading.Lock()
 _code_said: int | None = None
 _abort_means = (
@@ -74,6 +79,7 @@ def join(
       return
     _check_membership(coordinator, count, index)
   others = f'all {count} processes' if count else f'all processes of {cluster}'
+  alone = '; --num_processes=1 trains alone' if cluster else ''
   where = f' at {coordinator}' if coordinator else ''
   global _abort_means, _count, _index
   _index = index or 0  # Asking JAX would wait for the others.
@@ -81,31 +87,62 @@ def join(
   _abort_means = (
     BAD_START,
     f'error: not {others} met{where} within {start_timeout_s} s (processes.start_timeout_s): one is '
-    'missing, two have one id, or the address is wrong.',
+    f'missing, two have one id, or the address is wrong{alone}.',
   )
   _catch_aborts()
   jax.config.update('jax_enable_preemption_service', False)  # It would swallow SIGTERM.
-  try:
-    jax.distributed.initialize(
-      *given,
-      cluster_detection_method=None if cluster else 'deactivate',
-      initialization_timeout=start_timeout_s,
-      heartbeat_timeout_seconds=heartbeat_timeout_s,
-    )
-    found = len({device.process_index for device in jax.devices()})
-    if count and found != count:
-      leave(BAD_START, f'error: --num_processes is {count} here, but {found} processes came.')
-    multihost_utils.sync_global_devices('start')  # Connects all; late comers would time out.
-  except Exception as error:  # Of many types.
-    if cluster == 'TPU' and 'should be defined' in str(error):
-      return  # Chips of one host that belong to no pod.
-    if 'DEADLINE_EXCEEDED' in str(error):
-      leave(*_abort_means)
-    leave(BAD_START, f'error: the processes did not find each other: {_first_line(error)}')
+  with _quick_to_interrupt(), _without_stacks():
+    try:
+      jax.distributed.initialize(
+        *given,
+        cluster_detection_method=clusters.METHODS[cluster] if cluster else 'deactivate',
+        initialization_timeout=start_timeout_s,
+        heartbeat_timeout_seconds=heartbeat_timeout_s,
+      )
+      found = len({device.process_index for device in jax.devices()})
+      if count and found != count:
+        leave(BAD_START, f'error: --num_processes is {count} here, but {found} processes came.')
+      multihost_utils.sync_global_devices('start')  # Connects all; late comers would time out.
+    except Exception as error:  # Of many types.
+      if cluster == 'TPU' and 'should be defined' in str(error):
+        return  # Chips of one host that belong to no pod.
+      if 'DEADLINE_EXCEEDED' in str(error):
+        leave(*_abort_means)
+      leave(BAD_START, f'error: the processes did not find each other: {_first_line(error)}{alone}')
   _abort_means = while_running
   _count, _index = found, jax.process_index()
   if jax.default_backend() == 'cpu':
     host_memory.keep_freed_memory()
+
+
+@contextlib.contextmanager
+def _quick_to_interrupt() -> Iterator[None]:
+  """Lets Ctrl-C end the process at once, where Python would first wait for JAX's C++."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+  yield
+  signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _without_stacks() -> Iterator[None]:
+  """Keeps what JAX's C++ writes to stderr from it, a page before an abort, unless all goes well."""
+  global _stderr
+  sys.stderr.flush()
+  with tempfile.TemporaryFile() as kept:
+    _stderr = os.dup(2)
+    os.dup2(kept.fileno(), 2)
+    try:
+      yield
+    finally:
+      sys.stderr.flush()
+      os.dup2(_stderr, 2)
+      os.close(_stderr)
+      _stderr = 2
+      kept.seek(0)
+      os.write(2, kept.read())
 
 
 def _check_membership(coordinator: str | None, count: int | None, index: int | None) -> None:
@@ -123,6 +160,27 @@ def _check_membership(coordinator: str | None, count: int | None, index: int | N
 def several() -> bool:
   """Returns whether the run is one of several processes."""
   return _count > 1
+
+
+def count() -> int:
+  """Returns the number of processes of the run."""
+  return _count
+
+
+def index() -> int:
+  """Returns which of them this is, from 0."""
+  return _index
+
+
+def belong_to_run() -> None:
+  """Says that this process is there for the run alone and ends with it, unlike a notebook's."""
+  global _may_be_ended
+  _may_be_ended = True
+
+
+def may_be_ended() -> bool:
+  """Returns whether this process is there for the run alone."""
+  return _may_be_ended
 
 
 def writes() -> bool:
@@ -149,11 +207,17 @@ def leave(code: int, text: str = '') -> None:
       sys.stdout.flush()
       sys.stderr.flush()
       if text:
-        os.write(2, f'{text}\n'.encode())
+        os.write(_stderr, f'{text}\n'.encode())
       os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # What C++ threads have to say now is noise.
   # Where the coordinator goes, the others are aborted: it goes last.
   time.sleep(2 if writes() or not first else 0)
   os._exit(_code_said)
+
+
+def set_last_words(code: int, text: str) -> None:
+  """Sets what is said, and the exit code, where JAX's C++ aborts this process."""
+  global _abort_means
+  _abort_means = code, text
 
 
 def _on_abort(_: int) -> None:

@@ -35,7 +35,6 @@ class Recorder:
     self._bar = progress_bar(start, stop, shown=processes.writes())
     self._pending: list[tuple[int, Mapping[str, Any]]] = []
     self._interval_start = time.perf_counter()
-    self.anyone_stops = False
     syncs, health = exchange.fetch((state.syncs, state.optimizer.health))
     self._restarts = np.array(health.restarts if health else np.zeros(job.config.workers, int))
     self.syncs = {name: int(count) for name, count in syncs.items()}
@@ -50,17 +49,14 @@ class Recorder:
     """Whether the newest step is one to log."""
     return bool(self._pending) and self._pending[-1][0] % self._job.config.log_every == 0
 
-  def fetch(self, stops: bool = False) -> dict[str, Any]:
+  def fetch(self) -> dict[str, Any]:
     """Returns the line of the newest step, after waiting for the metrics of all pending ones.
-
-    Of several processes each says whether it `stops`; then `anyone_stops` tells whether one does.
 
     Raises:
       TrainingDiverged: in one of them a loss or gradient norm is not finite, and it is not one
         of workers that can be left out while others stay.
     """
-    metrics = [metrics for _, metrics in self._pending]
-    fetched, self.anyone_stops = exchange.fetch_and_ask(metrics, stops)
+    fetched = exchange.fetch([metrics for _, metrics in self._pending])
     speed = self._speed(time.perf_counter())
     for (step, _), metrics in zip(self._pending, fetched, strict=True):
       check_finite(step, metrics, self._active(step))
