@@ -16,6 +16,7 @@ from desloc_jax import commands
 from desloc_jax.data import documents, files, splits
 from desloc_jax.data.tokenizers import END_OF_TEXT
 from desloc_jax.errors import UserError
+from desloc_jax.paths import local_path
 
 _SMALLEST = 257  # All bytes and the end of a document.
 
@@ -60,7 +61,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     'hf:NAME[:CONFIG[:SPLIT]], or files, folders or patterns of .txt, .jsonl, .jsonl.gz, '
     '.jsonl.xz or .parquet files',
   )
-  add('--output', required=True, metavar='FILE', help='the tokenizer.json to write')
+  add(
+    '--output',
+    action=commands.LocalPath,
+    required=True,
+    metavar='FILE',
+    help='the tokenizer.json to write',
+  )
   add(
     '--vocab_size',
     type=int,
@@ -82,6 +89,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _read_texts(arguments: argparse.Namespace) -> Iterator[str]:
   found = False
   for path in arguments.input.split(','):
+    path = local_path(path, '--input')
     for document in documents.read_documents(path, text_column=arguments.text_column):
       if not splits.is_held_out(document.text, arguments.validation_fraction):
         found = True

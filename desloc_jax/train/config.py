@@ -23,6 +23,7 @@ ALLOWABLE = {
   'batch': ('batch_size', 'global_batch_size', 'accumulation'),
   'health': ('health.',),
   'failures': ('failures.',),
+  'data': ('data.',),
 }
 
 # name: (default, meaning). A type as default: unset, to be given a value of that type.
@@ -83,6 +84,7 @@ OPTIONS = {
   'model.loss_chunk': (2048, 'tokens whose logits are held at once'),
   'data.tokenizer': ('bytes', "'bytes', 'gpt2' or a path to a tokenizer.json"),
   'data.validation_fraction': (0.05, 'of the documents of text sources that is held out'),
+  'data.verify': (False, 'compare the sha256 of prepared shards too; their sizes always are'),
   'data.sources.text.path': ('sotu', "text, a prepared folder, or 'sotu' (built in)"),
   'data.sources.text.weight': (1.0, 'share of the mixture'),
   'data.sources.text.worker_weights': ((), 'share on each worker, if they differ'),

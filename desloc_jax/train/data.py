@@ -3,37 +3,45 @@
 from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
+import os
 
+import jax
 from ml_collections import config_dict
 
 from desloc_jax import data as data_lib
+from desloc_jax.data.manifest import MANIFEST
+from desloc_jax.paths import local_path
 from desloc_jax.train.config import worker_batch_size
 
 Sources = list[tuple[data_lib.SourceSpec, data_lib.PackedSequences]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-  """What a run reads, checked and ready.
+class Texts:
+  """The sources of a run.
 
   Attributes:
     tokenizer: that all sources share.
     train: sources of the training split.
     validation: sources of the held-out split.
-    stream: training batches by step.
-    validation_batches: of tokens and mask, always the same; see `data.validation_batches`.
   """
 
   tokenizer: data_lib.Tokenizer
   train: Sources
   validation: Sources
-  stream: data_lib.TrainingStream
-  validation_batches: Iterable
 
   @functools.cached_property
   def fingerprint(self) -> str:
     """Hash of all that the data streams depend on besides the config."""
     return data_lib.fingerprint(self.train + self.validation)
+
+  @functools.cached_property
+  def contents(self) -> dict[str, list[str]]:
+    """Source name -> hashes of its training and its held-out text, tokenized; no path is in it."""
+    return {
+      spec.name: [train.fingerprint, validation.fingerprint]
+      for (spec, train), (_, validation) in zip(self.train, self.validation, strict=True)
+    }
 
   @property
   def tokens_per_byte(self) -> float:
@@ -42,20 +50,26 @@ class Data:
     return sum(s.tokens for s in sources) / sum(s.text_bytes for s in sources)
 
 
-def load_data(
-  config: config_dict.ConfigDict, start: data_lib.StreamStart, local_workers: Sequence[int]
-) -> Data:
-  """Opens all sources of a configuration.
+@dataclasses.dataclass(frozen=True)
+class Data(Texts):
+  """What a run reads, checked and ready.
 
-  Args:
-    config: of the run.
-    start: where the training stream begins.
-    local_workers: the workers whose batches this process reads.
+  Attributes:
+    stream: training batches by step.
+    validation_batches: of tokens and mask, always the same; see `data.validation_batches`.
+  """
+
+  stream: data_lib.TrainingStream
+  validation_batches: Iterable
+
+
+def open_texts(config: config_dict.ConfigDict) -> Texts:
+  """Opens all sources of a configuration.
 
   Raises:
     UserError: a source or the tokenizer cannot be used, or has no data for a split.
   """
-  tokenizer = data_lib.load_tokenizer(config.data.tokenizer)
+  tokenizer = data_lib.load_tokenizer(local_path(config.data.tokenizer, 'data.tokenizer'))
   specs = [data_lib.SourceSpec(name=name, **source) for name, source in config.data.sources.items()]
 
   def open_split(split: str) -> Sources:
@@ -63,19 +77,49 @@ def load_data(
       (
         spec,
         data_lib.open_source(
-          spec.path, tokenizer, split, config.seq_len, config.data.validation_fraction, spec.where
+          local_path(spec.path, f'data.sources.{spec.name}.path'),
+          tokenizer,
+          split,
+          config.seq_len,
+          config.data.validation_fraction,
+          spec.where,
+          verify=False,
         ),
       )
       for spec in specs
     ]
 
-  train, validation = open_split('train'), open_split('validation')
+  texts = Texts(tokenizer, open_split('train'), open_split('validation'))
+  if config.data.verify:
+    for spec in specs:
+      _verify(local_path(spec.path, f'data.sources.{spec.name}.path'))
+  return texts
+
+
+def load_data(
+  config: config_dict.ConfigDict,
+  start: data_lib.StreamStart,
+  local_workers: Sequence[int],
+  texts: Texts | None = None,
+) -> Data:
+  """Plans what a run reads.
+
+  Args:
+    config: of the run.
+    start: where the training stream begins.
+    local_workers: the workers whose batches this process reads.
+    texts: of this config, if they are open already.
+
+  Raises:
+    UserError: as `open_texts`.
+  """
+  texts = texts or open_texts(config)
   return Data(
-    tokenizer=tokenizer,
-    train=train,
-    validation=validation,
+    tokenizer=texts.tokenizer,
+    train=texts.train,
+    validation=texts.validation,
     stream=data_lib.TrainingStream(
-      train,
+      texts.train,
       workers=config.workers,
       batch_size=worker_batch_size(config),
       seed=config.seed,
@@ -83,9 +127,18 @@ def load_data(
       start=start,
     ),
     validation_batches=data_lib.validation_batches(
-      validation,
+      texts.validation,
       config.workers,
       worker_batch_size(config) // config.accumulation,
       config.eval.sequences or None,
     ),
   )
+
+
+def _verify(path: str) -> None:
+  """Compares the shards of a prepared folder with its manifest, each in one process of all."""
+  if not os.path.exists(os.path.join(path, MANIFEST)):
+    return
+  manifest = data_lib.read_manifest(path)
+  mine = manifest.shards[jax.process_index() :: jax.process_count()]
+  data_lib.verify_shards(path, dataclasses.replace(manifest, shards=mine))
