@@ -48,11 +48,14 @@ def main(argv):
   # Imported here, and the loop later, so that --help and values that cannot work answer at once.
   if _MODE.value != 'train':
     return print_before_booking(_MODE.value)
+  from desloc_jax.paths import resolve
   from desloc_jax.train import processes
   from desloc_jax.train.config_checks import check_config
 
   config = _CONFIG.value
   check_config(config)
+  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
+  workdir = resolve(_WORKDIR.value or f'runs/{name}', '--workdir')
   from desloc_jax.train.loop import train
 
   processes.join(
@@ -62,8 +65,7 @@ def main(argv):
     config.processes.start_timeout_s,
     config.processes.heartbeat_timeout_s,
   )
-  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
-  train(config, pathlib.Path(_WORKDIR.value or f'runs/{name}'))
+  train(config, workdir)
 
 
 def print_before_booking(mode):

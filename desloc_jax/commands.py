@@ -6,6 +6,7 @@ import contextlib
 import sys
 
 from desloc_jax.errors import UserError
+from desloc_jax.paths import local_path
 
 
 def make_parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -21,6 +22,13 @@ def make_parser(module: str, description: str) -> argparse.ArgumentParser:
 
   parser.error = refuse
   return parser
+
+
+class LocalPath(argparse.Action):
+  """Stores a file or folder of this machine, `~` expanded; an address is a UserError."""
+
+  def __call__(self, parser, namespace, values, option_string=None):
+    setattr(namespace, self.dest, local_path(values, option_string))
 
 
 @contextlib.contextmanager

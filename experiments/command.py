@@ -91,7 +91,9 @@ def parse(program: str, description: str, args: Sequence[str]) -> tuple[argparse
     '--scale', default='cpu', help=f'{", ".join(SCALES)}; gpu:sotu for the built-in text'
   )
   parser.add_argument('--seeds', type=int, help='of each variant; default: of the scale')
-  parser.add_argument('--results', default=RESULTS, help='results go to a folder in it')
+  parser.add_argument(
+    '--results', action=commands.LocalPath, default=RESULTS, help='results go to a folder in it'
+  )
   options, rest = parser.parse_known_args(args)
   if options.seeds is not None and options.seeds < 1:
     raise UserError(f'--seeds is {options.seeds}; expected at least 1.')
@@ -105,7 +107,12 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
   parser = commands.make_parser(program, description)
   parser.epilog = f'--config.NAME=VALUE changes an option of all runs:\n{options_help()}'
   add = parser.add_argument
-  add('--runs', default=RUNS, help='folder of the runs, which processes may share (%(default)s)')
+  add(
+    '--runs',
+    action=commands.LocalPath,
+    default=RUNS,
+    help='folder of the runs, which processes may share (%(default)s)',
+  )
   add('--processes', type=int, default=1,
       help='so many at once on this machine, which divide runs and cores; for small runs')  # fmt: skip
   add_processes(parser)

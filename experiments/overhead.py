@@ -210,7 +210,7 @@ def parse(args: Sequence[str]) -> tuple[argparse.Namespace, config_dict.ConfigDi
   add = parser.add_argument
   add('--config', help='a file of configs/')
   add('--cycles', type=int, default=3, help='of all periods (default: %(default)s)')
-  add('--csv', help='a file to write the turns to, unrounded')
+  add('--csv', action=commands.LocalPath, help='a file to write the turns to, unrounded')
   command.add_processes(parser)
   options, rest = parser.parse_known_args(args)
   config = load_config(options.config)

@@ -113,7 +113,7 @@ def table(rows: Sequence[dict[str, object]]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line."""
   parser = commands.make_parser('experiments.pods', __doc__)
-  parser.add_argument('--results', type=pathlib.Path, default='experiments/results')
+  parser.add_argument('--results', action=commands.LocalPath, default='experiments/results')
   parser.add_argument('--only', default='', help='compile those whose name has this, keep others')
   with commands.one_line_errors():
     _compile_all(parser.parse_args(argv))

@@ -64,8 +64,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add = parser.add_argument
   add('--steps', type=int, default=200, help='of the whole run, at least 40 (default: %(default)s)')
   add('--seed', type=int, default=0, help='of who is killed (default: %(default)s)')
-  add('--runs', default='runs/survivors', help='new folder of the two runs (default: %(default)s)')
-  add('--results', default='experiments/results', help='folder of table and plot')
+  add(
+    '--runs',
+    action=commands.LocalPath,
+    default='runs/survivors',
+    help='new folder of the two runs (default: %(default)s)',
+  )
+  add(
+    '--results',
+    action=commands.LocalPath,
+    default='experiments/results',
+    help='folder of table and plot',
+  )
   options = parser.parse_args(argv)
   if options.steps < 40:
     raise UserError(f'--steps is {options.steps}; expected at least 40.')

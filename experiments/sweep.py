@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from ml_collections import config_dict, config_flags
 import numpy as np
 
+from desloc_jax import commands
 from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.train import cli, exchange, processes
 from desloc_jax.train.config import option, OPTIONS
@@ -50,7 +51,12 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument(
     '--scale', help=f'instead: {", ".join(SCALES)}; gpu:sotu for the built-in text'
   )
-  parser.add_argument('--results', default='runs/sweep', help='folder of results (%(default)s)')
+  parser.add_argument(
+    '--results',
+    action=commands.LocalPath,
+    default='runs/sweep',
+    help='folder of results (%(default)s)',
+  )
   options, rest = parser.parse_known_args(argv[1:])
   if options.config and options.scale:
     raise UserError('--config and --scale are given; expected one of them.')

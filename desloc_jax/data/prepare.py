@@ -25,6 +25,7 @@ from desloc_jax.data.manifest import MANIFEST, Manifest
 from desloc_jax.data.records import READABLE
 from desloc_jax.data.tokenizers import load_tokenizer
 from desloc_jax.errors import UserError
+from desloc_jax.paths import local_path
 from desloc_jax.tables import align
 
 # The manifest so far, under the name that it has until the last shard is written.
@@ -60,6 +61,8 @@ def prepare(
   Raises:
     UserError: an option or the input cannot be used, or `output` holds data of other options.
   """
+  input, output = local_path(input, '--input'), local_path(output, '--output')
+  tokenizer = local_path(tokenizer, '--tokenizer')
   check_at_least(1, shard_tokens=shard_tokens, processes=processes)
   splits.check_validation_fraction(validation_fraction)
   input_files = find_files(input).paths

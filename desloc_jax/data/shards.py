@@ -57,6 +57,8 @@ def open_shard(folder: str, shard: Shard, vocab_size: int) -> np.ndarray:
       f'Shard {path} is an array {tokens.shape} of {tokens.dtype}, expected {expected[0]} of '
       f'{expected[1]} by its manifest.'
     )
+  if (size := os.path.getsize(path)) != (whole := tokens.offset + tokens.nbytes):
+    raise UserError(f'Shard {path} has {size} bytes, expected {whole} by its manifest.')
   return tokens
 
 

@@ -34,10 +34,13 @@ class StreamStart:
   Attributes:
     step: its first step.
     consumed: source name -> sequences that were consumed before that step; 0 for a missing source.
+    orders: source name -> which of the seed's orders it is read in; its place among the sources
+      where it is missing. Sources that come or go then change nobody else's order.
   """
 
   step: int = 0
   consumed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  orders: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 class TrainingStream:
@@ -87,8 +90,10 @@ class TrainingStream:
     # evenly; in step with one another, batches of few sequences would all be of the same source.
     self._first_draws = np.arange(workers) * batch_size
     self._orders = [
-      SequenceIds(name, length).shuffle(seed=_derive_seed(seed, source)).repeat()
-      for source, (name, length) in enumerate(self._lengths.items())
+      SequenceIds(name, length)
+      .shuffle(seed=_derive_seed(seed, start.orders.get(name, place)))
+      .repeat()
+      for place, (name, length) in enumerate(self._lengths.items())
     ]
     self._ids = grain.MapDataset.range(sys.maxsize).map(self._deal)
     self._batches = self._ids.map(self._read)
@@ -179,10 +184,11 @@ class TrainingStream:
 
 def _check_start(start: StreamStart, names: Mapping[str, int]) -> None:
   check_at_least(0, **{'start.step': start.step})
-  for name, count in start.consumed.items():
-    if name not in names:
-      raise unknown_choice('start.consumed: source', name, names)
-    check_at_least(0, **{f'start.consumed[{name!r}]': count})
+  for field in ('consumed', 'orders'):
+    for name, count in getattr(start, field).items():
+      if name not in names:
+        raise unknown_choice(f'start.{field}: source', name, names)
+      check_at_least(0, **{f'start.{field}[{name!r}]': count})
 
 
 def _derive_seed(seed: int, source: int) -> int:

@@ -19,6 +19,7 @@ from desloc_jax.data.bad_records import ON_BAD_HELP
 from desloc_jax.data.records import READABLE
 from desloc_jax.data.tokenizers import END_OF_TEXT
 from desloc_jax.errors import UserError
+from desloc_jax.paths import local_path
 
 _SMALLEST = 257  # All bytes and the end of a document.
 
@@ -62,7 +63,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     help='what to learn from: sotu, '
     f'hf:NAME[:CONFIG[:SPLIT]], or files, folders or patterns of {READABLE} files',
   )
-  add('--output', required=True, metavar='FILE', help='the tokenizer.json to write')
+  add(
+    '--output',
+    action=commands.LocalPath,
+    required=True,
+    metavar='FILE',
+    help='the tokenizer.json to write',
+  )
   add(
     '--vocab_size',
     type=int,
@@ -85,6 +92,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _read_texts(arguments: argparse.Namespace) -> Iterator[str]:
   found = False
   for path in arguments.input.split(','):
+    path = local_path(path, '--input')
     read = documents.read_documents(
       path, text_column=arguments.text_column, on_bad=arguments.on_bad, tell=_tell
     )

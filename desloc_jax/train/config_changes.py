@@ -1,6 +1,7 @@
 """What may differ between a run and the one whose checkpoint it goes on from."""
 
 from collections.abc import Mapping
+import re
 
 from ml_collections import config_dict
 
@@ -20,7 +21,11 @@ RESUMABLE = (
   'model.loss_chunk',
   'plan.',
   'topology',
+  'data.verify',
+  'compilation.',
 )
+# Names of data, which is compared by its content.
+BY_CONTENT = re.compile(r'data\.(tokenizer|validation_fraction|sources\..*\.(path|where))')
 # What may differ where the number of workers does, which always may.
 FOLLOW_WORKERS = ('workers', 'worker_weights', 'accumulation', 'failures.away')
 
@@ -28,7 +33,7 @@ FOLLOW_WORKERS = ('workers', 'worker_weights', 'accumulation', 'failures.away')
 def changed_options(config: config_dict.ConfigDict, before: Mapping[str, object]) -> dict[str, str]:
   """Returns the options that differ from those of a checkpoint's run, with both values.
 
-  Options that do not change what is computed are left out.
+  Options that do not change what is computed are left out, and names of data: see `data_changes`.
 
   Args:
     config: of this run.
@@ -46,7 +51,9 @@ def changed_options(config: config_dict.ConfigDict, before: Mapping[str, object]
   changed = {
     name: f'{name} (was {before.get(name)!r}, is {now.get(name)!r})'
     for name in dict.fromkeys([*now, *before])
-    if before.get(name) != now.get(name) and not name.startswith(RESUMABLE)
+    if before.get(name) != now.get(name)
+    and not name.startswith(RESUMABLE)
+    and not BY_CONTENT.fullmatch(name)
   }
   permitted = [prefix for name in allowed_names(config) for prefix in ALLOWABLE[name]]
   follows_workers = lambda name: name in FOLLOW_WORKERS or name.endswith('.worker_weights')

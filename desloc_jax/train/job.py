@@ -23,7 +23,7 @@ from desloc_jax.optimizer.transform import desloc
 from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.agreement import compare, together
 from desloc_jax.train.config_checks import check_config
-from desloc_jax.train.data import Data, load_data
+from desloc_jax.train.data import Data, load_data, Texts
 from desloc_jax.train.failures import active_workers
 from desloc_jax.train.optimizer import sent_periods
 from desloc_jax.train.program import make_program, make_worker_mesh
@@ -72,6 +72,7 @@ def make_job(
   config: config_dict.ConfigDict,
   devices: Sequence[jax.Device] | None = None,
   segment: Segment = BEGINNING,
+  texts: Texts | None = None,
 ) -> Job:
   """Checks a configuration, loads its data and compiles its training step for `devices` (all).
 
@@ -79,6 +80,7 @@ def make_job(
     config: of the run.
     devices: default all of them.
     segment: where this part of the run begins.
+    texts: of this config, if they are open already.
 
   Raises:
     UserError: the configuration cannot work; raised before anything is compiled.
@@ -87,7 +89,7 @@ def make_job(
   clock = make_clock(config, segment)
   mesh = make_worker_mesh(config, devices)
   local_workers = together(lambda: mesh_lib.local_workers(mesh, config.workers))
-  data = together(lambda: load_data(config, segment.stream_start, local_workers))
+  data = together(lambda: load_data(config, segment.stream_start, local_workers, texts))
   compare({'data': data.fingerprint})
   program = make_program(config, data.tokenizer.vocab_size, clock, mesh)
   params_like, (_, inner, periods, tx) = program.params_like, program.optimizer

@@ -4,19 +4,26 @@ A name is the path in the state with dots: `optimizer.inner.1.0.mu.embed`. No op
 is part of it. The state of the inner optimizer is under `optimizer.inner.` for every method.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import pathlib
 
 import jax
-from jax.sharding import Sharding
 import numpy as np
 import tensorstore as ts
 
+from desloc_jax.train.parts import Box, hull, overlap, Parts, PartSums
+from desloc_jax.train.read_ahead import ReadAhead
 from desloc_jax.train.step import TrainState
 
 # Arrays of [workers, ...], unless the method has shared moments.
 PER_WORKER = ('optimizer.params.', 'optimizer.inner.', 'optimizer.drift.', 'optimizer.health.')
+# Decoded chunks that wait to be cut, at most; one at a time where they are larger.
+_AHEAD_BYTES = 2**25
+_READERS, _COPIERS = 8, 4  # Threads of a process; many processes share a disk.
+_INDEX_BYTES = 2**24  # Of the checkpoint's table of chunks, which all arrays look up.
+
+Pending = Callable[[], jax.Array]  # Returns the array when it is read.
 
 
 def named_leaves(state: TrainState) -> dict[str, jax.Array]:
@@ -32,35 +39,44 @@ def named_leaves(state: TrainState) -> dict[str, jax.Array]:
 
 
 class LeafReader:
-  """Reads arrays of a checkpoint into any sharding, without more in memory than is asked for."""
+  """Reads arrays of a checkpoint into any sharding, without more in memory than is asked for.
 
-  def __init__(self, folder: pathlib.Path):
+  Each chunk is read and decoded once, and cut in memory for the devices of this process that need
+  a part of it. Chunks of several arrays are read at the same time, up to a number of bytes.
+  """
+
+  def __init__(self, folder: pathlib.Path, ahead_bytes: int = _AHEAD_BYTES):
     """Opens the folder of a state that orbax saved."""
     self._folder = folder
-    self._context = ts.Context({'cache_pool': {'total_bytes_limit': 0}})
+    self._context = ts.Context(
+      {
+        'cache_pool': {'total_bytes_limit': 0},
+        'cache_pool#index': {'total_bytes_limit': _INDEX_BYTES},
+        'file_io_concurrency': {'limit': _READERS},
+        'data_copy_concurrency': {'limit': _COPIERS},
+      }
+    )
+    self._ahead = ReadAhead(ahead_bytes)
+    self._open = functools.cache(self._open)
 
   def read(self, name: str, like: jax.ShapeDtypeStruct) -> jax.Array:
     """Returns an array as it is, in the sharding of `like`; each device gets its part only."""
+    return self.start(name, like)()
+
+  def start(self, name: str, like: jax.ShapeDtypeStruct) -> Pending:
+    """Starts to `read`; returns what waits for it and gives the array."""
     store = self._open(name)
     if store.shape != like.shape:
       raise ValueError(f'{name} is {store.shape}, not {like.shape}')
-    return _assemble(like, lambda index: store[index].read().result())
+    return self._start(store, (None,), Parts(like))
 
   def read_mean(self, name: str, rows: Sequence[int], like: jax.ShapeDtypeStruct) -> jax.Array:
-    """Returns the mean over these rows of [workers, ...], summed in at least float32.
+    """Returns the mean over these rows of [workers, ...], summed in at least float32."""
+    return self.start_mean(name, rows, like)()
 
-    One row of a device's part is in memory at a time, and their sum.
-    """
-    store = self._open(name)
-
-    def mean_of(index):
-      dtype = np.promote_types(like.dtype, np.float32)
-      total = 0
-      for row in rows:
-        total = total + store[(row, *index)].read().result().astype(dtype)
-      return total / len(rows)
-
-    return _assemble(like, mean_of)
+  def start_mean(self, name: str, rows: Sequence[int], like: jax.ShapeDtypeStruct) -> Pending:
+    """Starts to `read_mean`; rows are read one after another, in the order of their sum."""
+    return self._start(self._open(name), rows, PartSums(like, len(rows)))
 
   def read_if_same(
     self, name: str, rows: Sequence[int], like: jax.ShapeDtypeStruct
@@ -70,13 +86,34 @@ class LeafReader:
     first, *others = (store[row].read().result() for row in rows)
     if not all(np.array_equal(first, other) for other in others):
       return None
-    return _assemble(like, lambda index: first[index])
+    return jax.make_array_from_callback(
+      like.shape, like.sharding, lambda index: np.asarray(first[index], like.dtype)
+    )
+
+  def _start(self, store: ts.TensorStore, rows: Sequence[int | None], parts: Parts) -> Pending:
+    """Queues the chunks of these rows, None for all of the array, that this process needs."""
+    for row in rows:
+      view = store if row is None else store[row]
+      for box in _boxes(view, parts.bounds):
+        self._ahead.add(
+          size=_size(box) * store.dtype.numpy_dtype.itemsize,
+          start=functools.partial(_read, view, box),
+          take=functools.partial(parts.take, box),
+        )
+    last = self._ahead.added
+
+    def wait() -> jax.Array:
+      self._ahead.run_until(last)
+      return parts.array()
+
+    return wait
 
   def _open(self, name: str) -> ts.TensorStore:
     kvstore = {
       'driver': 'ocdbt',
       'base': {'driver': 'file', 'path': f'{self._folder}/'},
       'path': f'{name}/',
+      'cache_pool': 'cache_pool#index',
     }
     # A missing chunk is damage, not zeros.
     spec = {'driver': 'auto', 'kvstore': kvstore}
@@ -85,15 +122,26 @@ class LeafReader:
     return ts.open(spec, context=self._context, open=True, read=True).result()
 
 
-def _assemble(like: jax.ShapeDtypeStruct, read) -> jax.Array:
-  sharding: Sharding = like.sharding
+def _boxes(view: ts.TensorStore, bounds: Sequence[Box]) -> Iterator[Box]:
+  """Yields the part of each chunk that the parts within `bounds` need, each chunk once."""
+  chunk = view.chunk_layout.read_chunk.shape or view.shape
+  cells = [()]
+  for axis, (size, step) in enumerate(zip(view.shape, chunk, strict=True)):
+    step = step or size or 1
+    needed = sorted(
+      {i for b in bounds if b[axis][0] < b[axis][1]
+       for i in range(b[axis][0] // step, -(-b[axis][1] // step))}
+    )  # fmt: skip
+    cells = [(*cell, (i * step, min((i + 1) * step, size))) for cell in cells for i in needed]
+  for cell in cells:
+    shares = [share for b in bounds if (share := overlap(cell, b)) is not None]
+    if shares:
+      yield hull(shares)
 
-  @functools.cache  # Devices that hold the same part share one read.
-  def part(bounds):
-    index = tuple(slice(start, stop) for start, stop in bounds)
-    return np.asarray(read(index), like.dtype)
 
-  def callback(index):
-    return part(tuple(s.indices(size)[:2] for s, size in zip(index, like.shape, strict=True)))
+def _size(box: Box) -> int:
+  return int(np.prod([stop - start for start, stop in box], dtype=np.int64))
 
-  return jax.make_array_from_callback(like.shape, sharding, callback)
+
+def _read(view: ts.TensorStore, box: Box) -> ts.Future:
+  return view[tuple(slice(start, stop) for start, stop in box)].read()

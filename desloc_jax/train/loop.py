@@ -5,6 +5,7 @@ goes on from are dropped: they will be written again.
 """
 
 from collections.abc import Sequence
+import contextlib
 import functools
 import pathlib
 from typing import Any
@@ -12,19 +13,20 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
-from desloc_jax.errors import UserError
-from desloc_jax.train import exchange, processes, report
+from desloc_jax.paths import resolve
+from desloc_jax.train import exchange, lock, processes, report
 from desloc_jax.train.agreement import check_agreement, together
 from desloc_jax.train.board import Board
 from desloc_jax.train.checkpoint import Checkpoints
+from desloc_jax.train.complete import complete_metrics
+from desloc_jax.train.config import flatten
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.evaluate import Evaluator
 from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.inputs import step_inputs
 from desloc_jax.train.interruption import Interrupted, StopRequest
 from desloc_jax.train.job import Job
-from desloc_jax.train.metrics import read_metrics
-from desloc_jax.train.plot import plot_or_tell
+from desloc_jax.train.platforms import check_platforms
 from desloc_jax.train.recorder import check_finite_state, Recorder
 from desloc_jax.train.restore import begin_or_go_on, position_after
 from desloc_jax.train.step import TrainState
@@ -40,7 +42,8 @@ def train(
   """Trains, or goes on from the newest checkpoint in `workdir`, until `stop_at` or the last step.
 
   Writes config.json, metrics.jsonl, tensorboard/, checkpoints/, training.png and summary.json. A
-  run that is at its end already is summed up again.
+  run that is at its end already is summed up as what it was: its files stay as they are, and what
+  is lost of them is made again.
 
   Returns:
     The summary; empty on all processes but the first.
@@ -53,9 +56,17 @@ def train(
       same step and saved it.
   """
   check_config(config)
+  check_platforms()
+  workdir = together(lambda: resolve(workdir, '--workdir'))
   board = Board()
-  watchdog = Watchdog(config.processes.stuck_timeout_s, workdir, board)
-  with watchdog, StopRequest(board) as request:
+  with contextlib.ExitStack() as stack:
+    watchdog = Watchdog(config.processes.stuck_timeout_s, workdir, board)
+    stack.enter_context(watchdog)
+    request = stack.enter_context(StopRequest(board))
+    together(functools.partial(check_workdir, workdir))
+    if_first = lambda: stack.enter_context(lock.hold(workdir)) if processes.writes() else None
+    together(if_first)
+    check_agreement(config, workdir)
     return _train(config, workdir, devices, request, watchdog)
 
 
@@ -66,32 +77,24 @@ def _train(
   request: StopRequest,
   watchdog: Watchdog,
 ) -> dict[str, Any]:
-  together(functools.partial(check_workdir, workdir))
-  check_agreement(config, workdir)
+  """Trains in a workdir that is this run's alone."""
   checkpoints = Checkpoints(workdir / CHECKPOINTS, config.checkpoint.keep)
   try:
     job, state, start, changes = begin_or_go_on(config, devices, checkpoints)
     stop = config.stop_at or job.clock.last_step
-    if start > stop:
-      raise UserError(
-        f'{workdir} is at step {start} already and this run would end at step {stop}; '
-        'raise stop_at up to steps, or use another --workdir.'
-      )
+    if start == stop:
+      made_with = checkpoints.position(start)['config']
+      complete_metrics(job, state, stop, workdir)
+    else:
+      made_with = flatten(config)
     if processes.writes():
-      write_config(config, workdir)
+      write_config(made_with, workdir)
     state = _run_steps(job, workdir, checkpoints, state, start, stop, changes, request, watchdog)
   finally:
     watchdog.enter('the end')
     checkpoints.close()
   syncs = {name: int(count) for name, count in exchange.fetch(state.syncs).items()}
-  if not processes.writes():
-    return {}
-  summary = report.summarise(job, read_metrics(workdir), syncs)
-  report.write_summary(summary, workdir)
-  print(report.network_table(job, summary))
-  print(report.result_line(summary, workdir), flush=True)
-  plot_or_tell(workdir, title=f'{config.method}, {config.workers} workers: {workdir.name}')
-  return summary
+  return report.conclude(job, workdir, syncs) if processes.writes() else {}
 
 
 def _run_steps(
@@ -119,8 +122,8 @@ def _run_steps(
       recorder.write(
         {'step': 0, 'tokens': 0, 'bytes_per_worker': 0, 'synced': [], **evaluator(state)}
       )
-    if changes:
-      recorder.write({'step': start, 'restored': changes})
+    if notes := [note for note in (changes, recorder.lost) if note]:
+      recorder.write({'step': start, 'restored': '; '.join(notes)})
     recorder.restart_clock()
     request.begin(start)
     for step, inputs in zip(range(start + 1, stop + 1), step_inputs(job, start), strict=False):

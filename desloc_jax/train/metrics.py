@@ -1,6 +1,6 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard and the progress bar."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 import math
 import pathlib
@@ -18,16 +18,22 @@ _FLUSH_S = 30
 
 
 class MetricsWriter:
-  """Writes one JSON object a line to metrics.jsonl, and its numbers to TensorBoard."""
+  """Writes one JSON object a line to metrics.jsonl, and its numbers to TensorBoard.
+
+  Attributes:
+    lost: which lines an earlier run wrote that are not there any more, in words; '' for none.
+  """
 
   def __init__(self, workdir: pathlib.Path, start_step: int):
     """Opens the files of `workdir`; lines after `start_step`, of an earlier run, are dropped."""
     self._path = workdir / METRICS_FILE
-    # A run that begins anew writes its step 0 too.
-    kept = [line for line in read_metrics(workdir) if 0 < start_step >= line['step']]
+    lines = read_metrics(workdir)
+    # A run that begins anew writes its step 0 too, and each restart what it changes.
+    kept = [x for x in lines if 0 < start_step >= x['step'] and not _is_restart(x, start_step)]
+    self.lost = lost_steps(kept, start_step)
     write_text(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
     self._file = self._path.open('a')
-    self._tensorboard = _TensorBoard(workdir / TENSORBOARD, start_step + 1 if kept else None)
+    self._tensorboard = _TensorBoard(workdir / TENSORBOARD, start_step + (start_step > 0))
 
   def write(self, line: Mapping[str, Any]) -> None:
     """Appends one line; `line['step']` is its step."""
@@ -47,14 +53,13 @@ class _TensorBoard:
   then wait for it for ever.
   """
 
-  def __init__(self, folder: pathlib.Path, purge_step: int | None):
+  def __init__(self, folder: pathlib.Path, purge_step: int):
     """Opens a file in `folder`; steps from `purge_step` on in earlier files are hidden."""
     folder.mkdir(parents=True, exist_ok=True)
     self._writer = event_file_writer.EventsWriter(str(folder / 'events'))
     self._flushed = time.monotonic()
-    if purge_step is not None:
-      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      self._add(purge_step, session_log=start)
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._add(purge_step, session_log=start)
 
   def write(self, line: Mapping[str, Any]) -> None:
     """Adds the numbers in a line; `line['step']` is its step."""
@@ -70,6 +75,23 @@ class _TensorBoard:
 
   def _add(self, step: int, **content: Any) -> None:
     self._writer.write_event(event_pb2.Event(step=step, wall_time=time.time(), **content))
+
+
+def lost_steps(lines: Sequence[Mapping[str, Any]], step: int) -> str:
+  """Returns which of a run's first `step` steps have no line any more, '' if none is lost.
+
+  Args:
+    lines: up to `step`, after which there is a checkpoint; each checkpoint's step has a line.
+    step: of the checkpoint.
+  """
+  last = max((line['step'] for line in lines if 'val_loss' in line or 'loss' in line), default=-1)
+  if step == 0 or last >= step:
+    return ''
+  return f'metrics.jsonl has lost its lines of steps {last + 1} to {step}.'
+
+
+def _is_restart(line: Mapping[str, Any], step: int) -> bool:
+  return line['step'] == step and 'restored' in line and 'val_loss' not in line
 
 
 def flat_numbers(line: Mapping[str, Any], prefix: str = ''):

@@ -13,6 +13,7 @@ from absl import logging
 
 from desloc_jax.data.files import atomic_write
 from desloc_jax.errors import UserError
+from desloc_jax.paths import resolve
 from desloc_jax.train.metrics import read_metrics
 from desloc_jax.train.workdir import PLOT_FILE
 
@@ -116,9 +117,9 @@ def _mark_syncs(axes: 'Axes', lines: list[dict[str, Any]]) -> None:
 
 if __name__ == '__main__':
   if len(sys.argv) != 2 or sys.argv[1].startswith('-'):
-    sys.exit(f'{__doc__}\nusage: python -m desloc_jax.train.plot WORKDIR')
+    sys.exit(f'{__doc__ or ""}\nusage: python -m desloc_jax.train.plot WORKDIR')
   try:
-    print(plot_training(pathlib.Path(sys.argv[1])))
+    print(plot_training(resolve(sys.argv[1], 'WORKDIR')))
   except Exception as error:  # As in `plot_or_tell`.
     print(f'error: {_first_line(error)}', file=sys.stderr)
     sys.exit(2)

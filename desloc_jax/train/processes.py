@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from desloc_jax.errors import UserError
 from desloc_jax.train import clusters, host_memory
+from desloc_jax.train.platforms import check_platforms
 
 BAD_START = 2
 PEER_LOST = 4
@@ -99,10 +100,13 @@ def join(
         initialization_timeout=start_timeout_s,
         heartbeat_timeout_seconds=heartbeat_timeout_s,
       )
+      check_platforms()
       found = len({device.process_index for device in jax.devices()})
       if count and found != count:
         leave(BAD_START, f'error: --num_processes is {count} here, but {found} processes came.')
       multihost_utils.sync_global_devices('start')  # Connects all; late comers would time out.
+    except UserError as error:
+      leave(BAD_START, f'error: {error}')
     except Exception as error:  # Of many types.
       if cluster == 'TPU' and 'should be defined' in str(error):
         return  # Chips of one host that belong to no pod.

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+from absl import logging
 import numpy as np
 
 from desloc_jax.optimizer.transform import HEALTH
@@ -32,6 +33,9 @@ class Recorder:
     """Starts after step `start`, with `state`."""
     self._job = job
     self._writer = MetricsWriter(workdir, start) if processes.writes() else None
+    self.lost = self._writer.lost if self._writer else ''
+    if self.lost:
+      logging.warning('%s', self.lost)
     self._bar = progress_bar(start, stop, shown=processes.writes())
     self._pending: list[tuple[int, Mapping[str, Any]]] = []
     self._interval_start = time.perf_counter()

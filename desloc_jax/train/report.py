@@ -19,10 +19,48 @@ from desloc_jax.errors import UserError
 from desloc_jax.optimizer.ledger import Ledger
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.transform import HEALTH, RESTARTS
+from desloc_jax.paths import shown
 from desloc_jax.tables import align
 from desloc_jax.train.job import Job
-from desloc_jax.train.metrics import format_bytes
-from desloc_jax.train.workdir import SUMMARY_FILE, write_text
+from desloc_jax.train.metrics import format_bytes, read_metrics
+from desloc_jax.train.plot import plot_or_tell
+from desloc_jax.train.workdir import PLOT_FILE, SUMMARY_FILE, write_text
+
+
+def conclude(job: Job, workdir: pathlib.Path, syncs: Mapping[str, int]) -> dict[str, Any]:
+  """Writes summary and plot of a run at its end, prints its tables and returns the summary.
+
+  A summary that is there and says the same of the run stays, as does its plot: time, memory and
+  device are those that it was trained with.
+  """
+  summary = summarise(job, read_metrics(workdir), syncs)
+  if is_new := not _is_of_same(before := _read_summary(workdir), summary):
+    write_summary(summary, workdir)
+  else:
+    summary = before
+  print(network_table(job, summary))
+  print(result_line(summary, workdir), flush=True)
+  if is_new or not (workdir / PLOT_FILE).exists():
+    plot_or_tell(
+      workdir, title=f'{job.config.method}, {job.config.workers} workers: {workdir.name}'
+    )
+  return summary
+
+
+def _read_summary(workdir: pathlib.Path) -> Any:
+  try:
+    return json.loads((workdir / SUMMARY_FILE).read_bytes())
+  except (OSError, ValueError, RecursionError):
+    return None
+
+
+def _is_of_same(before: Any, summary: Mapping[str, Any]) -> bool:
+  """Returns whether a summary says what this one does, but for how it was computed."""
+  circumstances = ('compile_s', 'peak_memory_bytes', 'versions', 'device', 'devices')
+  if not isinstance(before, dict) or before.keys() != summary.keys():
+    return False
+  now = json.loads(json.dumps(summary))
+  return all(before[name] == now[name] for name in now if name not in circumstances)
 
 
 def summarise(
@@ -35,24 +73,27 @@ def summarise(
 
   Raises:
     UserError: the metrics do not end with the evaluation that a run ends with.
+
+  The training loss and the speed are None where their lines are lost.
   """
   line = lines[-1] if lines else {}
-  if 'val_loss' not in line or 'loss' not in line:
+  if 'val_loss' not in line:
     raise UserError('metrics.jsonl lacks the last step of the run: it has been changed.')
+  speeds = [each['tokens_per_s'] for each in lines if 'loss' in each]
   steps = line['step']
   sent = job.bytes_after(syncs)
   ddp_bytes = job.ddp_ledger.bytes_after(job.ddp_ledger.syncs_in(steps))
   local_adam_bytes = job.local_adam_ledger.bytes_after(job.local_adam_ledger.syncs_in(steps))
   return {
     'method': job.config.method,
-    'train_loss': line['loss'],
+    'train_loss': line.get('loss'),
     'val_loss': line['val_loss'],
     'perplexity': math.exp(min(line['val_loss'], 700.0)),
     'bits_per_byte': bits_per_byte(line['val_loss'], job.data.held_out.bytes_per_token),
     'sources': _of_sources(job, line),
     'steps': steps,
     'tokens': line['tokens'],
-    'tokens_per_s': statistics.median(each['tokens_per_s'] for each in lines if 'loss' in each),
+    'tokens_per_s': statistics.median(speeds) if speeds else None,
     'compile_s': job.compile_s,
     'parameters': job.parameters,
     'peak_memory_bytes': peak_memory_bytes(),
@@ -171,9 +212,10 @@ def result_line(summary: Mapping[str, Any], workdir: pathlib.Path) -> str:
     for name, source in evaluated.items()
     if len(evaluated) > 1
   )
+  speed = summary['tokens_per_s']
   return (
     f'\nstep {summary["steps"]}: validation loss {summary["val_loss"]:.4f} nats/token, '
     f'perplexity {summary["perplexity"]:.3f}, {summary["bits_per_byte"]:.3f} bits per byte, '
-    f'{summary["tokens_per_s"]:,.0f} tokens/s\n{by_source}'
-    f'{workdir}: training.png, summary.json, metrics.jsonl, tensorboard/, checkpoints/'
+    f'{"unknown" if speed is None else f"{speed:,.0f}"} tokens/s\n{by_source}'
+    f'{shown(workdir)}: training.png, summary.json, metrics.jsonl, tensorboard/, checkpoints/'
   )

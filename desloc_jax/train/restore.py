@@ -1,13 +1,16 @@
 """How a run begins, or goes on from a checkpoint: the same run, or with other workers or options.
 
 1. The newest checkpoint whose files are whole is taken; a damaged one is named and set aside.
-2. What differs between its configuration and this one must be permitted (`config_changes.py`).
+   Process 0 says which that is.
+2. What differs between its configuration and this one must be permitted (`config_changes.py`), and
+   what differs in the data (`data_changes.py`).
 3. Nothing differs: the state is restored bit for bit and the run's segment goes on. Otherwise a
    new segment begins, and each array of the new state is made from the checkpoint's arrays.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import pathlib
 from typing import Any
 
 from absl import logging
@@ -17,13 +20,17 @@ import numpy as np
 
 from desloc_jax.errors import UserError
 from desloc_jax.optimizer.methods import METHODS
-from desloc_jax.train.checkpoint import CheckpointDamaged, Checkpoints
+from desloc_jax.train.agreement import together
+from desloc_jax.train.checkpoint import Checkpoints
 from desloc_jax.train.config import flatten
 from desloc_jax.train.config_changes import changed_options
+from desloc_jax.train.damage import CheckpointDamaged
+from desloc_jax.train.data import open_texts
+from desloc_jax.train.data_changes import data_changes
 from desloc_jax.train.job import Job, make_job
-from desloc_jax.train.segment import Segment
+from desloc_jax.train.segment import make_clock, Segment
 from desloc_jax.train.step import TrainState
-from desloc_jax.train.transfer import Before, transfer
+from desloc_jax.train.transfer import Before, Transfer
 
 
 def begin_or_go_on(
@@ -65,13 +72,13 @@ def _go_on(
   step: int,
 ) -> tuple[Job, TrainState, int, str]:
   position = _read_position(checkpoints, step)
-  changed = changed_options(config, position['config'])
-  job = make_job(config, devices, position['next' if changed else 'segment'])
-  if position['data'] != job.data.fingerprint:
-    raise UserError(
-      'the data or the tokenizer has changed since the checkpoint was written; use another '
-      '--workdir, or the data that the run began with.'
-    )
+  changed = list(changed_options(config, position['config']).values())
+  texts = together(lambda: open_texts(config))
+  following, data_changed = data_changes(config, texts, position)
+  changed += data_changed
+  segment = following if changed else position['segment']
+  _check_end(config, segment, step, changed, checkpoints.folder.parent)
+  job = make_job(config, devices, segment, texts)
   if not changed:
     print(f'Going on after step {step}.')
     return job, checkpoints.restore(step, job.state_like), step, ''
@@ -82,11 +89,36 @@ def _go_on(
     finite=position['finite'],
     step=step,
   )
+  plan = Transfer(job, before)
   with checkpoints.reader(step) as reader:
-    state, summary = transfer(job, before, reader)
-  line = f'{", ".join(changed.values())}; {summary}'
+    arrays = together(lambda: plan.read(reader), also=(CheckpointDamaged,))
+  state, summary = plan.state(arrays)
+  line = f'{", ".join(changed)}; {summary}'
   print(f'Going on after step {step} with changes: {line}.')
   return job, state, step, line
+
+
+def _check_end(
+  config: config_dict.ConfigDict,
+  segment: Segment,
+  step: int,
+  changed: Sequence[str],
+  workdir: pathlib.Path,
+) -> None:
+  """Checks that a run at `step` is not past its end, and none that has ended becomes another."""
+  last_step = make_clock(config, segment).last_step
+  stop = config.stop_at or last_step
+  if step > stop:
+    raise UserError(
+      f'{workdir} is at step {step} already and this run would end at step {stop}; '
+      'raise stop_at up to steps, or use another --workdir.'
+    )
+  if step == stop and changed:
+    raise UserError(
+      f'{workdir} has ended at step {step}, and this run would make no step with what differs: '
+      f'{", ".join(changed)}. Use what it was made with, raise stop_at or steps, or use another '
+      '--workdir.'
+    )
 
 
 def _read_position(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
@@ -103,6 +135,10 @@ def _read_position(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
     counts = (1, before['workers'])  # One where all is shared.
     if before['method'] not in METHODS or len(finite) not in counts or not any(finite):
       raise ValueError('its workers are not those of its config')
+    contents = position.get('contents', {})
+    texts = [text for hashes in contents.values() for text in (*hashes, len(hashes))]
+    if [type(text) for text in texts] != [str, str, int] * len(contents):
+      raise ValueError('its data are not named by hashes')
     segments = {part: Segment(**position[part]) for part in ('segment', 'next')}
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise CheckpointDamaged(
@@ -131,10 +167,13 @@ def position_after(
     schedule_tokens=segment.schedule_tokens or clock.tokens_per_step,
     bytes_per_worker=job.bytes_after(syncs),
     syncs=dict(syncs),
+    orders=segment.orders,
   )
   return {
     'step': step,
     'data': job.data.fingerprint,
+    'contents': job.data.contents,
+    'tokenizer': job.data.tokenizer.fingerprint,
     'config': flatten(job.config),
     'finite': finite.tolist(),
     'segment': dataclasses.asdict(segment),

@@ -30,6 +30,7 @@ class Segment:
       batch. 0: this is the first segment.
     bytes_per_worker: payload that each worker had sent before it.
     syncs: averages of each quantity before it.
+    orders: in which order each source is read, where that is not its place; see `StreamStart`.
   """
 
   step: int = 0
@@ -39,11 +40,12 @@ class Segment:
   schedule_tokens: int = 0
   bytes_per_worker: int = 0
   syncs: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  orders: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     """Raises ValueError for what no run has counted: a checkpoint may hold anything."""
     for name, value in dataclasses.asdict(self).items():
-      numbers = value.values() if name in ('consumed', 'syncs') else (value,)
+      numbers = value.values() if name in ('consumed', 'syncs', 'orders') else (value,)
       kinds = (int, float) if name == 'progress' else (int,)
       if not all(type(number) in kinds and 0 <= number < 2**63 for number in numbers):
         raise ValueError(f'{name} is {value!r:.60}')
@@ -51,7 +53,7 @@ class Segment:
   @property
   def stream_start(self) -> StreamStart:
     """Where the segment's data stream begins."""
-    return StreamStart(self.step, self.consumed)
+    return StreamStart(self.step, self.consumed, self.orders)
 
 
 BEGINNING = Segment()

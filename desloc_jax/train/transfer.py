@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 from desloc_jax.optimizer.over_workers import WORKERS
 from desloc_jax.train.job import Job
-from desloc_jax.train.leaves import LeafReader, named_leaves, PER_WORKER
+from desloc_jax.train.leaves import LeafReader, named_leaves, Pending, PER_WORKER
 from desloc_jax.train.step import TrainState
 
 # Measurements of single workers: they have no meaning for others.
@@ -42,24 +42,41 @@ class Leaf(NamedTuple):
   per_worker: bool  # [workers, ...].
 
 
-def transfer(job: Job, before: Before, reader: LeafReader) -> tuple[TrainState, str]:
-  """Returns the state of `job`, and in a few words what was made from what.
+class Transfer:
+  """Makes the state of a job from what a checkpoint holds: first all is read, then spread.
 
-  Only the parts that a device needs are read for it, one old worker at a time: neither a host nor a
-  device ever holds an array of all old workers.
+  Only the parts that a device needs are read for it: neither a host nor a device ever holds an
+  array of all old workers. Processes may fail to read, each by itself; to spread is for all of
+  them together.
   """
-  shared_moments = not jax.tree.leaves(job.state_like.optimizer.params)
-  leaves = [
-    Leaf(name, like, _is_per_worker(name, shared_moments))
-    for name, like in named_leaves(job.state_like).items()
-  ]
-  arrays = {leaf.name: _carry_over(leaf, leaves, before, reader) for leaf in leaves}
-  fresh = [leaf.name for leaf in leaves if arrays[leaf.name] is None]
-  arrays |= _begin_anew(job, fresh)
-  state = jax.tree.unflatten(
-    jax.tree.structure(job.state_like), [arrays[leaf.name] for leaf in leaves]
-  )
-  return state, _summary(before, job.config.workers, fresh, [leaf.name for leaf in leaves])
+
+  def __init__(self, job: Job, before: Before):
+    """Takes the job to go on with."""
+    self._job, self._before = job, before
+    shared_moments = not jax.tree.leaves(job.state_like.optimizer.params)
+    self._leaves = [
+      Leaf(name, like, _is_per_worker(name, shared_moments))
+      for name, like in named_leaves(job.state_like).items()
+    ]
+
+  def read(self, reader: LeafReader) -> dict[str, jax.Array | None]:
+    """Returns the array of each leaf, of one worker if all are to be alike; None: begins anew."""
+    pending = {
+      leaf.name: _carry_over(leaf, self._leaves, self._before, reader) for leaf in self._leaves
+    }
+    return {name: wait and wait() for name, wait in pending.items()}
+
+  def state(self, arrays: Mapping[str, jax.Array | None]) -> tuple[TrainState, str]:
+    """Returns the state, and in a few words what was made from what."""
+    names = [leaf.name for leaf in self._leaves]
+    fresh = [name for name in names if arrays[name] is None]
+    begun = _begin_anew(self._job, fresh)
+    leaves = [
+      begun[leaf.name] if leaf.name in begun else _spread(arrays[leaf.name], leaf)
+      for leaf in self._leaves
+    ]
+    state = jax.tree.unflatten(jax.tree.structure(self._job.state_like), leaves)
+    return state, _summary(self._before, self._job.config.workers, fresh, names)
 
 
 def _is_per_worker(name: str, shared_moments: bool) -> bool:
@@ -68,28 +85,31 @@ def _is_per_worker(name: str, shared_moments: bool) -> bool:
   )
 
 
-def _carry_over(leaf: Leaf, leaves: Sequence[Leaf], before: Before, reader: LeafReader):
-  """Returns the array of a leaf from the checkpoint, None if it is to begin anew."""
+def _carry_over(
+  leaf: Leaf, leaves: Sequence[Leaf], before: Before, reader: LeafReader
+) -> Pending | None:
+  """Starts to read the array of a leaf, or that of one worker; None if it is to begin anew."""
   source = _source(leaf.name, leaves, before)
   if source is None:
-    return _step_count(leaf, leaves, before)
+    count = _step_count(leaf, leaves, before)
+    return None if count is None else lambda: count
   old_workers = before.workers if _is_per_worker(source, before.shared_moments) else None
   new_workers = leaf.like.shape[0] if leaf.per_worker else None
   old_shape = before.leaves[source].shape[old_workers is not None :]
   if old_shape != leaf.like.shape[leaf.per_worker :]:
     return None
   if old_workers == new_workers:
-    return reader.read(source, leaf.like)
+    return reader.start(source, leaf.like)
   if leaf.name.startswith(MEASUREMENTS):
     return None
   one = _one_worker(leaf)
   if old_workers is None:
-    return _spread(reader.read(source, one), leaf)
+    return reader.start(source, one)
   if jnp.issubdtype(leaf.like.dtype, jnp.inexact):
     rows = [row for row, finite in enumerate(before.finite) if finite]
-    return _spread(reader.read_mean(source, rows, one), leaf)
+    return reader.start_mean(source, rows, one)
   value = reader.read_if_same(source, range(old_workers), one)
-  return None if value is None else _spread(value, leaf)
+  return None if value is None else lambda: value
 
 
 def _source(name: str, leaves: Sequence[Leaf], before: Before) -> str | None:
@@ -131,7 +151,7 @@ def _one_worker(leaf: Leaf) -> jax.ShapeDtypeStruct:
 
 
 def _spread(value: jax.Array, leaf: Leaf) -> jax.Array:
-  if not leaf.per_worker:
+  if value.shape == leaf.like.shape:
     return value
   return _spread_to(leaf.like.shape, leaf.like.sharding)(value)
 

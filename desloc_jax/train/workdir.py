@@ -1,14 +1,13 @@
 """The folder of a run: which files it holds, and whether a run may use it."""
 
+from collections.abc import Mapping
 import json
 import os
 import pathlib
 
-from ml_collections import config_dict
-
 from desloc_jax.data.files import atomic_write
 from desloc_jax.errors import UserError
-from desloc_jax.train.config import flatten, OPTIONS
+from desloc_jax.train.config import OPTIONS
 
 CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
@@ -16,6 +15,9 @@ SUMMARY_FILE = 'summary.json'
 PLOT_FILE = 'training.png'
 CHECKPOINTS = 'checkpoints'
 TENSORBOARD = 'tensorboard'
+LOCK_FILE = '.desloc_jax.lock'
+# Of the longest name in a checkpoint, below the workdir.
+_LONGEST_NAME = 200
 
 
 def check_workdir(workdir: pathlib.Path) -> None:
@@ -25,13 +27,19 @@ def check_workdir(workdir: pathlib.Path) -> None:
     UserError: the folder cannot be written, or holds files that are not a run's.
   """
   try:
-    str(workdir).encode()
-  except UnicodeEncodeError as error:
-    raise UserError(f'--workdir={str(workdir)!r} is no UTF-8: {error.reason}.') from error
+    _check_workdir(workdir)
+  except OSError as error:
+    raise UserError(f'--workdir={workdir} cannot be used: {error.strerror}.') from error
+
+
+def _check_workdir(workdir: pathlib.Path) -> None:
   existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
   if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
     raise UserError(f'--workdir={workdir}: {existing} is not a folder that can be written to.')
-  for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, PLOT_FILE):
+  longest = os.pathconf(existing, 'PC_PATH_MAX') - _LONGEST_NAME
+  if (length := len(os.fsencode(workdir))) > longest:
+    raise UserError(f'--workdir is {length} bytes long; expected at most {longest}.')
+  for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, PLOT_FILE, LOCK_FILE):
     path = workdir / name  # Nothing is written through a link.
     if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
       raise UserError(f'{workdir / name} is not a file; use another --workdir.')
@@ -77,6 +85,9 @@ def write_text(path: pathlib.Path, text: str) -> None:
     raise UserError(f'{path} cannot be written: {error.strerror}.') from error
 
 
-def write_config(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
-  """Records the resolved config."""
-  write_text(workdir / CONFIG_FILE, json.dumps(flatten(config), indent=2) + '\n')
+def write_config(options: Mapping[str, object], workdir: pathlib.Path) -> None:
+  """Records all options by dotted name; a file that says the same stays as it is."""
+  text = json.dumps(options, indent=2) + '\n'
+  path = workdir / CONFIG_FILE
+  if not path.exists() or path.read_text() != text:
+    write_text(path, text)

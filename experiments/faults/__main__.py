@@ -35,8 +35,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add = parser.add_argument
   add('--kills', type=int, default=30, help='processes to kill (default: %(default)s)')
   add('--seed', type=int, default=0, help='of the moments and files (default: %(default)s)')
-  add('--workdir', default='runs/faults', help='folder of the runs (default: %(default)s)')
-  add('--results', default='experiments/results', help='folder of the table')
+  add(
+    '--workdir',
+    action=commands.LocalPath,
+    default='runs/faults',
+    help='folder of the runs (default: %(default)s)',
+  )
+  add(
+    '--results',
+    action=commands.LocalPath,
+    default='experiments/results',
+    help='folder of the table',
+  )
   options = parser.parse_args(argv)
   if options.kills < 1:
     raise UserError(f'--kills is {options.kills}; expected at least 1.')

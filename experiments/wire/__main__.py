@@ -70,7 +70,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     f'(default: {BATCH_SIZE}, for the overhead of two processes {OVERHEAD_BATCH_SIZE_OF_TWO})',
   )
   add('--starts', type=int, default=10, help='of the overhead (default: %(default)s)')
-  add('--results', default='experiments/results', help='folder of tables and plot')
+  add(
+    '--results',
+    action=commands.LocalPath,
+    default='experiments/results',
+    help='folder of tables and plot',
+  )
   options = parser.parse_args(argv)
   for sites in options.sites:
     if not 2 <= sites <= MOST_SITES:

@@ -1,0 +1,69 @@
+"""Files and folders as users name them, made plain once, where they enter."""
+
+import os
+import pathlib
+import re
+
+from desloc_jax.errors import UserError
+
+# One slash too: pathlib makes one of two.
+_SCHEME = re.compile(r'([A-Za-z][\w+.-]+):/+')
+
+
+def local_path(path: str | os.PathLike[str], option: str) -> str:
+  """Returns a path of this machine with `~` expanded, and else as it is.
+
+  Args:
+    path: what the user wrote, a pattern or a name such as 'sotu' too.
+    option: where it was written, for the error.
+
+  Raises:
+    UserError: it is an address such as gs://bucket/run, is no UTF-8, or names no user's home.
+  """
+  path = os.fspath(path)
+  try:
+    path.encode()
+  except UnicodeEncodeError as error:
+    raise UserError(f'{option}={path!r} is no UTF-8: {error.reason}.') from error
+  if scheme := _SCHEME.match(path):
+    rest = path[scheme.end() :]
+    instead = f'/{rest}' if scheme[1] == 'file' else f'/mnt/{rest}'
+    raise UserError(
+      f'{option}={path} is an address of {scheme[1]}; expected a folder or file of this machine. '
+      f'Mount it (gcsfuse, mountpoint-s3, NFS) and give its place here, such as {instead}.'
+    )
+  expanded = os.path.expanduser(path)
+  if expanded == path and path.startswith('~'):
+    raise UserError(
+      f'{option}={path}: {path.partition("/")[0]} is no user here; ./{path} is a folder of that '
+      'name.'
+    )
+  return expanded
+
+
+def resolve(path: str | os.PathLike[str], option: str) -> pathlib.Path:
+  """Returns the absolute path without links, `.` and `..`; it need not exist.
+
+  Args:
+    path: what the user wrote.
+    option: where it was written, for the error.
+
+  Raises:
+    UserError: as `local_path`, or the system refuses the path.
+  """
+  try:
+    resolved = pathlib.Path(local_path(path, option)).resolve()
+    resolved.exists()
+    return resolved
+  except OSError as error:
+    raise UserError(f'{option}={os.fspath(path):.200} cannot be used: {error.strerror}.') from error
+  except RuntimeError as error:  # Links that go round; OSError since Python 3.13.
+    raise UserError(f'{option}={os.fspath(path):.200} is a link that leads to itself.') from error
+
+
+def shown(path: pathlib.Path) -> str:
+  """Returns a path as it is shortest from the current folder."""
+  try:
+    return str(path.relative_to(pathlib.Path.cwd()))
+  except (ValueError, OSError):  # Elsewhere; or the current folder is gone.
+    return str(path)

@@ -1,0 +1,38 @@
+"""A run at its end whose log is gone, or cut short: what its checkpoint knows is written again."""
+
+import json
+import pathlib
+
+from desloc_jax.train import exchange, processes
+from desloc_jax.train.evaluate import Evaluator
+from desloc_jax.train.job import Job
+from desloc_jax.train.metrics import lost_steps, read_metrics
+from desloc_jax.train.step import TrainState
+from desloc_jax.train.workdir import METRICS_FILE, write_text
+
+
+def complete_metrics(job: Job, state: TrainState, step: int, workdir: pathlib.Path) -> None:
+  """Adds a line of the last step where metrics.jsonl lacks it, and says which steps are lost.
+
+  The validation loss is measured again, the training loss is lost.
+  """
+  lines = [line for line in read_metrics(workdir) if line['step'] <= step]
+  complete = any(line['step'] == step and 'val_loss' in line for line in lines)
+  if not exchange.anywhere(processes.writes() and not complete):
+    return
+  evaluation = Evaluator(job)(state)
+  syncs = {name: int(count) for name, count in exchange.fetch(state.syncs).items()}
+  if not processes.writes():
+    return
+  lost = lost_steps(lines, step)
+  print(f'{lost} Step {step} is evaluated again from its checkpoint.')
+  lines.append(
+    {
+      'step': step,
+      'tokens': job.clock.tokens(step),
+      **evaluation,
+      'bytes_per_worker': job.bytes_after(syncs),
+      'restored': lost,
+    }
+  )
+  write_text(workdir / METRICS_FILE, ''.join(json.dumps(line) + '\n' for line in lines))
