@@ -85,10 +85,10 @@ def _carry_over(leaf: Leaf, leaves: Sequence[Leaf], before: Before, reader: Leaf
   one = _one_worker(leaf)
   if old_workers is None:
     return _spread(reader.read(source, one), leaf)
+  rows = [row for row, finite in enumerate(before.finite) if finite]
   if jnp.issubdtype(leaf.like.dtype, jnp.inexact):
-    rows = [row for row, finite in enumerate(before.finite) if finite]
     return _spread(reader.read_mean(source, rows, one), leaf)
-  value = reader.read_if_same(source, range(old_workers), one)
+  value = reader.read_if_same(source, rows, one)
   return None if value is None else _spread(value, leaf)
 
 
