@@ -93,13 +93,13 @@ def test_a_moment_sync_between_parameter_syncs_leaves_out_what_is_not_finite():
 
 
 def test_a_worker_that_runs_away_is_left_out():
-  """SGD, so that a step can be large; not before its distances are known."""
+  """SGD, so that a step can be large; a hundred times the others' distance is too far at once."""
   make = lambda: transform({'params': 3}, optax.sgd(0.05))
   *_, (state, params) = workers.run(make(), PARAMS, broken(19, 3, factor=1e4), 4, 21)
   assert state.health.restarts.tolist() == [0, 0, 0, 1]
   assert np.abs(params['w']).max() < 2
   *_, (state, params) = workers.run(make(), PARAMS, broken(4, 3, factor=1e4), 4, 6)
-  assert state.health.restarts.sum() == 0 and np.abs(params['w']).max() > 10
+  assert state.health.restarts.tolist() == [0, 0, 0, 1] and np.abs(params['w']).max() < 2
 
 
 def test_an_infinite_threshold_looks_at_finiteness_only():
@@ -168,8 +168,8 @@ def test_what_the_check_sends_is_in_the_ledger():
   ledger = transform_ledger(transform(), PARAMS, named, 4)
   size = 4 * 7
   assert ledger.bytes_per_sync == dict.fromkeys(PERIODS, size) | {
-    'health': 12,
-    'restarts': 2 * size,
+    'health': 4 * 20,  # Five numbers of each worker.
+    'restarts': 2 * size + 4,  # And Adam's count.
   }
 
 
@@ -186,10 +186,10 @@ def test_types_of_varying_axes_are_right():
 
 @pytest.mark.parametrize(
   'options',
-  [{'threshold': 0.0}, {'threshold': float('nan')}, {'decay': 1.0}, {'least_deviation': 0.0}],
+  [{'threshold': 1.0}, {'threshold': float('nan')}, {'decay': 1.0}, {'warmup_syncs': -1}],
 )
 def test_thresholds_out_of_range_are_refused(options):
-  with pytest.raises(ValueError, match='expected threshold > 0'):
+  with pytest.raises(ValueError, match='expected threshold > 1'):
     HealthCheck(**options)
 
 

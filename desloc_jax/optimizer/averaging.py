@@ -86,6 +86,17 @@ def worker_mean(tree: Tree, axis_name: AxisName, share: Share | None = None) -> 
   return jax.tree.map(lambda x: x / total.astype(x.dtype), sums)
 
 
+def from_one(tree: Tree, axis_name: AxisName, donates: jax.Array) -> Tree:
+  """Returns the leaves of the one worker where `donates`, a boolean scalar, is true; to the bit."""
+
+  def part(x):
+    x = x.astype(jnp.int32) if x.dtype == bool else x
+    return jnp.where(donates, x, jnp.zeros_like(x))
+
+  sums = _all_reduce(jax.lax.psum, jax.tree.map(part, tree), axis_name)
+  return jax.tree.map(lambda x, like: x.astype(like.dtype), sums, tree)
+
+
 def _all_reduce(reduce: Callable, tree: Tree, axis_name: AxisName) -> Tree:
   """Returns `reduce(tree, axis_name)`, with small arrays of one dtype sent as one.
 

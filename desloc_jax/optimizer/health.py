@@ -1,4 +1,4 @@
-"""Which workers count at a sync: those that are there, finite, and have not run away."""
+"""Which workers count at a sync: those that are there, finite, where they should be, and not broken."""
 
 import dataclasses
 import math
@@ -15,17 +15,32 @@ from desloc_jax.optimizer.averaging import AxisName, match_varying, Share, worke
 class HealthCheck:
   """When `desloc` leaves a worker out of the averages and restarts it from them.
 
-  A worker whose parameters, inner state or loss are not finite is left out. So is one whose
-  distance from the consensus is out of proportion to its own past: the z-score of the logarithm of
-  ||local - consensus||, by an exponentially weighted mean and deviation over its parameter syncs,
-  is above `threshold`. (EDiT, arXiv:2412.07210, uses the distance itself and a threshold of 3.)
+  A worker is *broken* if one of its parameters, a floating number of its inner state or its loss is
+  not finite. It is *suspect*, by d = log ||local - consensus|| at a sync, if
+
+  - *changed*: d is more than log(threshold) above its own past, and rose by so much more than the
+    median of the other workers did at this sync; or both fell by three times as much;
+  - *beside the others*: d is more than 2 log(threshold) above the median of theirs, whatever its
+    past. Only this is asked of a worker that has no past yet;
+  - *stuck*: it has not moved at all, while at least half of the workers have;
+  - *astray*: in the step after a parameter sync it was not where that sync had left it.
+
+  Guaranteed: what happens to all workers alike (other periods, a warm-up, another learning rate)
+  makes none of them suspect; if all would be, none is, so that a run ends only when no worker is
+  finite. A worker whose distance changes by less than `threshold`, for good or for once, is never
+  suspect; one that settles at a level up to threshold^2 times that of the others is restarted once,
+  and then counts, as who is restarted (or was away) begins a new record. While nobody is suspect or
+  broken no bit of parameters and moments differs from a run without a check whose shares are given.
+  Not noticed: what is finite, was left alone by the sync before, and moves at a usual distance.
+
+  EDiT (arXiv:2412.07210) compares the distance with the worker's own past only, by its z-score,
+  which ends healthy runs: the scale of all distances changes with the period and the rate.
 
   Attributes:
-    threshold: the z-score; infinite: only what is not finite is left out.
-    decay: weight of the past in mean and deviation, in [0, 1).
-    warmup_syncs: parameter syncs of a worker before its z-score counts.
-    least_deviation: what the deviation is taken for if it is smaller; 0.1 is a tenth of the
-      distance.
+    threshold: how many times as far as expected is too far, above 1; infinite: only what is not
+      finite is left out.
+    decay: weight of the past in a worker's mean of d over its parameter syncs, in [0, 1).
+    warmup_syncs: parameter syncs of a worker before it has a past.
 
   Raises:
     ValueError: a value is out of range.
@@ -33,12 +48,11 @@ class HealthCheck:
 
   threshold: float = 10.0
   decay: float = 0.98
-  warmup_syncs: int = 10
-  least_deviation: float = 0.1
+  warmup_syncs: int = 3
 
   def __post_init__(self):
-    if not self.threshold > 0 or not 0 <= self.decay < 1 or not self.least_deviation > 0:
-      raise ValueError(f'{self}: expected threshold > 0, decay in [0, 1) and least_deviation > 0.')
+    if not self.threshold > 1 or not 0 <= self.decay < 1 or self.warmup_syncs < 0:
+      raise ValueError(f'{self}: expected threshold > 1, decay in [0, 1) and warmup_syncs >= 0.')
 
 
 class Health(NamedTuple):
@@ -46,9 +60,11 @@ class Health(NamedTuple):
 
   healthy: jax.Array  # Boolean scalar, of the last sync.
   joined: jax.Array  # Boolean scalar: at every step since the last parameter sync it was active.
+  follows: jax.Array  # Boolean scalar: after the last parameter sync it was where that had left it.
+  offset: jax.Array  # float32 scalar: distance from the consensus that the last update left, if it
+  # had a parameter sync; else NaN.
   mean: jax.Array  # float32 scalar, of the logarithm of the distance.
-  variance: jax.Array  # float32 scalar, likewise.
-  syncs: jax.Array  # int32 scalar: parameter syncs that are in mean and variance.
+  syncs: jax.Array  # int32 scalar: parameter syncs that are in the mean.
   restarts: jax.Array  # int32 scalar: how often it was restarted for bad health.
 
 
@@ -58,14 +74,83 @@ class Vote(NamedTuple):
   share: Share
   restarts: jax.Array  # Boolean scalar: this worker is to take over the averages.
   any_restarts: jax.Array  # Boolean scalar, the same on all workers.
+  donates: jax.Array  # Boolean scalar: who restarts takes from this worker what has no average.
   healthy: jax.Array  # Boolean scalar, of this worker.
-  log_distance: jax.Array  # float32 scalar, of this worker.
+  log_distance: jax.Array  # float32 scalar, of this worker; NaN if it is broken.
+
+
+class Reports(NamedTuple):
+  """What each worker says of itself, float32 [workers] each."""
+
+  weight: jax.Array  # Its weight in averages, 0 where it does not count.
+  joined: jax.Array  # 0 or 1, see `Health`.
+  follows: jax.Array  # 0 or 1, see `Health`.
+  log_distance: jax.Array  # -inf if it has not moved, NaN if it is broken.
+  past: jax.Array  # Mean of log_distance; NaN if it has no past yet.
 
 
 def init_health() -> Health:
   """Returns the record of a worker that starts with the consensus."""
   zero, none, true = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.int32), jnp.ones([], bool)
-  return Health(true, true, zero, zero, none, none)
+  return Health(true, true, true, _unknown(), zero, none, none)
+
+
+def look_back(
+  health: Health, consensus: optax.Params, local: optax.Params, just_synced: jax.Array
+) -> Health:
+  """Returns the record with `follows` of a worker at the start of a step.
+
+  Args:
+    health: of this worker.
+    consensus: the shared model.
+    local: this worker's own parameters.
+    just_synced: boolean scalar, the same on all workers: did the step before average parameters?
+  """
+
+  def is_there(health, consensus, local):
+    # The caller's sum of consensus and updates may be rounded otherwise than ours.
+    rounding = sum(
+      jnp.finfo(x.dtype).eps * jnp.linalg.norm(x.astype(jnp.float32).ravel())
+      for x in jax.tree.leaves(consensus)
+      if jnp.issubdtype(x.dtype, jnp.inexact)
+    )
+    off = jnp.abs(distance(local, consensus) - health.offset)
+    # Where nothing is known, and where nothing is finite, other rules decide.
+    return ~(off > rounding + 1e-3 * health.offset)
+
+  follows = jax.lax.cond(
+    just_synced, is_there, lambda health, *_: health.follows, health, consensus, local
+  )
+  return health._replace(follows=health.follows & follows)
+
+
+def look_around(
+  health: Health,
+  consensus: optax.Params,
+  updates: optax.Updates,
+  local: optax.Params,
+  just_synced: jax.Array,
+) -> Health:
+  """Returns the record with `offset` of a worker at the end of a step that gives `updates`."""
+
+  def offset(local, consensus, updates):
+    return distance(local, optax.apply_updates(consensus, updates))
+
+  def unknown(*_):
+    return match_varying(_unknown(), health.mean)
+
+  return health._replace(
+    offset=jax.lax.cond(just_synced, offset, unknown, local, consensus, updates)
+  )
+
+
+def skip_step(skips: jax.Array, before: Any, after: Any) -> Any:
+  """Returns the numbers of `before` where `skips`, and counts of steps as they are `after`."""
+
+  def choose(x, y):
+    return jnp.where(skips, x, y) if jnp.issubdtype(x.dtype, jnp.inexact) else y
+
+  return jax.tree.map(choose, before, after)
 
 
 def vote(
@@ -75,10 +160,11 @@ def vote(
   local: optax.Params,
   inner_state: optax.OptState,
   value: jax.Array | None,
+  has_stepped: jax.Array,
   share: Share | None,
   axis_name: AxisName,
 ) -> Vote:
-  """Returns who counts at this sync; exchanges three numbers a worker.
+  """Returns who counts at this sync; exchanges five numbers of every worker.
 
   Args:
     check: the thresholds.
@@ -87,47 +173,77 @@ def vote(
     local: this worker's own parameters.
     inner_state: its moments.
     value: its loss, if the caller gave one.
+    has_stepped: boolean scalar: a worker that restarted at the last parameter sync has moved since.
     share: from weights and active mask; a worker that was not active at every step since the last
       parameter sync does not count at this one either, unless that is true of all.
     axis_name: of the workers.
   """
-  weight = jnp.ones([]) if share is None else share.weight
-  log_distance = jnp.log(optax.tree.norm(optax.tree.sub(local, consensus)).astype(jnp.float32))
-  healthy = _all_finite((local, inner_state, value)) & ~_has_run_away(check, health, log_distance)
-  counts = jnp.where(healthy, weight, 0.0)
-  member = jnp.where(health.joined, counts, 0.0)
-  restarts = (weight > 0) & ~(healthy & health.joined)
-  members, all_counts, restarting = jax.lax.psum(
-    jnp.stack([member, counts, restarts.astype(jnp.float32)]), axis_name
+  weight = jnp.ones([], jnp.float32) if share is None else share.weight
+  finite = _all_finite((local, inner_state, value))
+  # A norm may overflow where no number does.
+  log_distance = jnp.minimum(jnp.log(distance(local, consensus)), jnp.float32(89))
+  own = Reports(
+    weight=weight,
+    joined=health.joined,
+    follows=health.follows,
+    log_distance=jnp.where(finite, log_distance, jnp.nan),
+    past=jnp.where(health.syncs >= jnp.maximum(check.warmup_syncs, 1), health.mean, jnp.nan),
   )
-  alone = members == 0  # Nobody stayed all the time: who is here now begins.
-  restarts &= ~(alone & healthy)
+  reports, place = _exchange(own, axis_name)
+  healthy = ~jnp.isnan(reports.log_distance) & ~suspects(check, reports, has_stepped)
+  joined = reports.joined > 0
+  counts = jnp.where(healthy, reports.weight, 0.0)
+  members = jnp.where(joined, counts, 0.0)
+  alone = members.sum() == 0  # Nobody stayed all the time: who is here now begins.
+  restarts = (reports.weight > 0) & ~(healthy & joined) & ~(alone & healthy)
+  counts = jnp.where(alone, counts, members)
   return Vote(
-    share=Share(jnp.where(alone, counts, member), jnp.where(alone, all_counts, members)),
-    restarts=restarts,
-    any_restarts=restarting > 0,
-    healthy=healthy,
-    log_distance=log_distance,
+    share=Share(counts[place], counts.sum()),
+    restarts=restarts[place],
+    any_restarts=restarts.any(),
+    donates=place == jnp.argmax(counts > 0),
+    healthy=healthy[place],
+    log_distance=own.log_distance,
   )
 
 
 def no_vote(health: Health, axis_name: AxisName) -> Vote:
   """Returns a vote of the same type where nothing is to be averaged."""
-  weight = match_varying(jnp.ones([]), health.mean)
+  weight = match_varying(jnp.ones([], jnp.float32), health.mean)
   false = jnp.zeros([], bool)
   return Vote(
     share=Share(weight, jnp.full([], worker_count(axis_name), jnp.float32)),
     restarts=match_varying(false, health.mean),
     any_restarts=false,
+    donates=match_varying(false, health.mean),
     healthy=health.healthy,
     log_distance=health.mean,
   )
 
 
+def suspects(check: HealthCheck, reports: Reports, has_stepped: jax.Array | bool) -> jax.Array:
+  """Returns boolean [workers]: which are suspect, by the rules of `HealthCheck`?"""
+  weight, joined, follows, log_distance, past = reports
+  judged = (weight > 0) & (joined > 0) & ~jnp.isnan(log_distance)
+  if math.isinf(check.threshold):
+    return jnp.zeros_like(judged)
+  moved = judged & (log_distance > -jnp.inf)
+  stuck = ~moved & (moved.sum() > 0) & (2 * moved.sum() >= judged.sum()) & has_stepped
+  typical = moved & (follows > 0)
+  beside = log_distance - _median_of_others(log_distance, typical)
+  change = log_distance - past
+  own = change - _median_of_others(change, typical & ~jnp.isnan(past))
+  far = math.log(check.threshold)
+  runs_away = ((change > far) & (own > far)) | (beside > 2 * far)
+  stalls = moved & (change < -3 * far) & (own < -3 * far)
+  found = judged & (stuck | runs_away | stalls | ~(follows > 0))
+  return found & (found.sum() < judged.sum())
+
+
 def record(
   check: HealthCheck, health: Health, ballot: Vote, params_due: jax.Array, active: jax.Array | bool
 ) -> Health:
-  """Returns the record of a worker after a step.
+  """Returns the record of a worker after a sync.
 
   Args:
     check: the thresholds.
@@ -136,29 +252,48 @@ def record(
     params_due: boolean scalar: were the parameters due to be averaged?
     active: boolean scalar: does this worker count?
   """
-  joined = health.joined & active
   averaged = params_due & (ballot.share.total > 0)
-  learns = averaged & ballot.healthy & jnp.isfinite(ballot.log_distance)
+  # Who was away, or is another than before, has no past that the others shared.
+  forgets = averaged & (ballot.restarts | ~health.joined)
+  learns = averaged & ~forgets & jnp.isfinite(ballot.log_distance)
   # The first distances count in full, as in a bias-corrected average.
-  step = jnp.maximum(1 - check.decay, 1 / (health.syncs + 1))
-  change = ballot.log_distance - health.mean
-  variance = (1 - step) * (health.variance + step * change**2)
+  step = jnp.maximum(jnp.float32(1 - check.decay), 1 / (health.syncs + 1).astype(jnp.float32))
+  mean = health.mean + step * (ballot.log_distance - health.mean)
   return Health(
     healthy=ballot.healthy,
-    joined=jnp.where(averaged, active, joined),
-    mean=jnp.where(learns, health.mean + step * change, health.mean),
-    variance=jnp.where(learns, variance, health.variance),
-    syncs=health.syncs + learns,
+    joined=jnp.where(averaged, active, health.joined & active),
+    follows=health.follows | averaged,
+    offset=health.offset,
+    mean=jnp.where(learns, mean, jnp.where(forgets, 0, health.mean)),
+    syncs=jnp.where(forgets, 0, health.syncs + learns),
     restarts=health.restarts + (averaged & ~ballot.healthy & ballot.restarts),
   )
 
 
-def _has_run_away(check: HealthCheck, health: Health, log_distance: jax.Array) -> jax.Array:
-  if math.isinf(check.threshold):
-    return jnp.zeros([], bool)
-  deviation = jnp.maximum(jnp.sqrt(health.variance), check.least_deviation)
-  far = (log_distance - health.mean) / deviation > check.threshold
-  return far & (health.syncs >= check.warmup_syncs)
+def distance(local: optax.Params, consensus: optax.Params) -> jax.Array:
+  """Returns ||local - consensus||, a float32 scalar."""
+  change = optax.tree.sub(local, consensus)
+  return optax.tree.norm(optax.tree.cast(change, jnp.float32))
+
+
+def _exchange(own: Reports, axis_name: AxisName) -> tuple[Reports, jax.Array]:
+  """Returns the reports of all workers from one of each, and this worker's place among them."""
+  place = jax.lax.axis_index(axis_name)
+  row = jnp.stack([x.astype(jnp.float32) for x in own])
+  # A sum of rows that are zero elsewhere has, unlike a gathered one, the type of what is the same
+  # on all workers.
+  table = jnp.zeros((worker_count(axis_name), row.size), jnp.float32)
+  return Reports(*jax.lax.psum(table.at[place].set(row), axis_name).T), place
+
+
+def _median_of_others(values: jax.Array, counted: jax.Array) -> jax.Array:
+  """Returns for each worker the median over the others that are counted, NaN if there are none."""
+  others = counted & ~jnp.eye(len(values), dtype=bool)
+  return jnp.nanmedian(jnp.where(others, values, jnp.nan), axis=1)
+
+
+def _unknown() -> jax.Array:
+  return jnp.full([], jnp.nan, jnp.float32)
 
 
 def _all_finite(tree: Any) -> jax.Array:

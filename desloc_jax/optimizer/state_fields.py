@@ -32,11 +32,36 @@ def select_fields(
   inner_state: optax.OptState, params: optax.Params, names: Collection[str] | None = None
 ) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], optax.OptState]]:
   """Returns the leaves of the fields `names` (None: of all), and a function that puts others back."""
-  leaves, treedef = jax.tree.flatten(inner_state)
   labels = label_fields(inner_state, params)
-  places = [
-    i for i, label in enumerate(labels) if label is not None and (names is None or label in names)
-  ]
+  return _select(
+    inner_state,
+    [
+      i for i, label in enumerate(labels) if label is not None and (names is None or label in names)
+    ],
+  )
+
+
+def select_others(
+  inner_state: optax.OptState, params: optax.Params
+) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], optax.OptState]]:
+  """Returns as `select_fields` does the leaves of no field that all workers can share.
+
+  They are counts, flags, and numbers of the whole model. Random keys are not among them.
+  """
+
+  def is_key(leaf) -> bool:
+    dtype = jnp.result_type(leaf)
+    return any(jnp.issubdtype(dtype, kind) for kind in (jax.dtypes.prng_key, jnp.unsignedinteger))
+
+  leaves, labels = jax.tree.leaves(inner_state), label_fields(inner_state, params)
+  labelled = enumerate(zip(leaves, labels, strict=True))
+  return _select(
+    inner_state, [i for i, (leaf, label) in labelled if label is None and not is_key(leaf)]
+  )
+
+
+def _select(tree, places: Sequence[int]):
+  leaves, treedef = jax.tree.flatten(tree)
 
   def put_back(fields: Sequence[jax.Array]) -> optax.OptState:
     replaced = dict(zip(places, fields, strict=True))

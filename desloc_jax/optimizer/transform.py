@@ -16,6 +16,7 @@ from desloc_jax.optimizer import (
 )
 from desloc_jax.optimizer.averaging import (
   AxisName,
+  from_one,
   match_varying,
   relative_distance,
   worker_count,
@@ -105,10 +106,10 @@ def desloc(
       form that the paper's theorems are about.
     warmup_steps: in the first so many updates everything, moments without a period too, is averaged
       at every step (K = 1), without `outer` and `reset`; the moments are handed over.
-    health: leaves workers that are not finite or have run away out of the averages (an exchange of
-      12 bytes before each sync), and at the next parameter sync restarts them, and those that were
-      not `active` since the last one, from the consensus and the averaged state fields. None: no
-      worker is looked at.
+    health: leaves workers that are not finite, have run away or are stuck out of the averages (an
+      exchange of 20 bytes for each worker before each sync), and at the next parameter sync
+      restarts them, and those that were not `active` since the last one, from the consensus, the
+      averaged state fields and the other numbers of one that counts. None: no worker is looked at.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` whose `update` must run inside `axis_name`. Its state
@@ -200,10 +201,12 @@ def desloc(
     return updates, state._replace(counters=counters), ballot
 
   def take_vote(state: DeslocState, due, consensus, share, value):
+    # Before the local step: one that restarted at the step before has had none since.
+    has_stepped = state.counters['params'] > (timing == 'pre')
     with jax.named_scope(SYNC_SCOPE + HEALTH):
       ballot = jax.lax.cond(
         due[HEALTH],
-        lambda *worker: health_lib.vote(health, *worker, value, share, axis_name),
+        lambda *worker: health_lib.vote(health, *worker, value, has_stepped, share, axis_name),
         lambda record, *_: health_lib.no_vote(record, axis_name),
         *(state.health, consensus, state.params, state.inner),
       )
@@ -211,14 +214,19 @@ def desloc(
     return ballot, health_lib.record(health, state.health, ballot, due['params'], active)
 
   def restart_fields(state: DeslocState, due, consensus, ballot) -> DeslocState:
-    def take_over(fields):
+    def take_over(fields, others):
       means = worker_mean(fields, axis_name, ballot.share)
-      return jax.tree.map(functools.partial(jnp.where, ballot.restarts), means, fields)
+      donated = from_one(others, axis_name, ballot.donates)
+      restart = functools.partial(jnp.where, ballot.restarts)
+      return jax.tree.map(restart, (means, donated), (fields, others))
 
     fields, put_back = state_fields.select_fields(state.inner, consensus)
+    others, _ = state_fields.select_others(state.inner, consensus)
     with jax.named_scope(SYNC_SCOPE + RESTARTS):
-      fields = jax.lax.cond(due, take_over, lambda fields: fields, fields)
-    return state._replace(inner=put_back(fields))
+      fields, others = jax.lax.cond(due, take_over, keep, fields, others)
+    inner_state = put_back(fields)
+    _, put_back = state_fields.select_others(inner_state, consensus)
+    return state._replace(inner=put_back(others))
 
   def sync_fields(state: DeslocState, due, consensus, share) -> DeslocState:
     inner_state, drift = state.inner, dict(state.drift)
@@ -294,6 +302,9 @@ def desloc(
   def follow_consensus(local, consensus, updates):
     return match_varying(optax.apply_updates(consensus, updates), local)
 
+  def just_synced(state: DeslocState) -> jax.Array:
+    return state.counters['params'] == (timing == 'pre')
+
   def update_fn(grads, state: DeslocState, params=None, *, weights=None, active=None, **extra_args):
     if params is None:
       raise ValueError(
@@ -302,20 +313,27 @@ def desloc(
     worker_count(axis_name)  # Raises outside the axis.
     share = worker_share(axis_name, weights, active)
     value = extra_args.get('value')
+    if health:
+      record = health_lib.look_back(state.health, params, state.params, just_synced(state))
+      state = state._replace(health=record)
     if timing == 'pre':
       updates, state, ballot = sync(state, params, share, value)
       stepped = local_step(grads, state, **extra_args)
       if ballot is not None:  # The gradient of a worker that restarts was taken elsewhere.
-        kept = optax.tree.where(
-          ballot.restarts & (state.counters['params'] == 0),
-          (state.params, state.inner),
-          (stepped.params, stepped.inner),
+        skips = ballot.restarts & (state.counters['params'] == 0)
+        kept = health_lib.skip_step(
+          skips, (state.params, state.inner), (stepped.params, stepped.inner)
         )
         stepped = stepped._replace(params=kept[0], inner=kept[1])
       state = stepped
     else:
       state = local_step(grads, state, **extra_args)
       updates, state, _ = sync(state, params, share, value)
+    if health:
+      record = health_lib.look_around(
+        state.health, params, updates, state.params, just_synced(state)
+      )
+      state = state._replace(health=record)
     return updates, state._replace(step=state.step + 1)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -35,8 +35,7 @@ _RANGES = {
   ),
   (0, _FLOAT32_LIMIT): (
     'inner.learning_rate', 'inner.eps', 'inner.eps_root', 'inner.alpha', 'inner.clip_norm',
-    'inner.clip_value', 'inner.weight_decay', 'outer.learning_rate', 'health.threshold',
-    'plan.latency_ms',
+    'inner.clip_value', 'inner.weight_decay', 'outer.learning_rate', 'plan.latency_ms',
   ),
 }  # fmt: skip
 # What is expected, in words and as a condition, of which options.
@@ -51,6 +50,7 @@ _EXPECTED = (
   )),
   ('a share in (0, 1]', lambda x: 0 < x <= 1, ('plan.mfu',)),
   ('a share in (0, 1)', lambda x: 0 < x < 1, ('plan.share',)),
+  ('0, or a finite number above 1', lambda x: x == 0 or 1 < x < math.inf, ('health.threshold',)),
 )  # fmt: skip
 _CHOICES = {
   'method': METHODS,

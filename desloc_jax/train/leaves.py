@@ -81,9 +81,16 @@ class LeafReader:
   def read_if_same(
     self, name: str, rows: Sequence[int], like: jax.ShapeDtypeStruct
   ) -> jax.Array | None:
-    """Returns the rows of [workers, ...] as one if they are all the same, else None."""
+    """Returns the rows of [workers, ...] as one if they are all the same, else None.
+
+    Of counts (signed integers, one a worker) that differ it is the largest: who was restarted, or
+    came later, has seen fewer steps than those that were there all the time.
+    """
     store = self._open(name)
-    first, *others = (store[row].read().result() for row in rows)
+    values = [store[row].read().result() for row in rows]
+    if np.issubdtype(like.dtype, np.signedinteger) and not like.shape:
+      values = [max(values)]
+    first, *others = values
     if not all(np.array_equal(first, other) for other in others):
       return None
     return jax.make_array_from_callback(

@@ -104,8 +104,8 @@ class Recorder:
     for worker in np.flatnonzero(restarts > self._restarts):
       if processes.writes():
         self._bar.write(
-          f'Step {step}: worker {worker} was not finite or had run away. It was left out of the '
-          f'average and restarted from the consensus, restart {restarts[worker]} of this worker.',
+          f'Step {step}: worker {worker} was not finite, had run away or was stuck. It was left out '
+          f'of the average and restarted from the consensus, restart {restarts[worker]} of this worker.',
           file=sys.stderr,
         )
     self._restarts = np.array(restarts, int)
@@ -170,7 +170,7 @@ def check_finite(step: int, metrics: Mapping[str, Any], active: np.ndarray) -> N
   if problems and not metrics['health']:
     raise TrainingDiverged(f'{problems[0]}. {_ADVICE}')
   if active.any() and not (healthy & active).any():
-    problem = [*problems, f'all have run away from the consensus at step {step}'][0]
+    problem = [*problems, f'parameters or moments of all are not finite at step {step}'][0]
     raise TrainingDiverged(f'no healthy worker is left: {problem}. {_ADVICE}')
 
 

@@ -105,10 +105,10 @@ def _carry_over(
   one = _one_worker(leaf)
   if old_workers is None:
     return reader.start(source, one)
+  rows = [row for row, finite in enumerate(before.finite) if finite]
   if jnp.issubdtype(leaf.like.dtype, jnp.inexact):
-    rows = [row for row, finite in enumerate(before.finite) if finite]
     return reader.start_mean(source, rows, one)
-  value = reader.read_if_same(source, range(old_workers), one)
+  value = reader.read_if_same(source, rows, one)
   return None if value is None else lambda: value
 
 
