@@ -5,10 +5,13 @@ from jax.extend import core
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec as P
 import numpy as np
+import optax
 import pytest
 
+from desloc_jax import desloc
 from desloc_jax.optimizer import averaging
-from desloc_jax.optimizer.averaging import Share, worker_mean
+from desloc_jax.optimizer.averaging import relative_distance, Share, worker_mean, worker_share
+from tests import workers
 
 SHAPES = {
   'scalar': ((), jnp.float32),
@@ -104,3 +107,84 @@ def test_workers_on_one_device_send_nothing_and_copy_nothing():
   tree = arrays(4)
   mean = jax.vmap(lambda own: worker_mean(own, 'workers'), axis_name='workers')
   assert 'concatenate' not in str(jax.make_jaxpr(mean)(tree))
+
+
+# Low precision.
+
+LOW = [jnp.float16, jnp.bfloat16, jnp.float8_e5m2, jnp.float8_e4m3fn]
+WEIGHTS = {
+  'none': None,
+  'large': [257, 257, 257],
+  'small': [1e-6, 1e-6, 1e-6],
+  'unlike': [3, 5, 7],
+  'far apart': [1, 100, 1000],
+  'one is away': [2, 2, 0],
+}
+
+
+def mean_of_three(rows, weights=None):
+  """Over a vmapped axis, [3, n] -> [n]."""
+  weights = None if weights is None else np.asarray(weights, float)
+
+  def of_worker(own):
+    return worker_mean(own, 'workers', worker_share('workers', weights, None))
+
+  means = jax.jit(jax.vmap(of_worker, axis_name='workers'))(rows)
+  assert means.dtype == rows.dtype and bool((means == means[0]).all())
+  return means[0]
+
+
+@pytest.mark.parametrize('weights', WEIGHTS)
+@pytest.mark.parametrize('dtype', LOW, ids=lambda dtype: dtype.__name__)
+def test_workers_that_are_equal_stay_as_they_are(dtype, weights):
+  """After 20 means in a row: to a rounding or two each, and without a trend."""
+  start = jnp.asarray(np.random.default_rng(0).uniform(0.5, 4.0, 2000), dtype)
+  own = start
+  for _ in range(20):
+    own = mean_of_three(jnp.stack([own] * 3), WEIGHTS[weights])
+  change = np.asarray(own, np.float64) / np.asarray(start, np.float64) - 1
+  spacing = float(jnp.finfo(dtype).eps)
+  assert abs(change.mean()) < spacing / 8 and abs(change).max() <= 2 * spacing
+
+
+@pytest.mark.parametrize('weights', WEIGHTS)
+@pytest.mark.parametrize('dtype', LOW, ids=lambda dtype: dtype.__name__)
+def test_means_of_large_values_do_not_overflow(dtype, weights):
+  largest = float(jnp.finfo(dtype).max)
+  rows = jnp.asarray(np.array([[0.9], [0.8], [0.7]]) * largest, dtype)
+  expected = np.average(np.asarray(rows, np.float64), axis=0, weights=WEIGHTS[weights])
+  mean = np.asarray(mean_of_three(rows, WEIGHTS[weights]), np.float64)
+  np.testing.assert_allclose(mean, expected, rtol=2 * float(jnp.finfo(dtype).eps))
+
+
+def test_a_worker_that_does_not_count_is_left_out_in_low_precision_too():
+  rows = jnp.asarray([[1.0], [jnp.nan], [3.0]], jnp.bfloat16)
+  assert mean_of_three(rows, [1, 0, 1]) == 2
+  assert mean_of_three(jnp.full((3, 1), jnp.inf, jnp.float16)) == jnp.inf
+
+
+@pytest.mark.parametrize('fsdp', [1, 2])
+def test_low_precision_on_a_mesh(fsdp):
+  """Packed and apart."""
+  mesh = make_mesh(4, fsdp)
+  rows = {'a': jnp.full((4, 3), 20_000, jnp.float16), 'b': jnp.full((4, 2), 3, jnp.float16)}
+  mean = jax.jit(mean_on(mesh, rows))(rows)
+  assert (mean['a'] == 20_000).all() and (mean['b'] == 3).all()
+  assert len(sent_arrays(mean_on(mesh, rows), rows)) == fsdp
+
+
+@pytest.mark.parametrize('dtype', LOW[:2], ids=lambda dtype: dtype.__name__)
+def test_drift_of_low_precision(dtype):
+  """A distance of 1e-4 has a square that float16 rounds to zero, and one of 300 an infinite one."""
+  for size in (1e-4, 300.0):
+    own, mean = jnp.full(4, 2 * size, dtype), jnp.full(4, size, dtype)
+    np.testing.assert_allclose(relative_distance(own, mean), 1.0, rtol=0.02)
+
+
+@pytest.mark.parametrize('dtype', LOW[:2], ids=lambda dtype: dtype.__name__)
+def test_weights_do_not_shrink_the_consensus(dtype):
+  tx = desloc(optax.sgd(0.0), {'params': 1})
+  still = lambda t, worker, x: jax.tree.map(jnp.zeros_like, x)
+  extra = lambda t: {'weights': np.full(3, 257.0)}
+  *_, (_, params) = workers.run(tx, {'w': jnp.ones(5, dtype)}, still, 3, 20, extra=extra)
+  assert (params['w'] == 1).all()

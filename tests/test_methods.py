@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from desloc_jax import ddp, desloc
+from desloc_jax import ddp, desloc, synced
 from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
 from desloc_jax.optimizer.quasi_hyperbolic import scale_by_qh_adam, scale_by_qh_adopt
@@ -304,3 +304,27 @@ def test_ddp_takes_weights():
     ddp(optax.sgd(0.1)), {'w': jnp.asarray(x0, jnp.float32)}, first_only, 1, 5
   )
   np.testing.assert_allclose(params['w'], alone['w'], rtol=1e-6)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_while_nobody_is_active_the_consensus_stands_still(method):
+  """And of DDP everything, which goes on as if those steps had not been."""
+  _, of_worker, x0 = quadratic()
+  inner, periods, outer = make(method, 'adam')
+  tx = make_method(method, inner, periods, outer=outer)
+  start = {'w': jnp.asarray(x0, jnp.float32)}
+  away = lambda t: (t >= 3) & (t < 9)
+  extra = lambda t: {'active': jnp.full(WORKERS, ~away(t))}
+  seen = list(workers.run(tx, start, of_worker, WORKERS, 14, extra=extra))
+  bits = lambda tree: [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+  before, counts = seen[2][0], []
+  for t in range(3, 9):
+    state, params = seen[t]
+    assert bits(params) == bits(seen[2][1]) and bits(state.outer) == bits(before.outer)
+    counts += [was for was in synced(seen[t - 1][0], state).values()]
+  assert not any(counts)
+  assert bits(seen[-1][1]) != bits(seen[2][1])
+  if METHODS[method].gradients:
+    stretched = lambda t, worker, x: of_worker(jnp.where(t < 3, t, t + 6), worker, x)
+    *_, (state, params) = workers.run(tx, start, stretched, WORKERS, 8)
+    assert bits((state.outer, params)) == bits((seen[-1][0].outer, seen[-1][1]))

@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from desloc_jax import desloc
+from desloc_jax import desloc, HealthCheck, synced
 from desloc_jax.optimizer import periods as periods_lib, transform
 from desloc_jax.optimizer.ddp import ddp
+from desloc_jax.optimizer.triggers import due_now
 from tests import workers
 from tests.adam_workers import ADAM, adam_periods, gradient, last, PARAMS
 
@@ -200,3 +201,94 @@ def test_an_outer_optimizer_may_compute_in_a_wider_dtype(timing):
   tx = desloc(optax.sgd(0.1), {'params': 2}, outer=outer, timing=timing)
   *_, (state, consensus) = workers.run(tx, params, gradient, 2, 4)
   assert state.params['w'].dtype == consensus['w'].dtype == jnp.bfloat16
+
+
+def syncs_of(tx, steps, count=3, params=PARAMS):
+  """Returns by step the names of what `synced` says was averaged."""
+  before, found = workers.init(tx, params, count), []
+  for state, _ in workers.run(tx, params, gradient, count, steps):
+    found.append({name for name, was in synced(before, state).items() if was})
+    before = state
+  return found
+
+
+@pytest.mark.parametrize('timing', ['post', 'pre'])
+@pytest.mark.parametrize('warmup', [1, 2, 3])
+def test_synced_tells_of_every_step_of_a_warm_up(timing, warmup):
+  tx = desloc(ADAM, adam_periods(3, 6, None), timing=timing, warmup_steps=warmup)
+  found = syncs_of(tx, 12)
+  # 'post': 3 steps after the last one of the warm-up; 'pre': before the step that follows those.
+  regular = {warmup - 1 + k: {'params', 'mu'} if k == 6 else {'params'} for k in (3, 6, 9)}
+  expected = [{'params', 'mu', 'nu'} if t < warmup else regular.get(t, set()) for t in range(12)]
+  assert found == expected
+
+
+@pytest.mark.parametrize('timing', ['post', 'pre'])
+def test_synced_tells_of_every_coin(timing):
+  periods, key = adam_periods(2, 2, 2), jax.random.key(1)
+  zero = dict.fromkeys(periods, jnp.int32(0))
+  coins = [due_now(periods, zero, jnp.int32(t), key, 0) for t in range(12)]
+  expected = [{name for name, now in coin.items() if now} for coin in coins]
+  assert expected[0]  # Some at the very first step.
+  assert syncs_of(desloc(ADAM, periods, timing=timing, coin_key=key), 12) == expected
+
+
+def test_synced_tells_of_a_period_of_one():
+  ones = adam_periods(1, 1, 1)
+  everything = [{'params', 'mu', 'nu'}] * 5
+  assert syncs_of(desloc(ADAM, ones), 5) == everything
+  assert syncs_of(desloc(ADAM, ones, timing='pre'), 5) == [
+    set(),
+    *everything[1:],
+  ]  # From step 1 on.
+
+
+def test_an_update_at_the_first_step_is_applied():
+  """An outer optimizer that moves the consensus also where all workers agree with it."""
+  key = next(k for k in map(jax.random.key, range(9)) if jax.random.bernoulli(
+    jax.random.fold_in(jax.random.fold_in(k, 0), 0), 1 / 2))  # fmt: skip
+  outer = optax.chain(optax.add_decayed_weights(0.5), optax.scale(-1.0))
+  tx = desloc(optax.sgd(0.1), {'params': 2}, outer=outer, timing='pre', coin_key=key)
+  (state, params), *_ = workers.run(tx, PARAMS, gradient, 2, 1)
+  np.testing.assert_allclose(params['w'], 0.5 * PARAMS['w'], rtol=1e-6)
+  assert state.counters['params'] == -1
+
+
+# Donation.
+
+TRANSFORMS = {
+  'adam': lambda: desloc(ADAM, adam_periods(2, 4, 4)),
+  'adam, health': lambda: desloc(ADAM, adam_periods(2, 4, 4), health=HealthCheck()),
+  'outer nesterov': lambda: desloc(ADAM, adam_periods(2, 4, 4), outer=NESTEROV),
+  'outer dog': lambda: desloc(ADAM, adam_periods(2, 4, 4), outer=optax.contrib.dog(1.0)),
+  'inner dog': lambda: desloc(optax.contrib.dog(1.0), {'params': 2, 'init_params': None}),
+  'inner prodigy': lambda: desloc(
+    optax.contrib.prodigy(1.0),
+    {'params': 2, **dict.fromkeys(('exp_avg', 'exp_avg_sq', 'grad_sum', 'params0'))},
+  ),
+  'noise': lambda: desloc(optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)),
+                                      optax.sgd(0.1)), {'params': 2}),
+  'ddp dog': lambda: ddp(optax.contrib.dog(1.0)),
+  'ddp adam': lambda: ddp(ADAM),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', TRANSFORMS)
+def test_no_two_arrays_of_the_first_state_are_one(name):
+  tx, params = TRANSFORMS[name](), jax.tree.map(jnp.copy, PARAMS)
+  alone = tx.init(params)
+  buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, alone))
+             if jnp.issubdtype(x.dtype, jnp.number)]  # fmt: skip
+  assert len(set(buffers)) == len(buffers)
+  state = workers.init(tx, params, 2)
+  step = jax.jit(workers.make_step(tx, gradient, 2), donate_argnums=(1, 2))
+  for t in range(3):
+    state, params = step(t, state, params)
+  assert np.isfinite(params['w']).all()
+
+
+def test_parameters_that_are_not_floating_are_refused():
+  params = {'w': jnp.ones(3), 'table': [jnp.arange(3)]}
+  for tx in (desloc(optax.sgd(0.1), {'params': 1}), ddp(optax.sgd(0.1))):
+    with pytest.raises(ValueError, match=r"params\['table'\]\[0\] is int32; expected floating"):
+      tx.init(params)

@@ -67,7 +67,10 @@ def worker_share(
   total = lib.sum(weights)
   if known and not total > 0:
     raise ValueError('no worker is active with a positive weight: there is nothing to average.')
-  weights = jnp.asarray(weights, jnp.float32)
+  # The largest is one, so that weights that are all the same round nothing.
+  largest = lib.max(weights)
+  largest = lib.where(largest > 0, largest, 1.0)
+  weights, total = jnp.asarray(weights / largest, jnp.float32), total / largest
   return Share(weights[jax.lax.axis_index(axis_name)], jnp.asarray(total, jnp.float32))
 
 
@@ -76,7 +79,17 @@ def worker_mean(tree: Tree, axis_name: AxisName, share: Share | None = None) -> 
 
   A worker with a `share` (see `worker_share`) of zero does not count, whatever its values are. If
   none counts the mean is zero.
+
+  Each leaf is sent in its dtype, but 8 bits and fewer as bfloat16, as no device sums them.
   """
+  leaves, structure = jax.tree.flatten(tree)
+  low = {i: leaf for i, leaf in enumerate(leaves) if has_low_precision(leaf)}
+  others = {i: leaf for i, leaf in enumerate(leaves) if i not in low}
+  means = _mean(others, axis_name, share) | _low_precision_mean(low, axis_name, share)
+  return jax.tree.unflatten(structure, [means[i] for i in range(len(leaves))])
+
+
+def _mean(tree: Tree, axis_name: AxisName, share: Share | None) -> Tree:
   if share is None:
     return _all_reduce(jax.lax.pmean, tree, axis_name)
   weight, total = share
@@ -95,6 +108,37 @@ def from_one(tree: Tree, axis_name: AxisName, donates: jax.Array) -> Tree:
 
   sums = _all_reduce(jax.lax.psum, jax.tree.map(part, tree), axis_name)
   return jax.tree.map(lambda x, like: x.astype(like.dtype), sums, tree)
+
+
+def _low_precision_mean(tree: Tree, axis_name: AxisName, share: Share | None) -> Tree:
+  """Weighs in float32, and makes values smaller before their sum, which could overflow.
+
+  By a power of two, which rounds nothing: workers that are all the same stay so.
+  """
+  weight, total = share or Share(jnp.float32(1), jnp.float32(worker_count(axis_name)))
+  total = jnp.where(total > 0, total, 1.0)
+  fraction, exponent = jnp.frexp(total)  # In [.5, 1).
+  power = jnp.ldexp(jnp.float32(1), exponent - (fraction == 0.5))
+
+  def part(x):
+    dtype = x.dtype if jnp.finfo(x.dtype).bits == 16 else jnp.bfloat16
+    x = (x.astype(jnp.float32) * (weight / power)).astype(dtype)
+    return x if share is None else jnp.where(weight > 0, x, 0)
+
+  sums = _all_reduce(jax.lax.psum, jax.tree.map(part, tree), axis_name)
+  return jax.tree.map(
+    lambda y, x: (y.astype(jnp.float32) * (power / total)).astype(x.dtype), sums, tree
+  )
+
+
+def has_low_precision(x: jax.Array) -> bool:
+  """Returns whether sums of such values may overflow, and squares too: fewer than 32 bits."""
+  return jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
+
+
+def at_least_float32(tree: Tree) -> Tree:
+  """Returns `tree` with floats of fewer bits as float32."""
+  return jax.tree.map(lambda x: x.astype(jnp.float32) if has_low_precision(x) else x, tree)
 
 
 def _all_reduce(reduce: Callable, tree: Tree, axis_name: AxisName) -> Tree:
@@ -144,6 +188,7 @@ def match_varying(tree: Tree, like: Tree) -> Tree:
 
 def relative_distance(tree: Tree, mean: Tree) -> jax.Array:
   """Returns ||tree - mean|| / ||mean|| over all leaves, a float32 scalar; 0 if both are zero."""
+  tree, mean = at_least_float32(tree), at_least_float32(mean)
   distance = optax.tree.norm(optax.tree.sub(tree, mean)).astype(jnp.float32)
   return distance / jnp.maximum(
     optax.tree.norm(mean).astype(jnp.float32), jnp.finfo('float32').tiny

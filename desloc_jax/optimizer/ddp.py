@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from desloc_jax.optimizer.averaging import AxisName, worker_count, worker_mean, worker_share
-from desloc_jax.optimizer.transform import DeslocState, SYNC_SCOPE
+from desloc_jax.optimizer.transform import check_floating, copied, DeslocState, SYNC_SCOPE
 
 
 def ddp(
@@ -22,19 +22,26 @@ def ddp(
     axis_name: the mesh or vmap axis of the workers, or several axes.
 
   Returns:
-    An `optax.GradientTransformationExtraArgs` whose `update` must run inside `axis_name`.
+    An `optax.GradientTransformationExtraArgs` whose `update` must run inside `axis_name`. It takes
+    `weights` and `active` as `desloc`'s does; where no worker counts the model and the optimizer's
+    state stay as they are, and nothing counts as averaged.
+
+  Raises:
+    ValueError: as `desloc` does.
   """
   inner = optax.with_extra_args_support(inner)
 
   def init_fn(params):
-    return DeslocState(
+    check_floating(params)
+    state = DeslocState(
       step=jnp.zeros([], jnp.int32),
-      counters={'gradients': jnp.zeros([], jnp.int32)},  # Zero: averaged in the latest step.
+      counters={'gradients': jnp.zeros([], jnp.int32)},  # Steps since the latest average.
       params=None,
       inner=optax.EmptyState(),
       outer=inner.init(params),
       drift={},
     )
+    return copied(state)
 
   def update_fn(grads, state, params=None, *, weights=None, active=None, **extra_args):
     worker_count(axis_name)  # Raises outside the axis.
@@ -42,7 +49,13 @@ def ddp(
     with jax.named_scope(SYNC_SCOPE + 'gradients'):
       grads = worker_mean(grads, axis_name, share)
     updates, inner_state = inner.update(grads, state.outer, params, **extra_args)
-    return updates, state._replace(step=state.step + 1, outer=inner_state)
+    counters = state.counters
+    if share is not None:
+      counts = share.total > 0
+      updates = optax.tree.where(counts, updates, optax.tree.zeros_like(updates))
+      inner_state = optax.tree.where(counts, inner_state, state.outer)
+      counters = {name: jnp.where(counts, 0, count + 1) for name, count in counters.items()}
+    return updates, state._replace(step=state.step + 1, counters=counters, outer=inner_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

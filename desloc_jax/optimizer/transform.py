@@ -40,7 +40,8 @@ class DeslocState(NamedTuple):
   """
 
   step: jax.Array  # int32 scalar: updates done.
-  counters: dict[str, jax.Array]  # int32 scalars: steps since each quantity was last averaged.
+  # int32 scalars: steps since each quantity was last averaged. -1 is a step too: see `synced`.
+  counters: dict[str, jax.Array]
   params: optax.Params  # The worker's own parameters: gradients are taken here.
   inner: optax.OptState  # The worker's own inner optimizer state, with its moments.
   outer: optax.OptState  # The outer optimizer's state, the same on every worker.
@@ -55,8 +56,30 @@ WORKER_AXES = DeslocState(
 
 
 def synced(before: DeslocState, after: DeslocState) -> dict[str, jax.Array]:
-  """Returns, by name, a boolean scalar: was the quantity averaged in the update between the two?"""
-  return {name: after.counters[name] <= before.counters[name] for name in after.counters}
+  """Returns, by name, a boolean scalar: was the quantity averaged in the update between the two?
+
+  With `timing='pre'` a step follows the average. In the first update its counter is 1 without an
+  average, and -1 with one.
+  """
+  return {name: after.counters[name] <= abs(before.counters[name]) for name in after.counters}
+
+
+def copied(state: DeslocState) -> DeslocState:
+  """Returns `state` in buffers of its own, so that it can be donated together with the consensus.
+
+  An optimizer's state may hold the parameters themselves, or one array twice.
+  """
+  return jax.tree.map(jnp.copy, state)
+
+
+def check_floating(params: optax.Params) -> None:
+  """Raises ValueError for parameters that have no gradient and no mean, by their paths."""
+  for path, x in jax.tree.leaves_with_path(params):
+    if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+      raise ValueError(
+        f'params{jax.tree_util.keystr(path)} is {jnp.result_type(x)}; expected floating parameters '
+        'only. Keep other arrays out of params, they are the same on every worker.'
+      )
 
 
 def desloc(
@@ -161,19 +184,20 @@ def desloc(
   averaged_fields = [name for name in averaged if name != 'params']
 
   def init_fn(params: optax.Params) -> DeslocState:
+    check_floating(params)
     inner_state = inner.init(params)
     labels = state_fields.label_fields(inner_state, params)
     state_fields.check_fields(labels, {*periods, *reset})
-    return DeslocState(
+    state = DeslocState(
       step=jnp.zeros([], jnp.int32),
       counters={name: jnp.zeros([], jnp.int32) for name in counted},
-      # A copy, so that the local and the consensus buffers can both be donated.
-      params=jax.tree.map(jnp.copy, params),
+      params=params,
       inner=inner_state,
       outer=outer.init(params) if outer else optax.EmptyState(),
       drift={name: jnp.zeros([], jnp.float32) for name in averaged},
       health=health_lib.init_health() if health else (),
     )
+    return copied(state)
 
   def local_step(grads, state: DeslocState, **extra_args) -> DeslocState:
     updates, inner_state = inner.update(grads, state.inner, state.params, **extra_args)
@@ -192,13 +216,19 @@ def desloc(
       due[RESTARTS] = due['params'] & ballot.any_restarts
       state, share = state._replace(health=record), ballot.share
     if share is not None:
-      due = {name: now & (share.total > 0) for name, now in due.items()}
+      # The vote was taken, and sent, also where nobody counts.
+      due |= {name: now & (share.total > 0) for name, now in due.items() if name != HEALTH}
     state = sync_fields(state, due, consensus, share)
     if health:
       state = restart_fields(state, due[RESTARTS], consensus, ballot)
     updates, state = sync_params(state, due, consensus, share)
-    counters = {name: jnp.where(due[name], 0, count) for name, count in state.counters.items()}
-    return updates, state._replace(counters=counters), ballot
+    return updates, state._replace(counters=count_anew(state.counters, due)), ballot
+
+  def count_anew(counters, due):
+    # A counter is zero here in the first update only, before its step ('pre'): -2 tells an average
+    # from none after that step, see `synced`.
+    zero = {name: jnp.where(count == 0, -2, 0) for name, count in counters.items()}
+    return {name: jnp.where(due[name], zero[name], count) for name, count in counters.items()}
 
   def take_vote(state: DeslocState, due, consensus, share, value):
     # Before the local step: one that restarted at the step before has had none since.
@@ -303,7 +333,7 @@ def desloc(
     return match_varying(optax.apply_updates(consensus, updates), local)
 
   def just_synced(state: DeslocState) -> jax.Array:
-    return state.counters['params'] == (timing == 'pre')
+    return abs(state.counters['params']) == (timing == 'pre')
 
   def update_fn(grads, state: DeslocState, params=None, *, weights=None, active=None, **extra_args):
     if params is None:
@@ -313,6 +343,7 @@ def desloc(
     worker_count(axis_name)  # Raises outside the axis.
     share = worker_share(axis_name, weights, active)
     value = extra_args.get('value')
+    state = state._replace(counters=jax.tree.map(abs, state.counters))
     if health:
       record = health_lib.look_back(state.health, params, state.params, just_synced(state))
       state = state._replace(health=record)
@@ -320,7 +351,7 @@ def desloc(
       updates, state, ballot = sync(state, params, share, value)
       stepped = local_step(grads, state, **extra_args)
       if ballot is not None:  # The gradient of a worker that restarts was taken elsewhere.
-        skips = ballot.restarts & (state.counters['params'] == 0)
+        skips = ballot.restarts & (state.counters['params'] <= 0)
         kept = health_lib.skip_step(
           skips, (state.params, state.inner), (stepped.params, stepped.inner)
         )
