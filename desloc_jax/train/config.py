@@ -16,7 +16,14 @@ from desloc_jax.optimizer.schedules import SCHEDULES
 
 # What `restore.allow` can name: the options, by prefix, that may then differ at a restart.
 ALLOWABLE = {
-  'periods': ('periods.', 'stochastic', 'period_growth', 'sync_warmup_steps', 'timing', 'moment_guard'),
+  'periods': (
+    'periods.',
+    'stochastic',
+    'period_growth',
+    'sync_warmup_steps',
+    'timing',
+    'moment_guard',
+  ),
   'method': ('method', 'outer.', 'periods.', 'health.check'),
   'inner': ('inner.', 'periods.'),
   'schedule': ('schedule.', 'steps'),
