@@ -6,6 +6,11 @@ x, u, v are [workers, n]. Nothing here is shared with the package under test.
 import numpy as np
 
 
+def moment_bound(b1, b2):
+  """Returns of |u| / sqrt(v) what Adam can reach, and a hundredth more."""
+  return 1.01 * (1 - b1) / np.sqrt((1 - b2) * (1 - b1**2 / b2))
+
+
 def clip(g, rho):
   norm = np.sqrt((g**2).sum(axis=-1, keepdims=True))
   return np.where(norm > rho, g * rho / norm, g)
@@ -82,6 +87,7 @@ def desloc(
   coins=None,
   warmup=0,
   weights=None,
+  bound=None,
 ):
   """Runs DES-LOC.
 
@@ -97,6 +103,8 @@ def desloc(
     coins: booleans [steps, 3] for x, u and v that say when to average, instead of periods.
     warmup: steps at the start in which everything is averaged, without outer or reset.
     weights: [steps, workers] of the averages; None: all the same.
+    bound: of |u| / sqrt(v), kept by raising v when one of them is averaged alone; None: the
+      algorithm as printed.
 
   Returns:
     x [steps, workers, n] after each step, and the consensus [steps, n].
@@ -124,18 +132,24 @@ def desloc(
       x_ref = x_ref - lr * (delta + momentum * outer_momentum)
     return np.broadcast_to(x_ref, x.shape).copy()
 
+  def hold(u, v, t, offset):
+    alone = bound is not None and due(1, t, offset) != due(2, t, offset)
+    return np.maximum(v, (u / bound) ** 2) if alone else v
+
   for t in range(steps):
     g = clip(gradient(t, x), rho)
     w = None if weights is None else weights[t]
     if timing == 'pre':
       u = mean(u, w) if due(1, t, 0) else u
       v = mean(v, w) if due(2, t, 0) else v
+      v = hold(u, v, t, 0)
       x = sync_x(x, t, w) if due(0, t, 0) else x
     update, u, v = local_step(g, u, v, t)
     x = x + update
     if timing == 'post':
       u = mean(u, w) if due(1, t, 1) else u
       v = mean(v, w) if due(2, t, 1) else v
+      v = hold(u, v, t, 1)
       if due(0, t, 1):
         x = sync_x(x, t, w)
         if reset and t >= warmup:

@@ -34,6 +34,7 @@ STEP = {
   'adopt': reference.adopt_step,
   'lion': reference.lion_step,
 }
+BOUND = reference.moment_bound(0.95, 0.95)
 # method: (inner, periods of x, u and v, options of the reference, options of the config).
 CASES = {
   'ddp': ('adam', None, {}, {}),
@@ -42,7 +43,7 @@ CASES = {
   'favg_opt': ('adam', (4, None, None), {}, {}),
   'favg_reset': ('adopt', (4, None, None), {'reset': True}, {}),
   'diloco': ('adam', (4, None, None), {'outer': NESTEROV}, {}),
-  'desloc': ('adam', (4, 12, 24), {}, {}),
+  'desloc': ('adam', (4, 12, 24), {'bound': BOUND}, {}),
   'desloc adopt': ('adopt', (4, 12, 24), {}, {}),
   'desloc lion': ('lion', (4, 12, None), {}, {}),
   'desloc_nesterov': ('adopt', (4, 12, 24), {'outer': NESTEROV}, {}),
@@ -113,7 +114,7 @@ def test_stochastic_syncs_follow_their_coins(timing):
   np.testing.assert_allclose(shares, [1 / 4, 1 / 6, 1 / 10], atol=0.12)
   expected = reference.desloc(
     of_all, np.tile(x0, (WORKERS, 1)), STEPS, None, functools.partial(STEP['adam'], eta=RATE),
-    timing=timing, rho=RHO, coins=coins,
+    timing=timing, rho=RHO, coins=coins, bound=BOUND,
   )  # fmt: skip
   with jax.enable_x64(True):
     inner, _, _ = make('desloc', 'adam')
@@ -150,6 +151,7 @@ def test_weights_and_active_workers():
   expected = reference.desloc(
     of_all, np.tile(x0, (WORKERS, 1)), STEPS, (4, 6, 10),
     functools.partial(STEP['adam'], eta=RATE), timing='post', rho=RHO, weights=weights * active,
+    bound=BOUND,
   )  # fmt: skip
   with jax.enable_x64(True):
     inner, _, _ = make('desloc', 'adam')

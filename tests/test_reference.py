@@ -25,9 +25,11 @@ INNERS = {
 
 @pytest.mark.parametrize('outer', [None, (0.7, 0.9)], ids=['averaging', 'nesterov'])
 @pytest.mark.parametrize('timing', ['post', 'pre'])
+@pytest.mark.parametrize('guard', [False, True], ids=['printed', 'guarded'])
 @pytest.mark.parametrize('name', INNERS)
-def test_trajectory_equals_reference(name, timing, outer):
+def test_trajectory_equals_reference(name, guard, timing, outer):
   inner, fields, local_step = INNERS[name]
+  bound = reference.moment_bound(0.9, 0.999) if guard else None
   of_all, of_worker, x0 = problems.quadratic(WORKERS, STEPS)
   expected_local, expected_consensus = reference.desloc(
     of_all,
@@ -38,6 +40,7 @@ def test_trajectory_equals_reference(name, timing, outer):
     timing=timing,
     rho=RHO,
     outer=outer,
+    bound=bound if 'nu' in fields else None,
   )
   with jax.enable_x64(True):
     tx = desloc(
@@ -45,6 +48,7 @@ def test_trajectory_equals_reference(name, timing, outer):
       dict(zip(('params', *fields), PERIODS, strict=False)),
       outer=optax.sgd(outer[0], momentum=outer[1], nesterov=True) if outer else None,
       timing=timing,
+      guard=guard,
     )
     trajectory = workers.run(tx, {'w': jnp.asarray(x0)}, of_worker, WORKERS, STEPS)
     for t, (state, params) in enumerate(trajectory):
@@ -62,3 +66,13 @@ def test_timings_differ_in_the_reference():
     for timing in ('post', 'pre')
   ]
   assert np.abs(runs[0] - runs[1]).max() > 1e-3
+
+
+def test_the_bound_binds_in_the_reference():
+  """Guards the test above: else 'printed' and 'guarded' would be one trajectory."""
+  of_all, _, x0 = problems.quadratic(WORKERS, STEPS)
+  x0 = np.tile(x0, (WORKERS, 1))
+  run = lambda bound: reference.desloc(
+    of_all, x0, STEPS, PERIODS, INNERS['adam'][2], timing='post', rho=RHO, bound=bound
+  )[0]
+  assert np.abs(run(reference.moment_bound(0.9, 0.999)) - run(None)).max() > 1e-3

@@ -10,6 +10,7 @@ import optax
 
 from desloc_jax.optimizer import (
   health as health_lib,
+  moment_guard,
   periods as periods_lib,
   state_fields,
   triggers,
@@ -93,6 +94,7 @@ def desloc(
   coin_key: jax.Array | None = None,
   warmup_steps: int = 0,
   health: health_lib.HealthCheck | None = None,
+  guard: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Trains locally and averages parameters and each optimizer state at its own period.
 
@@ -133,6 +135,10 @@ def desloc(
       exchange of 20 bytes for each worker before each sync), and at the next parameter sync
       restarts them, and those that were not `active` since the last one, from the consensus, the
       averaged state fields and the other numbers of one that counts. None: no worker is looked at.
+    guard: raises the second moment of Adam and its kin where, after an average of one moment alone,
+      it is less than Adam itself could have; else a coordinate that one worker alone has a gradient
+      in takes steps of moment / eps. It sends nothing and changes no bit elsewhere; see
+      `moment_guard`, also for the moments that it cannot bound.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` whose `update` must run inside `axis_name`. Its state
@@ -267,11 +273,17 @@ def desloc(
           due[name], functools.partial(average_field, share=share), keep, fields, drift[name]
         )
       inner_state = put_back(fields)
+    if guard:
+      inner_state = moment_guard.hold(inner_state, bounds_of(inner_state, consensus), due)
     if reset and 'params' in due:
       fields, put_back = state_fields.select_fields(inner_state, consensus, reset)
       zeroed = due['params'] & (state.step >= warmup_steps)
       inner_state = put_back(jax.lax.cond(zeroed, zero_fields, lambda fields: fields, fields))
     return state._replace(inner=inner_state, drift=drift)
+
+  def bounds_of(inner_state, consensus) -> moment_guard.Bounds:
+    independent = coin_key is not None
+    return moment_guard.find_bounds(inner, inner_state, consensus, periods, independent)
 
   def average_field(local, drift, share):
     mean = worker_mean(local, axis_name, share)

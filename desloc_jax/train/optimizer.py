@@ -21,6 +21,9 @@ from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.transform import HEALTH, RESTARTS
 from desloc_jax.train.segment import Clock
 
+# With fewer in a run a quantity is hardly averaged at all.
+FEW_AVERAGES = 8
+
 
 class Optimizer(NamedTuple):
   """A method with its parts."""
@@ -61,6 +64,7 @@ def make_transform(
     coin_key=jax.random.key(config.seed) if config.stochastic else None,
     warmup_steps=config.sync_warmup_steps,
     health=_health_check(config, periods),
+    guard=config.moment_guard,
   )
   if config.worker_weights:
     weights = jnp.asarray(config.worker_weights, jnp.float32)
@@ -122,16 +126,30 @@ def _resolve_periods(config: config_dict.ConfigDict, inner, params_like, clock: 
     periods = resolve_periods(config.method, inner, params_like, requested)
   except ValueError as error:
     raise UserError(str(error)) from error
+  _warn_of_few_averages(periods, clock.last_step - (config.timing == 'pre'))
+  moments = {name: period for name, period in periods.items() if name != 'params'}
+  if not config.moment_guard and len(set(moments.values())) > 1:
+    logging.warning(
+      'moment_guard is off and the moments are averaged at different steps (%s): where one worker '
+      'alone has a gradient, steps of Adam may explode.',
+      ', '.join(f'{name} every {period or "never"}' for name, period in moments.items()),
+    )
+  return periods
+
+
+def _warn_of_few_averages(periods: Periods, steps: int) -> None:
   for name, period in periods.items():
-    if period is not None and period > clock.last_step - (config.timing == 'pre'):
+    if period is not None and (count := steps // period) < FEW_AVERAGES:
       logging.warning(
-        'periods.%s is %d in a run of %d steps: %s will never be averaged.',
+        'periods.%s is %d in a run of %d steps: %s will %s be averaged; %d averages need %s.',
         name,
         period,
-        clock.last_step,
+        steps,
         name,
+        f'only {count} times' if count else 'never',
+        FEW_AVERAGES,
+        f'a period of {steps // FEW_AVERAGES}' if steps >= FEW_AVERAGES else 'a longer run',
       )
-  return periods
 
 
 def _scheduled(periods: Periods, config: config_dict.ConfigDict) -> Periods:
