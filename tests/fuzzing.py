@@ -106,7 +106,8 @@ def try_data(path, tokenizer='bytes', where=''):
       assert packed.text_bytes > 0
     stream = data_lib.TrainingStream(train, workers=2, batch_size=2, seed=0)
     list(itertools.islice(stream.iterator(0, prefetch=0), 2))
-    list(data_lib.validation_batches(validation, 2, 2, 4))
+    held_out = data_lib.Validation(validation, loaded, 4)
+    assert len(list(held_out.batches(2, 2))) == 1 and held_out.bytes_per_token >= 0
 
   return ending(read)
 

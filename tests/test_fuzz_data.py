@@ -1,5 +1,6 @@
 """Damaged texts, tokenizers and prepared folders: read, or named in one line."""
 
+import bz2
 import contextlib
 import gzip
 import io
@@ -36,11 +37,22 @@ def parquet(**options):
   return file.getvalue()
 
 
+def arrow():
+  table, file = pa.Table.from_pylist(ROWS), io.BytesIO()
+  with pa.ipc.new_stream(file, table.schema) as writer:
+    writer.write_table(table)
+  return file.getvalue()
+
+
 FILES = {
   '.txt': b'the state of the union ' * 50,
   '.jsonl': LINES,
   '.jsonl.gz': gzip.compress(LINES),
   '.jsonl.xz': lzma.compress(LINES),
+  '.NDJSON.bz2': bz2.compress(LINES),
+  '.json': json.dumps(ROWS).encode(),
+  '.jsonl.zst': pa.compress(LINES, 'zstd', asbytes=True),
+  '.arrow': arrow(),
   '.parquet': parquet(),
   '.plain.parquet': parquet(compression='none', use_dictionary=False),
 }
@@ -82,9 +94,9 @@ def tokenizer_file(tmp_path_factory):
 
 
 MODELS = [
-  {'type': 'WordLevel', 'vocab': {'<|endoftext|>': 0, 'a': 1}, 'unk_token': '<|endoftext|>'},
-  {'type': 'Unigram', 'unk_id': 0, 'vocab': [['<|endoftext|>', 0.0], ['a', -1.0], ['t', -2.0]]},
-  {'type': 'WordPiece', 'vocab': {'<|endoftext|>': 0, 't': 1}, 'unk_token': '<|endoftext|>',
+  {'type': 'WordLevel', 'vocab': {'<|endoftext|>': 0, 'a': 1}, 'unk_token': 'a'},
+  {'type': 'Unigram', 'unk_id': 1, 'vocab': [['<|endoftext|>', 0.0], ['a', -1.0], ['t', -2.0]]},
+  {'type': 'WordPiece', 'vocab': {'<|endoftext|>': 0, 't': 1}, 'unk_token': 't',
    'continuing_subword_prefix': '##', 'max_input_chars_per_word': 9},
 ]  # fmt: skip
 

@@ -66,7 +66,7 @@ def find_files(path: str) -> Found:
       notes.append(f'{len(others)} of {len(names)} files are not read: {_by_suffix(others)}')
   else:
     root = _fixed_folder(place)
-    found = [name for name in glob.glob(place, recursive=True) if os.path.isfile(name)]
+    found = _match(place, root)
   if not found:
     raise _nothing_found(path, notes)
   found, again = _each_once(sorted(found))
@@ -99,6 +99,27 @@ def _walk(folder: str) -> tuple[list[str], list[str]]:
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
     files += [os.path.join(place, name) for name in names if not name.startswith('.')]
   return files, hidden
+
+
+def _match(pattern: str, root: str) -> list[str]:
+  """Returns the files that match a pattern, '**' any folders; `root` is its fixed part."""
+  if '**' not in pattern.split(os.sep):
+    return [name for name in glob.glob(pattern) if os.path.isfile(name)]
+  if not os.path.isdir(root):
+    return []
+  # `glob` would follow links in circles, twice as many names with each step.
+  parts = pattern.removeprefix(root).strip(os.sep).split(os.sep)
+  return [
+    name for name in _walk(root)[0] if _fits(os.path.relpath(name, root).split(os.sep), parts)
+  ]
+
+
+def _fits(names: list[str], parts: list[str]) -> bool:
+  if not parts:
+    return not names
+  if parts[0] == '**':
+    return any(_fits(names[i:], parts[1:]) for i in range(len(names) + 1))
+  return bool(names) and fnmatch.fnmatchcase(names[0], parts[0]) and _fits(names[1:], parts[1:])
 
 
 def _is_data(path: str) -> bool:

@@ -40,6 +40,7 @@ class Losses:
 
   Attributes:
     path: of the text, for messages.
+    tokenizer: its name, likewise.
     text_bytes: in UTF-8, of all documents.
     dropped_bytes: see `EncodedDocument`, as below.
     tokens: end-of-document ids included.
@@ -47,6 +48,7 @@ class Losses:
   """
 
   path: str
+  tokenizer: str
   text_bytes: int = 0
   dropped_bytes: int = 0
   tokens: int = 0
@@ -78,8 +80,8 @@ class Losses:
     if self.unknown:
       lines.append(
         f'{self.path}: {self.unknown:,} of {self.tokens:,} tokens '
-        f'({self.unknown / self.tokens:.2g} of them) stand for text that the vocabulary of the '
-        'tokenizer lacks, so bits per byte come out too low.'
+        f'({self.unknown / self.tokens:.2g} of them) stand for text that '
+        f'tokenizer {self.tokenizer} does not know, so bits per byte come out too low.'
       )
     return lines
 
@@ -92,8 +94,8 @@ class Losses:
 
   def _dropped(self) -> str:
     return (
-      f'the tokenizer drops {self.dropped_bytes:,} of {self.text_bytes:,} bytes of text '
-      f'({self.dropped_bytes / self.text_bytes:.2g} of it), which its vocabulary lacks'
+      f'tokenizer {self.tokenizer} drops {self.dropped_bytes:,} of {self.text_bytes:,} bytes of text '
+      f'({self.dropped_bytes / self.text_bytes:.2g} of it), which it has no tokens for'
     )
 
 

@@ -196,6 +196,7 @@ def _losses(done: Manifest) -> Losses:
   totals = done.totals().values()
   return Losses(
     path=done.source.get('input', ''),
+    tokenizer=done.tokenizer.name,
     text_bytes=sum(total['text_bytes'] for total in totals),
     dropped_bytes=done.dropped_bytes,
     tokens=sum(total['tokens'] for total in totals),

@@ -155,7 +155,7 @@ def _tokenise(
   read = documents.read_documents(path, where, text_column, on_bad)
   texts = (document.text for document in read)
   members = {split: [] for split in splits.SPLITS}
-  losses = encoding.Losses(path)
+  losses = encoding.Losses(path, tokenizer.name)
   # tqdm shows nothing where standard error is no terminal (disable=None).
   with tqdm.tqdm(desc=f'tokenise {path}', unit='document', leave=False, disable=None) as bar:
     for batch in encoding.batch_texts(texts):
