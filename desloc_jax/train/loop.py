@@ -26,6 +26,7 @@ from desloc_jax.train.job import Job
 from desloc_jax.train.metrics import read_metrics
 from desloc_jax.train.plot import plot_or_tell
 from desloc_jax.train.recorder import check_finite_state, Recorder
+from desloc_jax.train.renaming import check_renaming
 from desloc_jax.train.restore import begin_or_go_on, position_after
 from desloc_jax.train.step import TrainState
 from desloc_jax.train.watchdog import Watchdog
@@ -68,6 +69,7 @@ def _train(
 ) -> dict[str, Any]:
   together(functools.partial(check_workdir, workdir))
   check_agreement(config, workdir)
+  together(lambda: processes.writes() and check_renaming(workdir))
   checkpoints = Checkpoints(workdir / CHECKPOINTS, config.checkpoint.keep)
   try:
     job, state, start, changes = begin_or_go_on(config, devices, checkpoints)
