@@ -4,8 +4,10 @@
 
 Plays the part of Slurm or Kubernetes on this machine: starts a process for each worker, kills one
 at random, waits until the others have noticed (exit code 4), and starts the same command again with
-what is left. Later it asks all to stop (SIGTERM) and starts again with new workers among them. The
-global batch stays the same throughout. A run of one process that nothing happens to is trained for
+what is left. Reads of data that hang in one of them end all (exit code 4 too). Later it asks one to stop
+(SIGTERM), which all do, and starts again with new workers among them. At each start after the first the
+last process does not see the newest checkpoint, as on a shared disk that is late. The global batch
+stays the same throughout. A run of one process that nothing happens to is trained for
 comparison.
 
 Writes experiments/results/survivors.csv and survivors.png.
@@ -14,6 +16,7 @@ Writes experiments/results/survivors.csv and survivors.png.
 import argparse
 from collections.abc import Sequence
 import csv
+import os
 import pathlib
 import random
 import signal
@@ -25,14 +28,17 @@ from desloc_jax import commands
 from desloc_jax.errors import UserError
 from desloc_jax.tables import align
 from desloc_jax.train.metrics import read_metrics
+from experiments.faults.runs import CONFIG
+from experiments.faults.trouble import tell
 from experiments.several import last_step, start, wait_for_step
 
 # Workers of each phase, and how it ends.
-PHASES = ((4, 'killed'), (3, 'killed'), (2, 'joined'), (4, 'finished'))
+PHASES = ((4, 'killed'), (3, 'stuck'), (3, 'killed'), (2, 'joined'), (4, 'finished'))
 OPTIONS = {
   'global_batch_size': 24, 'seq_len': 64, 'log_every': 5, 'checkpoint.every': 20,
   'checkpoint.keep': 3, 'model.layers': 2, 'model.width': 64, 'model.heads': 2,
   'periods.params': 8, 'eval.sequences': 64, 'eval.every': 0, 'schedule.warmup_steps': 10,
+  'processes.stuck_timeout_s': 10,
 }  # fmt: skip
 COLUMNS = ('phase', 'workers', 'from step', 'to step', 'ended', 'seconds to notice', 'exit codes')
 
@@ -43,6 +49,8 @@ def end_by(
   """Ends a phase; returns the seconds until all had ended, their exit codes and last lines."""
   if event == 'killed':
     chance.choice(processes).kill()
+  elif event == 'stuck':
+    tell(pathlib.Path(os.environ['TROUBLE']), 'stuck', chance.randrange(len(processes)))
   elif event == 'joined':
     processes[chance.randrange(len(processes))].send_signal(signal.SIGTERM)
   began = time.monotonic()
@@ -89,18 +97,23 @@ def main():
   runs, results = pathlib.Path(arguments.runs), pathlib.Path(arguments.results)
   chance, options = random.Random(arguments.seed), OPTIONS | {'steps': arguments.steps}
   rows, begin = [COLUMNS], 0
+  runs.mkdir(parents=True, exist_ok=True)
+  trouble = (runs / 'trouble').absolute()
+  os.environ['TROUBLE'] = str(trouble)
   for phase, (workers, event) in enumerate(PHASES, 1):
     workdir = runs / 'survivors'
     print(f'phase {phase}: {workers} processes from step {begin}, until {event}')
-    processes = start(workers, workdir, options, workers)
+    tell(trouble, 'stale' if begin else 'none', workers - 1)
+    processes = start(workers, workdir, options, workers, config=CONFIG)
     if event != 'finished':
       wait_for_step(workdir, arguments.steps * phase // len(PHASES), processes)
     seconds, codes, _ = end_by(event, processes, chance)
-    noticed = f'{seconds:.1f}' if event == 'killed' else '-'
+    noticed = f'{seconds:.1f}' if event in ('killed', 'stuck') else '-'
     rows.append(
       (phase, workers, begin, last_step(workdir), event, noticed, ' '.join(map(str, codes)))
     )
     begin = last_step(workdir)
+  trouble.unlink()
   print('the same in one process, with nothing happening to it')
   end_by('finished', start(PHASES[0][0], runs / 'undisturbed', options, 1), chance)
   results.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import tensorstore
 from desloc_jax.errors import UserError
 from desloc_jax.train.checkpoint import one_line_error
 from desloc_jax.train.workdir import CHECKPOINTS
-from experiments.faults import campaign, disks, injectors as faults, runs
+from experiments.faults import campaign, disks, injectors as faults, processes, runs
 
 pytestmark = pytest.mark.slow
 
@@ -50,12 +50,21 @@ def test_a_run_killed_again_and_again_is_the_same_run(bench):
 
 def test_signals_and_damaged_files(bench):
   flip = faults.damage(faults.flip_bit)
-  injectors = [faults.terminate, flip, faults.terminate_twice]
+  injectors = [processes.terminate, flip, processes.terminate_twice]
   injections = campaign.inject(bench, bench.folder / 'signals', injectors, random.Random(0))
   check(injections, 'SIGTERM', 'flipped bit in the newest checkpoint', 'SIGTERM twice')
   assert injections[0].lost == 0
   names = {path.name for path in (bench.folder / 'signals' / CHECKPOINTS).iterdir()}
   assert '60' in names and sum(name.startswith('damaged-') for name in names) == 1
+
+
+def test_a_hangup_and_reads_that_hang(bench):
+  injectors = [processes.hang_up, processes.get_stuck]
+  options = {'processes.stuck_timeout_s': 3}
+  folder = bench.folder / 'stuck'
+  injections = campaign.inject(bench, folder, injectors, random.Random(0), **options)
+  check(injections, 'SIGHUP', 'stuck process')
+  assert injections[0].lost == 0 and 'stuck_inputs' in (folder / 'stuck-0.txt').read_text()
 
 
 def test_a_full_disk_and_a_read_only_folder(bench, disk):

@@ -79,6 +79,7 @@ def test_slurm_starts_again_where_a_process_was_lost(text, tmp_path):
     tmp_path,
     SLURM_JOB_ID=str(free_port()),
     SLURM_JOB_NUM_NODES='2',
+    SLURM_CPUS_PER_TASK='3',
     CALLS=str(tmp_path / 'calls'),
     LOSE_ONE=str(lose_one),
   )
@@ -86,6 +87,7 @@ def test_slurm_starts_again_where_a_process_was_lost(text, tmp_path):
   calls = (tmp_path / 'calls').read_text().splitlines()
   assert len(calls) == 2 and calls[0] == calls[1]
   assert '--config.workers=2' in calls[0]
+  assert '--cpus-per-task=3 ' in calls[0]  # Which srun does not take over from sbatch.
   assert read_metrics(workdir)[-1]['step'] == 4
 
 

@@ -134,6 +134,15 @@ def test_what_the_plan_does_not_count_is_said():
   assert 'growth and warm-up are not counted' in text and 'Too much' in text
 
 
+@pytest.mark.parametrize(('share', 'verdict'), [(0.75, 'Too much: 120.0%'), (0.95, 'Fits: 94.7%')])
+def test_a_model_fits_into_what_jax_takes_of_a_device(share, verdict):
+  config = small_config('sotu', **{'model.vocab_size': 512, 'plan.memory_fraction': share})
+  total = sum(make_plan(config).memory.values())
+  config.plan.memory_gb = total / 0.9 / 1e9  # So it takes 90% of the device.
+  text = plan_text(make_plan(config))
+  assert verdict in text and f'XLA_PYTHON_CLIENT_MEM_FRACTION={share:g}' in text
+
+
 BAD = {
   'plan.bandwidth_gbps': (0.0, 'plan.bandwidth_gbps is 0.0; expected a finite number above 0'),
   'plan.latency_ms': (-1.0, 'plan.latency_ms is -1.0'),
@@ -143,6 +152,7 @@ BAD = {
   'plan.peak_tflops': (float('inf'), 'plan.peak_tflops is inf'),
   'plan.mfu': (40.0, r'plan.mfu is 40.0; expected a share in \(0, 1\]'),
   'plan.memory_gb': (0.0, 'plan.memory_gb is 0.0'),
+  'plan.memory_fraction': (1.5, r'plan.memory_fraction is 1.5; expected a share in \(0, 1\]'),
   'plan.share': (1.0, r'plan.share is 1.0; expected a share in \(0, 1\)'),
 }
 

@@ -9,7 +9,8 @@ import pytest
 from desloc_jax.errors import UserError
 from desloc_jax.train import processes as processes_lib
 from desloc_jax.train.metrics import read_metrics
-from experiments.several import start, wait_for_step
+from experiments.faults import trouble
+from experiments.several import kill, start, wait_for_step
 from tests.runs import losses
 
 OPTIONS = {
@@ -84,17 +85,52 @@ def test_a_process_that_is_killed_is_noticed_by_all_others(victim, options, tmp_
     assert 'Traceback' not in text
 
 
+def wait_for_training(workdir, processes):
+  """Waits until a run has logged its beginning, and then for some steps."""
+  deadline = time.monotonic() + 100
+  while not (workdir / 'metrics.jsonl').exists():
+    if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
+      raise RuntimeError(f'it did not begin: {kill(processes)}')
+    time.sleep(0.1)
+  time.sleep(2)
+
+
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_after_the_same_step(options, tmp_path):
-  started = start(2, tmp_path / 'run', options, 2)
-  wait_for_step(tmp_path / 'run', 10, started)
-  started[1].send_signal(signal.SIGTERM)
-  codes, errors = finish(started)
-  assert codes == [0, 0], errors
+@pytest.mark.parametrize(
+  ('number', 'receivers', 'code'), [(signal.SIGTERM, [1], 0), (signal.SIGHUP, [0, 1], 129)]
+)
+def test_a_signal_stops_all_processes_after_the_same_step(
+  number, receivers, code, options, tmp_path
+):
+  """Also where no line of the log is due for long."""
+  rare = {'steps': 10**6, 'log_every': 10**6, 'periods.params': 10**6}
+  started = start(2, tmp_path / 'run', options | rare, 2)
+  wait_for_training(tmp_path / 'run', started)
+  for index in receivers:
+    started[index].send_signal(number)
+  codes, errors = finish(started, timeout=60)
+  assert codes == [code] * 2, errors
   lines = [text.strip().splitlines()[-1] for text in errors]
   last = read_metrics(tmp_path / 'run')[-1]['step']
   assert [f'after step {last}, saved' in line for line in lines] == [True, True], lines
   assert (tmp_path / 'run' / 'checkpoints' / str(last)).is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('culprit', [0, 1])
+def test_reads_that_hang_in_one_process_end_both(culprit, options, tmp_path, monkeypatch):
+  monkeypatch.setenv('TROUBLE', str(tmp_path / 'trouble'))
+  limit = {'processes.stuck_timeout_s': 4}
+  started = start(2, tmp_path / 'run', options | limit, 2, config=trouble.__file__)
+  wait_for_training(tmp_path / 'run', started)
+  trouble.tell(tmp_path / 'trouble', 'stuck', culprit)
+  codes, errors = finish(started, timeout=60)
+  assert codes == [processes_lib.PEER_LOST] * 2, errors
+  for text in errors:
+    ours = [line for line in text.splitlines() if line.startswith('error: ')]
+    assert len(ours) == 1 and 'stuck' in ours[0], text
+  for text in (errors[culprit], (tmp_path / 'run' / f'stuck-{culprit}.txt').read_text()):
+    assert 'in stuck_inputs' in text and 'in _run_steps' in text
 
 
 @pytest.mark.parametrize(

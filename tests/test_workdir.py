@@ -1,6 +1,8 @@
 """Folders that a run must not touch, and processes that are told or made to stop."""
 
+import errno
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -10,10 +12,11 @@ import time
 import pytest
 
 from desloc_jax.errors import UserError
+from desloc_jax.train import loop
 from desloc_jax.train.metrics import MetricsWriter, read_metrics
 from desloc_jax.train.workdir import check_workdir
 from tests.environment import environment
-from tests.runs import losses
+from tests.runs import losses, small_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 ONE_DEVICE = environment()
@@ -67,6 +70,19 @@ def test_a_workdir_that_cannot_be_one_is_refused(tmp_path):
     check_workdir(tmp_path / 'run')
 
 
+def test_a_disk_that_cannot_rename_a_folder_is_refused(text, tmp_path, monkeypatch):
+  """As gcsfuse, which says that there are too many open files."""
+
+  def rename(path, target):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+  monkeypatch.setattr(pathlib.Path, 'rename', rename)
+  monkeypatch.setattr(loop, 'begin_or_go_on', lambda *_: pytest.fail('it began'))
+  with pytest.raises(UserError, match='renamed .Too many open files.*--rename-dir-limit=200000'):
+    loop.train(small_config(text), tmp_path / 'run')
+  assert not list((tmp_path / 'run').iterdir())
+
+
 def start(text, workdir, **options):
   options = {
     'workers': 2, 'batch_size': 2, 'seq_len': 32, 'steps': 4000, 'model.layers': 1,
@@ -91,7 +107,9 @@ def wait_for_steps(workdir, count, process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+  ('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_a_run_after_a_checkpoint(text, tmp_path, number, code):
   workdir = tmp_path / 'run'
   process = start(text, workdir)

@@ -24,13 +24,18 @@ def _sizes(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> str:
-  total, limit = sum(plan.memory.values()), plan.config.plan.memory_gb * 1e9
+  options, total = plan.config.plan, sum(plan.memory.values())
+  limit = options.memory_gb * 1e9 * options.memory_fraction
   rows = [('memory of a device', 'bytes')]
   rows += [(name, format_bytes(size)) for name, size in plan.memory.items()]
   rows.append(('all', format_bytes(total)))
-  note = f'{total / limit:.1%} of {format_bytes(limit)}.'
+  note = (
+    f'{"Fits" if total <= limit else "Too much"}: {total / limit:.1%} of the {format_bytes(limit)} that '
+    f'JAX takes of {format_bytes(options.memory_gb * 1e9)} (plan.memory_fraction; in a run the '
+    f'variable XLA_PYTHON_CLIENT_MEM_FRACTION={options.memory_fraction:g}).'
+  )
   if total > limit:
-    note += ' Too much: raise plan.devices_per_worker, accumulation or model.remat.'
+    note += ' Raise plan.devices_per_worker, accumulation or model.remat, or that share.'
   return (
     f'{align(rows)}\n{note} States are split over the devices of a worker; activations are '
     "estimated (desloc_jax/model/size.py), XLA's own buffers not counted."

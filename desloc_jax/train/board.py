@@ -19,9 +19,14 @@ class Board:
 
   All processes make their boards in the same order. While process 0 is gone a read or a write
   raises what JAX raises, or waits until JAX ends the process.
+
+  Attributes:
+    count: how many processes there are.
+    index: which of them this is, from 0.
   """
 
   def __init__(self):
+    self.count, self.index = processes.count(), processes.index()
     self._folder = f'desloc_jax/{next(_numbers)}/'
     self._client = distributed.global_state.client if processes.several() else None
     self._own: dict[str, str] = {}

@@ -159,6 +159,11 @@ OPTIONS = {
   'plan.peak_tflops': (989.0, 'peak of a device: of an H100 in bfloat16, without sparsity'),
   'plan.mfu': (0.4, 'share of the peak that the model reaches without communication'),
   'plan.memory_gb': (80.0, 'of a device, in 1e9 bytes'),
+  'plan.memory_fraction': (
+    0.75,
+    "of it that JAX takes for arrays: .75 on GPUs, unless the run's environment sets "
+    'XLA_PYTHON_CLIENT_MEM_FRACTION',
+  ),
   'plan.share': (0.01, 'of the step time that communication may take, to find K_x'),
 }
 

@@ -48,7 +48,7 @@ _EXPECTED = (
   ('a finite number above 0', lambda x: 0 < x < math.inf, (
     'plan.bandwidth_gbps', 'plan.bytes_per_value', 'plan.peak_tflops', 'plan.memory_gb',
   )),
-  ('a share in (0, 1]', lambda x: 0 < x <= 1, ('plan.mfu',)),
+  ('a share in (0, 1]', lambda x: 0 < x <= 1, ('plan.mfu', 'plan.memory_fraction')),
   ('a share in (0, 1)', lambda x: 0 < x < 1, ('plan.share',)),
   ('0, or a finite number above 1', lambda x: x == 0 or 1 < x < math.inf, ('health.threshold',)),
 )  # fmt: skip

@@ -27,11 +27,14 @@ class InFlight:
     """Calls `arrived` each time that a result has been waited for."""
     self._results = collections.deque()
     self._arrived = arrived
-    self._arrivals = collections.deque(maxlen=MOST)  # Often several at once, after a long wait.
+    # Of arrivals, after that of the first dispatch. Often several come at once, after a long wait.
+    self._times = collections.deque(maxlen=MOST)
     self._ahead = LEAST
 
   def add(self, result: Any) -> Any:
     """Returns `result`, arrays that are not donated, after a wait for what is too far back."""
+    if not self._times:
+      self._times.append(time.monotonic())
     self._results.append(result)
     while len(self._results) > self._ahead:
       jax.block_until_ready(self._results.popleft())
@@ -39,8 +42,7 @@ class InFlight:
     return result
 
   def _note_arrival(self, now: float) -> None:
-    if self._arrivals:
-      seconds = (now - self._arrivals[0]) / len(self._arrivals)
-      self._ahead = min(MOST, max(LEAST, int(SECONDS / max(seconds, SECONDS / MOST))))
-    self._arrivals.append(now)
+    seconds = (now - self._times[0]) / len(self._times)
+    self._ahead = min(MOST, max(LEAST, int(SECONDS / max(seconds, SECONDS / MOST))))
+    self._times.append(now)
     self._arrived()

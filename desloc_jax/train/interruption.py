@@ -99,17 +99,26 @@ class StopRequest:
       Interrupted: it is to stop before that.
     """
     self.stops_after(step)
-    if self._agreed.is_set() and self._last_step is None:
-      raise Interrupted(None, self.signal_number)
 
   def stops_after(self, step: int) -> bool:
-    """Returns whether the run ends after `step`, which has been given to the devices."""
+    """Returns whether the run ends after `step`, which has been given to the devices.
+
+    Raises:
+      Interrupted: it ends without that, as a process had not begun.
+    """
     with self._lock:
       if not self._holds:
         self._step = step
         return False
     self._agreed.wait()
-    return self._last_step is not None and step >= self._last_step
+    if self._last_step is None:
+      raise Interrupted(None, self.signal_number)
+    return step >= self._last_step
+
+  def ask(self, number: int) -> None:
+    """Asks all processes to stop for a signal."""
+    self._caught = number
+    self._woken.set()
 
   def _caught_one(self, number, frame) -> None:
     del frame
@@ -123,13 +132,12 @@ class StopRequest:
         continue
       if self._caught is not None and processes.may_be_ended():
         os._exit(128 + number[0])
-      self._caught = number[0]
-      self._woken.set()
+      self.ask(number[0])
     os.close(pipe)
 
   def _agree(self) -> None:
     """Waits until some process is asked to stop, and agrees with all on the last step."""
-    alone = not processes.several()
+    alone = self._board.count == 1
     asked = False
     while not self._closed.is_set() and not self._agreed.is_set():
       if not asked:
@@ -148,11 +156,11 @@ class StopRequest:
     with self._lock:
       self._holds = True
       position = _STARTING if self._step is None else str(self._step)
-    self._board.post(f'{_AT}{processes.index()}', position)
+    self._board.post(f'{_AT}{self._board.index}', position)
 
   def _conclude(self, signal_number: int, notes: dict[str, str]) -> None:
     positions = [text for name, text in notes.items() if name.startswith(_AT)]
-    if len(positions) < processes.count():
+    if len(positions) < self._board.count:
       return
     self.signal_number, self._last_step = signal_number, last_step(positions)
     self._agreed.set()

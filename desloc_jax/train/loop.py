@@ -28,6 +28,7 @@ from desloc_jax.train.interruption import Interrupted, StopRequest
 from desloc_jax.train.job import Job
 from desloc_jax.train.platforms import check_platforms
 from desloc_jax.train.recorder import check_finite_state, Recorder
+from desloc_jax.train.renaming import check_renaming
 from desloc_jax.train.restore import begin_or_go_on, position_after
 from desloc_jax.train.step import TrainState
 from desloc_jax.train.watchdog import Watchdog
@@ -67,6 +68,7 @@ def train(
     if_first = lambda: stack.enter_context(lock.hold(workdir)) if processes.writes() else None
     together(if_first)
     check_agreement(config, workdir)
+    together(lambda: processes.writes() and check_renaming(workdir))
     return _train(config, workdir, devices, request, watchdog)
 
 

@@ -105,7 +105,7 @@ class Watchdog:
         return
 
   def _another_is_stuck(self) -> str | None:
-    if not processes.several():
+    if self._board.count == 1:
       return None
     with contextlib.suppress(Exception):  # Where process 0 is lost JAX ends this one.
       return self._board.read().get(_STUCK)
@@ -122,14 +122,14 @@ class Watchdog:
 
   def _tell(self, text: str) -> None:
     """Writes the stacks, tells the other processes, and ends this one; anything here may hang."""
-    path = self._workdir / f'stuck-{processes.index()}.txt'
+    path = self._workdir / f'stuck-{self._board.index}.txt'
     text = f'{text}. The stacks of all threads are above and in {path}.'
     processes.set_last_words(processes.PEER_LOST, text)
     os.write(2, b'\n')
     faulthandler.dump_traceback(2)
-    if processes.several():
-      threading.Thread(target=self._board.post, args=(_STUCK, str(processes.index()))).start()
+    if self._board.count > 1:
+      threading.Thread(target=self._board.post, args=(_STUCK, str(self._board.index))).start()
     with contextlib.suppress(OSError), path.open('w') as file:
       faulthandler.dump_traceback(file)
-    time.sleep(_OTHERS_S if processes.several() else 0)
+    time.sleep(_OTHERS_S if self._board.count > 1 else 0)
     processes.leave(processes.PEER_LOST, text)

@@ -11,7 +11,7 @@ import statistics
 import tqdm
 
 from desloc_jax.tables import align
-from experiments.faults import injectors as faults
+from experiments.faults import injectors as faults, processes
 from experiments.faults.disks import small_disk, why_no_mounts
 from experiments.faults.injectors import Injection, Injector
 from experiments.faults.runs import Attempt, Bench, RunFailed, RunFinished
@@ -91,7 +91,9 @@ def _wrong_restart(injection: Injection, errors: Sequence[str]) -> str:
 def run_all(bench: Bench, kills: int, seed: int) -> tuple[list[Injection], str]:
   """Returns what was injected, and why something was skipped, if it was."""
   rng = random.Random(seed)
-  signals = (faults.terminate, faults.terminate_twice) * 3
+  signals = (processes.terminate, processes.terminate_twice, processes.hang_up) * 3
+  stuck = (processes.get_stuck,) * 3
+  starts = (processes.start_twice, processes.kill_as_it_restores) * 3
   damages = [*map(faults.damage, faults.DAMAGES)] * 2 + [faults.damage_all]
   disk_faults = (
     faults.fill_disk,
@@ -101,7 +103,14 @@ def run_all(bench: Bench, kills: int, seed: int) -> tuple[list[Injection], str]:
     faults.start_read_only,
   )
   why_not = why_no_mounts()
-  total = kills + len(signals) + len(damages) + (0 if why_not else len(disk_faults))
+  total = (
+    kills
+    + len(signals)
+    + len(stuck)
+    + len(starts)
+    + len(damages)
+    + (0 if why_not else len(disk_faults))
+  )
   injections = []
   with tqdm.tqdm(total=total, unit='fault', dynamic_ncols=True) as bar:
     bar.set_postfix_str('reference')
@@ -122,6 +131,8 @@ def run_all(bench: Bench, kills: int, seed: int) -> tuple[list[Injection], str]:
       )
       number += 1
     run('signals', signals)
+    run('stuck', stuck, **{'processes.stuck_timeout_s': 5})
+    run('starts', starts)
     run('damages', damages)
     if not why_not:
       with small_disk(bench.folder / 'disk'):

@@ -8,7 +8,6 @@ import pathlib
 import random
 import re
 import signal
-import subprocess
 import time
 
 from desloc_jax.train import checksums
@@ -18,7 +17,6 @@ from experiments.faults.runs import Attempt, Bench, complete_checkpoints, RunFai
 
 LONGEST_DELAY = 1.2  # Seconds after the first step, about 20 steps.
 START = (0.5, 6.0)  # Seconds from the start of a process, within which its first step falls.
-AT_ONCE = 2.0  # Seconds, with cores that others use too.
 
 
 @dataclasses.dataclass
@@ -60,8 +58,8 @@ def kill(bench: Bench, attempt: Attempt, rng: random.Random) -> Injection:
     time.sleep(rng.uniform(*START))
   else:
     attempt.train(rng.uniform(0, LONGEST_DELAY))
-  _kill(attempt)
-  newest = _newest(attempt)
+  kill_now(attempt)
+  newest = newest_step(attempt)
   done = attempt.logged_step()
   unfinished = [name for name in _checkpoint_names(attempt.workdir) if 'tmp' in name]
   if done is None:
@@ -74,43 +72,6 @@ def kill(bench: Bench, attempt: Attempt, rng: random.Random) -> Injection:
     moment = 'in a sync' if bench.syncs_in(done + 1) else 'in a step'
   detail = f'unfinished: {" ".join(unfinished)}' if unfinished else ''
   return Injection(f'kill -9 {moment}', detail, newest if done is None else done, newest)
-
-
-def terminate(bench: Bench, attempt: Attempt, rng: random.Random) -> Injection:
-  """Sends SIGTERM: the step is finished and saved."""
-  del bench
-  attempt.train(rng.uniform(0, LONGEST_DELAY / 2))
-  attempt.send(signal.SIGTERM)
-  code, lines = attempt.join(), attempt.errors()
-  if code == 0 and not lines:
-    raise RunFinished
-  step = _newest(attempt)
-  said = f'stopped by SIGTERM after step {step}, saved; the same command goes on.'
-  problem = '' if code == 0 and lines == [said] else f'exit code {code}, {lines}'
-  return Injection('SIGTERM', '', attempt.logged_step() or 0, step, problem=problem)
-
-
-def terminate_twice(bench: Bench, attempt: Attempt, rng: random.Random) -> Injection:
-  """Sends SIGTERM, and again as soon as the first has been noted: the process ends at once."""
-  del bench
-  attempt.train(rng.uniform(0, LONGEST_DELAY / 2))
-  attempt.send(signal.SIGTERM)
-  while _catches(attempt.process, signal.SIGTERM):
-    time.sleep(0.001)
-  second = time.monotonic()
-  attempt.send(signal.SIGTERM)
-  code = attempt.join()
-  seconds = time.monotonic() - second
-  if code == 0 and not attempt.errors():
-    raise RunFinished
-  ended = code in (-signal.SIGTERM, 128 + signal.SIGTERM) and seconds < AT_ONCE
-  return Injection(
-    'SIGTERM twice',
-    f'ended {seconds:.3f} s after the second',
-    attempt.logged_step() or 0,
-    _newest(attempt),
-    problem='' if ended else f'exit code {code} after {seconds:.1f} s',
-  )
 
 
 def truncate(path: pathlib.Path) -> None:
@@ -130,7 +91,7 @@ def damage(how: Callable[[pathlib.Path], None]) -> Injector:
 
   def injector(bench: Bench, attempt: Attempt, rng: random.Random) -> Injection:
     del bench
-    _kill_with_checkpoints(attempt, rng, 2)
+    kill_with_checkpoints(attempt, rng, 2)
     newest, before, *_ = complete_checkpoints(attempt.workdir)
     folder = attempt.workdir / CHECKPOINTS / str(newest)
     path = rng.choice(_signed_files(folder))
@@ -151,7 +112,7 @@ DAMAGES = {
 
 def damage_all(bench: Bench, attempt: Attempt, rng: random.Random) -> Injection:
   """Kills a process, damages all checkpoints, starts again in vain, and repairs them."""
-  _kill_with_checkpoints(attempt, rng, 2)
+  kill_with_checkpoints(attempt, rng, 2)
   done, folder = attempt.logged_step(), attempt.workdir / CHECKPOINTS
   steps = complete_checkpoints(attempt.workdir)
   paths = [rng.choice(_signed_files(folder / str(step))) for step in steps]
@@ -182,7 +143,7 @@ def fill_disk(bench: Bench, attempt: Attempt, rng: random.Random) -> Injection:
 
 def start_on_full_disk(bench: Bench, attempt: Attempt, rng: random.Random) -> Injection:
   """Kills a process and starts again while the disk is full."""
-  _kill_with_checkpoints(attempt, rng, 1)
+  kill_with_checkpoints(attempt, rng, 1)
   return _start_with(filled, bench, attempt, 'full disk at a start', 'No space left on device')
 
 
@@ -197,7 +158,7 @@ def make_read_only(bench: Bench, attempt: Attempt, rng: random.Random) -> Inject
 
 def start_read_only(bench: Bench, attempt: Attempt, rng: random.Random) -> Injection:
   """Kills a process and starts again while its folder is read-only."""
-  _kill_with_checkpoints(attempt, rng, 1)
+  kill_with_checkpoints(attempt, rng, 1)
   return _start_with(read_only, bench, attempt, 'read-only folder at a start', '')
 
 
@@ -212,7 +173,7 @@ def _stopped(attempt: Attempt, fault: str, code: int, reason: str) -> Injection:
   lines = attempt.errors()
   if code == 0 and not lines:
     raise RunFinished
-  newest, problem = _newest(attempt), ''
+  newest, problem = newest_step(attempt), ''
   if code != 2 or len(lines) != 1 or not lines[0].startswith('error: ') or reason not in lines[0]:
     problem = f'exit code {code}, {lines}'
   elif damaged := checksums.find_damage(attempt.workdir / CHECKPOINTS / str(newest)):
@@ -222,7 +183,7 @@ def _stopped(attempt: Attempt, fault: str, code: int, reason: str) -> Injection:
   return Injection(fault, detail, newest if done is None else done, newest, problem=problem)
 
 
-def _kill(attempt: Attempt) -> None:
+def kill_now(attempt: Attempt) -> None:
   attempt.send(signal.SIGKILL)
   code = attempt.join()
   if code == 0:
@@ -231,12 +192,12 @@ def _kill(attempt: Attempt) -> None:
     raise RunFailed(f'it ended with code {code}: {attempt.errors()}')
 
 
-def _kill_with_checkpoints(attempt: Attempt, rng: random.Random, count: int) -> None:
+def kill_with_checkpoints(attempt: Attempt, rng: random.Random, count: int) -> None:
   attempt.train(rng.uniform(0, LONGEST_DELAY / 2), count)
-  _kill(attempt)
+  kill_now(attempt)
 
 
-def _newest(attempt: Attempt) -> int:
+def newest_step(attempt: Attempt) -> int:
   return next(iter(complete_checkpoints(attempt.workdir)), 0)
 
 
@@ -255,13 +216,3 @@ def _fingerprint(folder: pathlib.Path, steps: Sequence[int]) -> dict[str, tuple[
   paths = [path for step in steps for path in sorted((folder / str(step)).rglob('*'))]
   stats = {path: path.stat() for path in paths if path.is_file()}
   return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
-
-
-def _catches(process: subprocess.Popen, number: int) -> bool:
-  """Returns whether a process has a handler for a signal."""
-  try:
-    status = pathlib.Path(f'/proc/{process.pid}/status').read_text()
-  except OSError:
-    return False
-  caught = re.search(r'^SigCgt:\s*(\w+)', status, re.MULTILINE)
-  return bool(caught and int(caught[1], 16) >> (number - 1) & 1)

@@ -26,6 +26,7 @@ OPTIONS = {
   'log_every': 1, 'eval.every': 0, 'eval.sequences': 8, 'checkpoint.every': 5,
   'checkpoint.keep': 3, 'data.sources.text.where': 'year:1960-2030',
 }  # fmt: skip
+CONFIG = 'experiments/faults/trouble.py'  # Of tiny.
 _GIVE_UP = 120  # Seconds.
 _WENT_ON = re.compile(r'^Going on after step (\d+)', re.MULTILINE)
 _BAR = re.compile(r'^ *\d+%\|.*?\|.*?\]', re.MULTILINE)
@@ -40,7 +41,13 @@ class RunFinished(Exception):
 
 
 class Attempt:
-  """A process that trains in `workdir`; the same command each time."""
+  """A process that trains in `workdir`; the same command each time.
+
+  Attributes:
+    workdir: of the run.
+    trouble: the file that puts this process in trouble, see `trouble.py`.
+    process: that was started.
+  """
 
   _numbers = itertools.count()
 
@@ -50,7 +57,8 @@ class Attempt:
     self._file_before = self._metrics.stat().st_ino if self._metrics.exists() else None
     # Beside the workdir, whose disk may be full.
     name = f'{workdir.name}-{next(self._numbers)}'
-    self._output, self._errors = (workdir.with_name(name + end) for end in ('.out', '.err'))
+    ends = ('.out', '.err', '.trouble')
+    self._output, self._errors, self.trouble = (workdir.with_name(name + end) for end in ends)
     overrides = [f'--config.{name}={value}' for name, value in options.items()]
     flags = os.environ.get('XLA_FLAGS', '')
     environment = {
@@ -60,10 +68,11 @@ class Attempt:
       'JAX_COMPILATION_CACHE_DIR': str(cache),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'PYTHONUNBUFFERED': '1',  # A killed process prints nothing any more.
+      'TROUBLE': str(self.trouble),
     }
     with self._output.open('wb') as output, self._errors.open('wb') as errors:
       self.process = subprocess.Popen(
-        [sys.executable, 'run.py', '--config=configs/tiny.py', f'--workdir={workdir}', *overrides],
+        [sys.executable, 'run.py', f'--config={CONFIG}', f'--workdir={workdir}', *overrides],
         cwd=ROOT, env=environment, stdout=output, stderr=errors,
       )  # fmt: skip
 
