@@ -113,6 +113,11 @@ OPTIONS = {
     20,
     'seconds after which a silent process is taken for dead; the others end a few later',
   ),
+  'compilation.cache': (
+    'user',
+    "folder of compiled programs, which later starts read; '': none; 'user': desloc_jax in "
+    '$XDG_CACHE_HOME or ~/.cache',
+  ),
   'topology': (
     '',
     "of --mode=compile: the TPUs to compile for, e.g. 'v5e:8x8', or '4x v5e:8x8': four slices",

@@ -18,6 +18,7 @@ from desloc_jax.paths import resolve
 from desloc_jax.train import exchange, lock, processes, report
 from desloc_jax.train.agreement import check_agreement, together
 from desloc_jax.train.checkpoint import Checkpoints
+from desloc_jax.train.compilation import keep_programs
 from desloc_jax.train.complete import complete_metrics
 from desloc_jax.train.config import flatten
 from desloc_jax.train.config_checks import check_config
@@ -55,6 +56,7 @@ def train(
   """
   check_config(config)
   check_platforms()
+  keep_programs(config.compilation.cache)
   workdir = together(lambda: resolve(workdir, '--workdir'))
   together(functools.partial(check_workdir, workdir))
   with contextlib.ExitStack() as stack:
