@@ -31,7 +31,7 @@ from desloc_jax.train.platforms import check_platforms
 from desloc_jax.train.recorder import check_finite_state, Recorder
 from desloc_jax.train.restore import begin_or_go_on, position_after
 from desloc_jax.train.step import TrainState
-from desloc_jax.train.workdir import check_workdir, CHECKPOINTS, write_config
+from desloc_jax.train.workdir import check_workdir, CHECKPOINTS, write_options
 
 
 def train(
@@ -80,7 +80,7 @@ def _train(
     else:
       made_with = flatten(config)
     if processes.writes():
-      write_config(made_with, workdir)
+      write_options(made_with, workdir)
     state = _run_steps(job, workdir, checkpoints, state, start, stop, changes)
   finally:
     checkpoints.close()
