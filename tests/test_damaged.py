@@ -1,6 +1,8 @@
 """Damaged checkpoints are found, and a run goes on from the one before."""
 
+import errno
 import json
+import os
 import pathlib
 
 from absl import logging
@@ -8,7 +10,8 @@ import pytest
 
 from desloc_jax.errors import UserError
 from desloc_jax.train import checksums
-from desloc_jax.train.checkpoint import CheckpointDamaged, Checkpoints
+from desloc_jax.train.checkpoint import Checkpoints
+from desloc_jax.train.damage import CheckpointDamaged, damage_of
 from tests.runs import losses, small_config, train_on_two as train
 
 
@@ -72,3 +75,59 @@ def test_without_a_good_checkpoint_nothing_is_touched(text, workdir):
   with pytest.raises(UserError, match=r'all checkpoints in .* are damaged \(steps 7\).*begin anew'):
     train(small_config(text), workdir)
   assert sorted((p.relative_to(workdir), p.stat().st_mtime) for p in workdir.rglob('*')) == listing
+
+
+def failing(name, error):
+  """Returns an opening of files that fails for those of this name."""
+  true = pathlib.Path.open
+
+  def open_or_fail(path, *args, **options):
+    if path.name == name:
+      raise OSError(error, os.strerror(error), str(path))
+    return true(path, *args, **options)
+
+  return open_or_fail
+
+
+@pytest.mark.parametrize('error', [errno.EACCES, errno.EIO, errno.EMFILE, errno.ENOMEM])
+@pytest.mark.parametrize('file', ['checksums.json', 'manifest.ocdbt', 'metadata'])
+def test_what_cannot_be_opened_is_no_damage(text, workdir, monkeypatch, error, file):
+  listing = sorted(workdir.rglob('*'))
+  monkeypatch.setattr(pathlib.Path, 'open', failing(file, error))
+  monkeypatch.setattr(
+    pathlib.Path, 'read_bytes', lambda path: path.open('rb').read() if path.name else b''
+  )
+  with pytest.raises(UserError, match=rf'cannot be read: {os.strerror(error)} .*{file}.*left as'):
+    train(small_config(text), workdir)
+  assert sorted(workdir.rglob('*')) == listing
+
+
+REFUSALS = [
+  (ValueError("PERMISSION_DENIED: x [os_error_code='13', y]"), 'Permission denied'),
+  (ValueError('INTERNAL: Failed to open: "d/1" [OS error 24: EMFILE]'), 'Too many open files'),
+  (TimeoutError(errno.ETIMEDOUT, 'x'), os.strerror(errno.ETIMEDOUT)),
+]
+
+
+@pytest.mark.parametrize(('error', 'reason'), REFUSALS, ids=str)
+def test_what_keeps_tensorstore_from_reading_is_no_damage(error, reason):
+  with pytest.raises(UserError, match=f'cannot be read: {reason}'), damage_of(pathlib.Path('7')):
+    raise error
+
+
+def test_a_lack_of_memory_is_no_damage():
+  for error in (MemoryError(), RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1')):
+    with pytest.raises(type(error)), damage_of(pathlib.Path('7')):
+      raise error
+  for error in (ValueError("NOT_FOUND: [os_error_code='2']"), ValueError('DATA_LOSS'), KeyError(1)):
+    with pytest.raises(CheckpointDamaged), damage_of(pathlib.Path('7')):
+      raise error
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 7])
+def test_each_file_is_for_one_process_to_verify(count):
+  entries = {f'd/{i}': [size, 0] for i, size in enumerate([9, 1, 1, 4, 5, 0, 3, 9, 2])}
+  shares = [checksums.share(entries, count, i) for i in range(count)]
+  assert sorted(name for share in shares for name in share) == sorted(entries)
+  loads = [sum(size for size, _ in share.values()) for share in shares]
+  assert max(loads) - min(loads) <= 9

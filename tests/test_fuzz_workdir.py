@@ -63,10 +63,10 @@ def compiled_once(text, finished, monkeypatch):
   """Lets every run of `run_config` take the step that is compiled already."""
   _, finished_job = begin(text, finished)
 
-  def make_job(config, devices=None, segment=BEGINNING):
+  def make_job(config, devices=None, segment=BEGINNING, texts=None):
     check_config(config)
     clock = make_clock(config, segment)
-    stream = job_lib.load_data(config, segment.stream_start, range(config.workers))
+    stream = job_lib.load_data(config, segment.stream_start, range(config.workers), texts)
     return dataclasses.replace(finished_job, config=config, clock=clock, data=stream)
 
   monkeypatch.setattr(restore, 'make_job', make_job)

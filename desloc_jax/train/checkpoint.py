@@ -117,7 +117,7 @@ class Checkpoints:
 
     def damage_in(some: Mapping[str, Sequence[int]]) -> tuple[str, str]:
       with damage_of(folder):
-        return checksums.find_damage(folder, some)
+        return checksums.damaged_file(folder, some)
 
     mine = checksums.share(entries, jax.process_count(), jax.process_index())
     bad, _ = agreement.together(lambda: damage_in(mine))

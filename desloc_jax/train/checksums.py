@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 import json
+import operator
 import pathlib
 import stat
 import zlib
@@ -37,17 +38,32 @@ def read_entries(folder: pathlib.Path) -> dict[str, list[int]]:
   """
   path = folder / FILE
   try:
-    entries = json.loads(path.read_bytes())
-    for name, (size, checksum) in entries.items():
-      if not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f'{path} names {name!r:.60}, which is not in the checkpoint')
-      if type(size) is not int or type(checksum) is not int:
-        raise TypeError
-    return entries
+    entries = {
+      name: [operator.index(size), operator.index(checksum)]
+      for name, (size, checksum) in json.loads(path.read_bytes()).items()
+    }
+    inside = [(folder / name).resolve().is_relative_to(folder.resolve()) for name in entries]
   except MISSING as error:
     raise ValueError(f'{path} is missing') from error
-  except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, RecursionError) as e:
-    raise ValueError(f'{path} is not readable') from e
+  except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    raise ValueError(f'{path} is not readable') from error
+  for name, is_inside in zip(entries, inside, strict=True):
+    if not is_inside:
+      raise ValueError(f'{path} names {name!r:.60}, which is not in the checkpoint')
+  return entries
+
+
+def find_damage(folder: pathlib.Path) -> str | None:
+  """Returns what is wrong with a folder, naming a file; None if all is well.
+
+  Raises:
+    OSError: a file is there and cannot be read, which is no damage.
+  """
+  try:
+    entries = read_entries(folder)
+  except ValueError as error:
+    return str(error)
+  return damaged_file(folder, entries)[1] or None
 
 
 def share(entries: Mapping[str, Sequence[int]], count: int, index: int) -> dict[str, Sequence[int]]:
@@ -61,7 +77,7 @@ def share(entries: Mapping[str, Sequence[int]], count: int, index: int) -> dict[
   return mine
 
 
-def find_damage(folder: pathlib.Path, entries: Mapping[str, Sequence[int]]) -> tuple[str, str]:
+def damaged_file(folder: pathlib.Path, entries: Mapping[str, Sequence[int]]) -> tuple[str, str]:
   """Returns the name of a file that is not as it was written, and what is wrong; else ('', '').
 
   Raises:

@@ -138,6 +138,11 @@ OPTIONS = {
     'seconds without a step, if that is over 20 median steps, after which a run is stuck and ends '
     'with code 4; 10 times as many outside of steps (compiling, saving); 0: never',
   ),
+  'compilation.cache': (
+    'user',
+    "folder of compiled programs, which later starts read; '': none; 'user': desloc_jax in "
+    '$XDG_CACHE_HOME or ~/.cache',
+  ),
   'topology': (
     '',
     "of --mode=compile: the TPUs to compile for, e.g. 'v5e:8x8', or '4x v5e:8x8': four slices",

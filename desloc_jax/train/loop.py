@@ -18,6 +18,7 @@ from desloc_jax.train import exchange, lock, processes, report
 from desloc_jax.train.agreement import check_agreement, together
 from desloc_jax.train.board import Board
 from desloc_jax.train.checkpoint import Checkpoints
+from desloc_jax.train.compilation import keep_programs
 from desloc_jax.train.complete import complete_metrics
 from desloc_jax.train.config import flatten
 from desloc_jax.train.config_checks import check_config
@@ -32,7 +33,7 @@ from desloc_jax.train.renaming import check_renaming
 from desloc_jax.train.restore import begin_or_go_on, position_after
 from desloc_jax.train.step import TrainState
 from desloc_jax.train.watchdog import Watchdog
-from desloc_jax.train.workdir import check_workdir, CHECKPOINTS, write_config
+from desloc_jax.train.workdir import check_workdir, CHECKPOINTS, write_options
 
 
 def train(
@@ -58,6 +59,7 @@ def train(
   """
   check_config(config)
   check_platforms()
+  keep_programs(config.compilation.cache)
   workdir = together(lambda: resolve(workdir, '--workdir'))
   board = Board()
   with contextlib.ExitStack() as stack:
@@ -90,7 +92,7 @@ def _train(
     else:
       made_with = flatten(config)
     if processes.writes():
-      write_config(made_with, workdir)
+      write_options(made_with, workdir)
     state = _run_steps(job, workdir, checkpoints, state, start, stop, changes, request, watchdog)
   finally:
     watchdog.enter('the end')

@@ -20,7 +20,8 @@ def check_platforms() -> None:
       raise
     jax.extend.backend.clear_backends()
     jax.config.update('jax_platforms', None)
-    reason = str(error).partition(' (set JAX_PLATFORMS')[0] or f'no {wanted} device is here'
+    reason = str(error).partition(' (set JAX_PLATFORMS')[0].rstrip('.')
+    reason = reason or f'no {wanted} device is here'
     raise UserError(
       f'JAX_PLATFORMS={wanted}: {reason}. Here are: {", ".join(jax.extend.backend.backends())}; '
       'without JAX_PLATFORMS the best of them is taken.'

@@ -55,12 +55,13 @@ def _read_summary(workdir: pathlib.Path) -> Any:
 
 
 def _is_of_same(before: Any, summary: Mapping[str, Any]) -> bool:
-  """Returns whether a summary says what this one does, but for how it was computed."""
+  """Returns whether a summary says what this one does, and at most what this one does not know."""
   circumstances = ('compile_s', 'peak_memory_bytes', 'versions', 'device', 'devices')
   if not isinstance(before, dict) or before.keys() != summary.keys():
     return False
   now = json.loads(json.dumps(summary))
-  return all(before[name] == now[name] for name in now if name not in circumstances)
+  known = [name for name in now if name not in circumstances and now[name] is not None]
+  return all(before[name] == now[name] for name in known)
 
 
 def summarise(

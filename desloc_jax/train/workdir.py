@@ -5,9 +5,11 @@ import json
 import os
 import pathlib
 
+from ml_collections import config_dict
+
 from desloc_jax.data.files import atomic_write
 from desloc_jax.errors import UserError
-from desloc_jax.train.config import OPTIONS
+from desloc_jax.train.config import flatten, OPTIONS
 
 CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
@@ -85,7 +87,12 @@ def write_text(path: pathlib.Path, text: str) -> None:
     raise UserError(f'{path} cannot be written: {error.strerror}.') from error
 
 
-def write_config(options: Mapping[str, object], workdir: pathlib.Path) -> None:
+def write_config(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+  """Records the resolved config."""
+  write_options(flatten(config), workdir)
+
+
+def write_options(options: Mapping[str, object], workdir: pathlib.Path) -> None:
   """Records all options by dotted name; a file that says the same stays as it is."""
   text = json.dumps(options, indent=2) + '\n'
   path = workdir / CONFIG_FILE
