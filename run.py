@@ -24,7 +24,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go; default runs/
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',
   None,
-  'HOST:PORT of process 0, if the run is of several processes. Slurm, Open MPI, Kubernetes and TPU '
+  'HOST:PORT of process 0, if the run is of several processes. Slurm, Open MPI 4, Kubernetes and TPU '
   'pods tell it by themselves.',
 )
 _NUM_PROCESSES = flags.DEFINE_integer(

@@ -17,8 +17,8 @@ from absl import logging
 
 from desloc_jax.errors import UserError
 
-# What JAX calls the clusters that `find_cluster` finds; a TPU it finds by itself.
-METHODS = {'Slurm': 'slurm', 'Open MPI': 'ompi', 'Kubernetes': 'k8s', 'TPU': None}
+# What JAX calls the clusters that `find_cluster` finds; None: it has no name to ask for.
+METHODS = {'Slurm': 'slurm', 'Open MPI': 'ompi', 'Kubernetes': None, 'TPU': None}
 _SLURM_FOR_JAX = (
   'SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'
 )  # fmt: skip

@@ -125,11 +125,21 @@ class Watchdog:
     path = self._workdir / f'stuck-{self._board.index}.txt'
     text = f'{text}. The stacks of all threads are above and in {path}.'
     processes.set_last_words(processes.PEER_LOST, text)
+    # Threads of their own: the workdir, process 0, or who reads stderr may be what is stuck.
+    beside = [threading.Thread(target=_write_stacks, args=(path,), daemon=True)]
+    if self._board.count > 1:
+      post = (_STUCK, str(self._board.index))
+      beside.append(threading.Thread(target=self._board.post, args=post, daemon=True))
+    for thread in beside:
+      thread.start()
     os.write(2, b'\n')
     faulthandler.dump_traceback(2)
-    if self._board.count > 1:
-      threading.Thread(target=self._board.post, args=(_STUCK, str(self._board.index))).start()
-    with contextlib.suppress(OSError), path.open('w') as file:
-      faulthandler.dump_traceback(file)
+    for thread in beside:
+      thread.join(_OTHERS_S)
     time.sleep(_OTHERS_S if self._board.count > 1 else 0)
     processes.leave(processes.PEER_LOST, text)
+
+
+def _write_stacks(path: pathlib.Path) -> None:
+  with contextlib.suppress(OSError), path.open('w') as file:
+    faulthandler.dump_traceback(file)
