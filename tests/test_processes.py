@@ -88,7 +88,7 @@ def test_a_process_that_is_killed_is_noticed_by_all_others(victim, options, tmp_
 def wait_for_training(workdir, processes):
   """Waits until a run has logged its beginning, and then for some steps."""
   deadline = time.monotonic() + 100
-  while not (workdir / 'metrics.jsonl').exists():
+  while not ((workdir / 'metrics.jsonl').exists() and read_metrics(workdir)):
     if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
       raise RuntimeError(f'it did not begin: {kill(processes)}')
     time.sleep(0.1)

@@ -176,10 +176,13 @@ def index() -> int:
   return _index
 
 
-def belong_to_run() -> None:
-  """Says that this process is there for the run alone and ends with it, unlike a notebook's."""
+def belong_to_run(alone: bool = True) -> None:
+  """Says whether this process is there for the run alone, and may be ended at any moment by it.
+
+  Unlike a notebook's, or one that has other processes to end.
+  """
   global _may_be_ended
-  _may_be_ended = True
+  _may_be_ended = alone
 
 
 def may_be_ended() -> bool:
