@@ -20,13 +20,14 @@ def listed_steps(folder: pathlib.Path) -> list[int]:
   """Returns the steps of the complete checkpoints in `folder`, as this process sees it.
 
   Raises:
-    OSError: it cannot be listed.
+    UserError: it cannot be listed.
   """
   try:
-    names = os.listdir(folder)
+    return [int(name) for name in os.listdir(folder) if _is_step(name) and (folder / name).is_dir()]
   except FileNotFoundError:
     return []
-  return [int(name) for name in names if _is_step(name) and (folder / name).is_dir()]
+  except OSError as error:
+    raise UserError(f'{folder} cannot be read: {error.strerror}.') from error
 
 
 def _is_step(name: str) -> bool:
@@ -50,10 +51,7 @@ def agreed_steps(folder: pathlib.Path, wait_s: float) -> list[int]:
   while True:
 
     def look(seen_by=seen_by) -> set[int]:
-      try:
-        return set(listed_steps(folder)) | {s for s in seen_by if (folder / str(s)).is_dir()}
-      except OSError as error:
-        raise UserError(f'{folder} cannot be read: {error.strerror}.') from error
+      return set(listed_steps(folder)) | {s for s in seen_by if (folder / str(s)).is_dir()}
 
     own = agreement.together(look)
     message = json.dumps([sorted(own), time.monotonic() > deadline])
