@@ -1,5 +1,6 @@
 """Files and folders as users name them, made plain once, where they enter."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -53,7 +54,8 @@ def resolve(path: str | os.PathLike[str], option: str) -> pathlib.Path:
   """
   try:
     resolved = pathlib.Path(local_path(path, option)).resolve()
-    resolved.exists()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+      resolved.stat()
     return resolved
   except OSError as error:
     raise UserError(f'{option}={os.fspath(path):.200} cannot be used: {error.strerror}.') from error

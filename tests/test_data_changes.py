@@ -18,8 +18,8 @@ ALLOW = {'restore.allow': 'data'}
 
 def sources(config, **paths):
   """Returns the config with these sources of weight 1 in place of its own."""
-  del config.data.sources.text
   with config.unlocked():
+    del config.data.sources['text']
     for name, path in paths.items():
       config.data.sources[name] = {
         'path': str(path), 'weight': 1.0, 'worker_weights': (), 'where': ''

@@ -61,8 +61,11 @@ def test_paths_that_the_system_refuses(tmp_path):
       resolve(path, '--workdir')
   with pytest.raises(UserError, match='no UTF-8'):
     resolve('/tmp/\udcff', '--workdir')
+  for name in ('x*', 'a?', '[1]'):
+    with pytest.raises(UserError, match='has one of the characters'):
+      check_workdir(tmp_path / name / 'run')
   with pytest.raises(UserError, match='bytes long; expected at most'):
-    check_workdir(tmp_path / '/'.join(['x' * 200] * 19))
+    check_workdir(tmp_path / '/'.join(['x' * 205] * 19))
 
 
 def test_every_command_refuses_addresses(text, capsys):
@@ -80,7 +83,7 @@ def test_every_command_refuses_addresses(text, capsys):
     open_texts(small_config('gs://b'))
 
 
-@pytest.mark.parametrize('name', ['../up', 'a b', 'ünïcödé 走', 'x[1]*?', '%41#&=', 'trailing/'])
+@pytest.mark.parametrize('name', ['../up', 'a b', 'ünïcödé 走', '%41#&=', 'trailing/'])
 def test_runs_go_on_in_folders_of_any_name(text, tmp_path, monkeypatch, name):
   """tensorstore refuses `..`, and has its own reading of some characters."""
   (tmp_path / 'here').mkdir()
@@ -114,6 +117,6 @@ def test_tensorboard_hides_the_points_of_a_run_that_begins_anew(tmp_path, monkey
   )
   for start, purged in ((0, 0), (5, 6)):
     MetricsWriter(tmp_path, start).close()
-    marks = [(event.step, event.session_log.status) for event in written]
-    assert marks[0] == (purged, event_pb2.SessionLog.START), marks
+    marks = [(e.step, e.session_log.status) for e in written if e.HasField('session_log')]
+    assert marks == [(purged, event_pb2.SessionLog.START)]
     written.clear()

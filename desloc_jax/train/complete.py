@@ -4,6 +4,7 @@ import json
 import pathlib
 
 from desloc_jax.train import exchange, processes
+from desloc_jax.train.agreement import together
 from desloc_jax.train.evaluate import Evaluator
 from desloc_jax.train.job import Job
 from desloc_jax.train.metrics import lost_steps, read_metrics
@@ -15,8 +16,12 @@ def complete_metrics(job: Job, state: TrainState, step: int, workdir: pathlib.Pa
   """Adds a line of the last step where metrics.jsonl lacks it, and says which steps are lost.
 
   The validation loss is measured again, the training loss is lost.
+
+  Raises:
+    UserError: what there is of metrics.jsonl is not of a run.
   """
-  lines = [line for line in read_metrics(workdir) if line['step'] <= step]
+  lines = together(lambda: read_metrics(workdir) if processes.writes() else [])
+  lines = [line for line in lines if line['step'] <= step]
   complete = any(line['step'] == step and 'val_loss' in line for line in lines)
   if not exchange.anywhere(processes.writes() and not complete):
     return

@@ -19,7 +19,7 @@ from desloc_jax.train.step import TrainState
 # Arrays of [workers, ...], unless the method has shared moments.
 PER_WORKER = ('optimizer.params.', 'optimizer.inner.', 'optimizer.drift.', 'optimizer.health.')
 # Decoded chunks that wait to be cut, at most; one at a time where they are larger.
-_AHEAD_BYTES = 2**25
+_AHEAD_BYTES = 2**24
 _READERS, _COPIERS = 8, 4  # Threads of a process; many processes share a disk.
 _INDEX_BYTES = 2**24  # Of the checkpoint's table of chunks, which all arrays look up.
 

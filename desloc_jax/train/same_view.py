@@ -20,13 +20,14 @@ def listed_steps(folder: pathlib.Path) -> list[int]:
   """Returns the steps of the complete checkpoints in `folder`, as this process sees it.
 
   Raises:
-    OSError: it cannot be listed.
+    UserError: it cannot be listed.
   """
   try:
-    names = os.listdir(folder)
+    return [int(name) for name in os.listdir(folder) if _is_step(name) and (folder / name).is_dir()]
   except FileNotFoundError:
     return []
-  return [int(name) for name in names if _is_step(name) and (folder / name).is_dir()]
+  except OSError as error:
+    raise UserError(f'{folder} cannot be read: {error.strerror}.') from error
 
 
 def _is_step(name: str) -> bool:
@@ -50,10 +51,7 @@ def agreed_steps(folder: pathlib.Path, wait_s: float) -> list[int]:
   while True:
 
     def look(seen_by=seen_by) -> set[int]:
-      try:
-        return set(listed_steps(folder)) | {s for s in seen_by if (folder / str(s)).is_dir()}
-      except OSError as error:
-        raise UserError(f'{folder} cannot be read: {error.strerror}.') from error
+      return set(listed_steps(folder)) | {s for s in seen_by if (folder / str(s)).is_dir()}
 
     own = agreement.together(look)
     message = json.dumps([sorted(own), time.monotonic() > deadline])
@@ -94,7 +92,7 @@ def wait_until_visible(path: pathlib.Path, wait_s: float) -> None:
 
 
 def wait_until_none_is_extra(folder: pathlib.Path, wait_s: float) -> None:
-  """Returns when no process lists a checkpoint that process 0 does not, one set aside say.
+  """Returns when no process lists a checkpoint that process 0 has not, one set aside say.
 
   Raises:
     UserError: on every process: one still does after `wait_s` seconds.
@@ -102,18 +100,22 @@ def wait_until_none_is_extra(folder: pathlib.Path, wait_s: float) -> None:
   if not processes.several():
     return
   deadline = time.monotonic() + wait_s
-  first = set(agreement.from_first(lambda: listed_steps(folder)))
+  while True:
+    own = json.dumps(agreement.together(lambda: listed_steps(folder)))
+    listed = {step for text in exchange.exchange_text(own) for step in json.loads(text)}
 
-  def look() -> None:
-    while extra := set(listed_steps(folder)) - first:
-      if time.monotonic() > deadline:
-        raise UserError(
-          f'a checkpoint of step {max(extra)} is in {folder} here, and not for process 0, '
-          f'{wait_s:g} s later; all processes need one folder, on a disk that they share.'
-        )
-      time.sleep(_PAUSE_S)
+    def look(listed=listed) -> tuple[list[int], bool]:
+      return [s for s in listed if not (folder / str(s)).is_dir()], time.monotonic() > deadline
 
-  agreement.together(look)
+    extra, late = agreement.from_first(look)
+    if not extra:
+      return
+    if late:
+      raise UserError(
+        f'a process sees a checkpoint of step {max(extra)} in {folder}, which process 0 has not, '
+        f'{wait_s:g} s later; all processes need one folder, on a disk that they share.'
+      )
+    time.sleep(_PAUSE_S)
 
 
 def _is_visible(path: pathlib.Path) -> bool:

@@ -1,6 +1,7 @@
 """The folder of a run: which files it holds, and whether a run may use it."""
 
 from collections.abc import Mapping
+import glob
 import json
 import os
 import pathlib
@@ -38,6 +39,8 @@ def _check_workdir(workdir: pathlib.Path) -> None:
   existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
   if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
     raise UserError(f'--workdir={workdir}: {existing} is not a folder that can be written to.')
+  if glob.has_magic(str(workdir)):  # orbax would not find there what it has written.
+    raise UserError(f'--workdir={workdir} has one of the characters * ? [; use another name.')
   longest = os.pathconf(existing, 'PC_PATH_MAX') - _LONGEST_NAME
   if (length := len(os.fsencode(workdir))) > longest:
     raise UserError(f'--workdir is {length} bytes long; expected at most {longest}.')
