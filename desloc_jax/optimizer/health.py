@@ -26,12 +26,15 @@ class HealthCheck:
   - *astray*: in the step after a parameter sync it was not where that sync had left it.
 
   Guaranteed: what happens to all workers alike (other periods, a warm-up, another learning rate)
-  makes none of them suspect; if all would be, none is, so that a run ends only when no worker is
-  finite. A worker whose distance changes by less than `threshold`, for good or for once, is never
-  suspect; one that settles at a level up to threshold^2 times that of the others is restarted once,
-  and then counts, as who is restarted (or was away) begins a new record. While nobody is suspect or
-  broken no bit of parameters and moments differs from a run without a check whose shares are given.
-  Not noticed: what is finite, was left alone by the sync before, and moves at a usual distance.
+  makes none of them suspect. If all would be, none is: a run ends only when no worker is finite. A
+  worker whose distance changes by less than `threshold` is never suspect by it. One that settles at
+  a level of up to threshold^2 times that of the others is restarted once and then counts, as who is
+  restarted (or was away) begins a new record. While none is suspect or broken, the averages are
+  those of all workers, as without a check.
+
+  Not noticed: a worker that is finite, was left alone between two syncs, and is as far away as
+  usual. One that is put back to old parameters by something else, between steps, counts at one sync
+  with them: it is known to be astray from the step after that on.
 
   EDiT (arXiv:2412.07210) compares the distance with the worker's own past only, by its z-score,
   which ends healthy runs: the scale of all distances changes with the period and the rate.
