@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from desloc_jax import desloc, HealthCheck
-from desloc_jax.optimizer.health import Reports, suspects
 from desloc_jax.optimizer.methods import inner_fields
+from desloc_jax.optimizer.suspects import Reports, suspects
 from tests import workers
 from tests.test_health import gradient, PARAMS
 
