@@ -122,7 +122,7 @@ def row(setting: Setting, steps: int) -> tuple[str, ...]:
     str(true) if setting.broken else '-',
     str(int(checked.restarts.sum()) - true),
     str(checked.counted) if setting.broken else '-',
-    end or ('all healthy' if checked.healthy else 'one unhealthy'),
+    end or ('all healthy' if checked.healthy else 'one left out'),
     f'{checked.loss:.4f}',
     f'ended at step {plain.ended}' if plain.ended else f'{plain.loss:.4f}',
   )

@@ -81,6 +81,7 @@ BAD = {
   'failures.away': ('4:1-2', 'workers from 0 to 3'),
   'failures.rate': (1.5, r'in \[0, 1\)'),
   'health.decay': (1.0, r'in \[0, 1\)'),
+  'health.threshold': (0.5, 'health.threshold is 0.5; expected 0, or a finite number above 1'),
   'method': ('deslok', "Did you mean 'desloc'"),
   'timing': ('mid', 'Valid: post, pre'),
   'inner.name': ('adan', "Did you mean 'adam'"),

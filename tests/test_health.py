@@ -196,3 +196,20 @@ def test_thresholds_out_of_range_are_refused(options):
 def test_a_check_without_parameter_syncs_is_refused():
   with pytest.raises(ValueError, match='needs a period for params'):
     transform({'params': None, 'mu': 1, 'nu': 1})
+
+
+@pytest.mark.parametrize('timing', ['post', 'pre'])
+def test_it_works_with_64_bits(timing):
+  """As with JAX_ENABLE_X64=1: parameters of float32, beside defaults of float64."""
+  with jax.enable_x64(True):
+    tx = transform(timing=timing)
+    *_, (state, params) = workers.run(tx, PARAMS, broken(4, 1), 4, 12)
+    assert params['w'].dtype == state.health.mean.dtype == jnp.float32
+    assert state.health.restarts.tolist() == [0, 1, 0, 0]
+
+
+def test_the_counts_of_a_worker_that_came_back_are_those_of_the_others():
+  """Before the step too, where the gradient of a worker that restarts is dropped."""
+  tx = transform(timing='pre')
+  *_, (state, _) = workers.run(tx, PARAMS, gradient, 4, 12, extra=away(1, 4, 7))
+  assert state.inner[0].count.tolist() == [12] * 4

@@ -194,6 +194,27 @@ def test_an_option_that_a_run_did_not_know_is_its_default(text):
     changed_options(config, before)
 
 
+def test_counts_that_differ_become_that_of_a_worker_that_was_there(text, tmp_path):
+  """Of another number of workers, after one was away, with averages before the step."""
+  options = {'timing': 'pre', 'failures.away': '1:2-4', 'model.layers': 1}
+  train(small_config(text, stop_at=8, **options), tmp_path)
+  counts = {n: x for n, x in saved(tmp_path, 8).items() if n.endswith('.count')}
+  assert counts and all(x.tolist() == [8] * 4 for x in counts.values())
+  _, state, *_ = go_on(small_config(text, workers=2, **options), tmp_path)
+  assert all(np.asarray(state[name]).tolist() == [8, 8] for name in counts)
+
+
+@pytest.mark.parametrize(
+  ('values', 'expected'), [(np.int32([8, 7, 8]), 8), (np.uint32([8, 7, 8]), None)]
+)
+def test_the_largest_of_counts_that_differ_is_taken(values, expected, tmp_path):
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / 'state', {'count': values})
+  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  like = jax.ShapeDtypeStruct((), values.dtype, sharding=one)
+  assert LeafReader(tmp_path / 'state').read_if_same('count', range(3), like) == expected
+
+
 def test_what_is_not_permitted_is_refused(text, workdir):
   with pytest.raises(UserError, match=r'seed \(was 0, is 1\)'):
     go_on(small_config(text, seed=1, **{'restore.allow': 'periods,method,inner'}), workdir)

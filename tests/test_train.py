@@ -58,7 +58,7 @@ def test_syncs_and_bytes_are_those_of_the_periods(finished):
   _, workdir, summary = finished
   size = 4 * summary['parameters']
   assert summary['syncs'] == {'params': 4, 'mu': 1, 'nu': 0, 'health': 4, 'restarts': 0}
-  sent = 5 * size + 4 * 12  # The health check sends 12 bytes before each sync.
+  sent = 5 * size + 4 * 80  # The health check sends 20 bytes of each of 4 workers before each sync.
   assert summary['bytes_per_worker'] == sent
   assert summary['ring_bytes_per_worker'] == 1.5 * sent
   assert summary['ddp_bytes_per_worker'] == 12 * size
