@@ -19,6 +19,7 @@ NAMES = (
   'nesterov',
   'muon',
   'heterogeneous',
+  'disjoint',
   'failures',
   'scale',
   'beyond',

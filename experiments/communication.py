@@ -89,7 +89,9 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
 
 def _ratio_at_135m() -> float:
   """Returns how many times DES-LOC's bytes DDP sends at the paper's periods, in the long run."""
-  ledgers = make_plan(gpt_135m.get_config()).ledgers
+  config = gpt_135m.get_config()
+  config.periods.params = 256
+  ledgers = make_plan(config).ledgers
   return ledgers['ddp'].bytes_per_step / ledgers['desloc'].bytes_per_step
 
 

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+from absl import logging
 import jax
 import pytest
 
@@ -12,6 +13,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.model import parameter_count
 from desloc_jax.train import config as config_lib, mesh as mesh_lib
 from desloc_jax.train.config_checks import check_config
+from desloc_jax.train.optimizer import FEW_AVERAGES, make_optimizer
 from desloc_jax.train.segment import BEGINNING, make_clock
 from tests.environment import environment
 from tests.runs import small_config
@@ -43,7 +45,9 @@ def test_paper_configs_are_valid_and_as_large_as_they_say(name):
   assert size == PAPER_SIZES[name]
   assert f'{size:,}' in module.__doc__ and f'configs/{name}.py' in module.__doc__
   assert f'{config.steps:,} steps' in module.__doc__
-  assert config.workers * config.batch_size * config.seq_len == 2**21
+  assert config.workers * config.batch_size * config.seq_len == (
+    2**18 if name == 'gpt_16m' else 2**21
+  )
   assert sum(source.weight for source in config.data.sources.values()) == pytest.approx(1.0)
   assert set(module.get_config('sotu').data.sources) == {'text'}
   with pytest.raises(UserError, match="'stou' is unknown. Did you mean 'sotu'"):
@@ -52,6 +56,105 @@ def test_paper_configs_are_valid_and_as_large_as_they_say(name):
 
 def test_tiny_is_valid():
   check_config(load('tiny').get_config())
+
+
+CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py') if path.stem != 'common')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_periods_warm_up_and_evaluations_fit_the_length_of_the_run(name, monkeypatch):
+  module = load(name)
+  config = module.get_config()
+  warnings = []
+  monkeypatch.setattr(logging, 'warning', lambda *message: warnings.append(message))
+  params = {'kernel': jax.ShapeDtypeStruct((2, 2), 'float32')}
+  periods = make_optimizer(config, params, make_clock(config, BEGINNING)).periods
+  counts = {name: config.steps // period for name, period in periods.items()}
+  assert periods.keys() == {'params', 'mu', 'nu'} and not warnings
+  assert counts['params'] >= 48 and counts['mu'] >= 16 and counts['nu'] >= FEW_AVERAGES
+  assert 0 < config.schedule.warmup_steps <= config.steps / 5
+  assert config.schedule.warmup_steps < config.steps * (1 - config.schedule.decay_fraction)
+  assert 6 <= config.steps // config.eval.every
+  assert 3 < config.steps // config.checkpoint.every
+  assert config.log_every <= config.steps / 60
+  if name in PAPER_SIZES:
+    assert config.eval.every % config.periods.params == 0  # At syncs.
+    assert (
+      f'parameters {counts["params"]} times (every {periods["params"]} steps), first moment '
+      f'{counts["mu"]} ({periods["mu"]}), second {counts["nu"]} ({periods["nu"]:,}).'
+    ) in module.__doc__
+    tokens = config.steps * config.workers * config.batch_size * config.seq_len
+    assert f'{tokens / 1e9:.1f}B in {config.steps:,} steps' in module.__doc__
+    assert f'{config.periods.params / 1.5:.2f}x less than DDP' in module.__doc__
+
+
+@pytest.mark.parametrize(
+  ('timing', 'steps', 'expected'),
+  [
+    (
+      'post',
+      768,
+      [
+        'params is averaged 3 times: periods.params is 256. A period of 96 makes',
+        'mu is averaged once',
+        'nu is averaged never',
+      ],
+    ),
+    ('pre', 768, ['params is averaged 2 times', 'mu is averaged never', 'nu is averaged never']),
+    ('post', 12_288, []),
+    (
+      'post',
+      12_287,
+      ['nu is averaged 7 times: periods.nu is 1536. A period of 1535 makes it 8 times.'],
+    ),
+    (
+      'post',
+      7,
+      [
+        'params is averaged never: periods.params is 256. 8 times need a longer run',
+        'mu is',
+        'nu is',
+      ],
+    ),
+  ],
+)
+def test_what_is_averaged_a_few_times_is_named(timing, steps, expected, monkeypatch):
+  lines = []
+  monkeypatch.setattr(logging, 'warning', lambda message, *args: lines.append(message % args))
+  config = config_lib.default_config()
+  config.update_from_flattened_dict(
+    {'timing': timing, 'steps': steps, 'periods.params': 256, 'schedule.warmup_steps': 0}
+  )
+  params = {'kernel': jax.ShapeDtypeStruct((2, 2), 'float32')}
+  make_optimizer(config, params, make_clock(config, BEGINNING))
+  assert len(lines) == len(expected)
+  for line, part in zip(lines, expected, strict=True):
+    assert part in line
+
+
+def test_growing_periods_average_less_often(monkeypatch):
+  lines = []
+  monkeypatch.setattr(logging, 'warning', lambda message, *args: lines.append(message % args))
+  config = load('tiny').get_config()
+  config.period_growth = 2.0  # nu, 8 times without: 800 * ln(2) / 96 = 5.8.
+  params = {'kernel': jax.ShapeDtypeStruct((2, 2), 'float32')}
+  make_optimizer(config, params, make_clock(config, BEGINNING))
+  assert len(lines) == 1 and 'nu is averaged 5 times' in lines[0]
+
+
+def test_a_guard_that_is_off_is_named(monkeypatch):
+  lines = []
+  monkeypatch.setattr(logging, 'warning', lambda message, *args: lines.append(message % args))
+  config = load('tiny').get_config()
+  params = {'kernel': jax.ShapeDtypeStruct((2, 2), 'float32')}
+  for method, guard in (('desloc', True), ('local_adam', False), ('desloc', False)):
+    config.method, config.moment_guard = method, guard
+    make_optimizer(config, params, make_clock(config, BEGINNING))
+  assert len(lines) == 1 and 'moment_guard is off' in lines[0]
+  config.method, config.stochastic = 'local_adam', True  # Coins of equal periods fall apart too.
+  make_optimizer(config, params, make_clock(config, BEGINNING))
+  assert len(lines) == 2 and 'mu every 16, nu every 16' in lines[1]
+  assert 'mu every 48, nu every 96' in lines[0]
 
 
 def test_options_are_no_aliases_of_each_other():

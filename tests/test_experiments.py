@@ -42,6 +42,8 @@ def test_an_experiment_reports_on_its_runs(name, tmp_path, trained, monkeypatch)
   experiment = importlib.import_module(f'experiments.{name}')
   if name == 'half_lives':
     monkeypatch.setattr(experiment, 'measure', lambda workdir: MEASURED)
+  if name == 'disjoint':
+    monkeypatch.setattr(experiment, 'largest_parameter', lambda workdir: 1.0)
   scale = make_scale('test')
   runs = experiment.runs(scale)
   results = run_all(runs, tmp_path / 'runs')
@@ -96,6 +98,7 @@ CUT = {
   'nesterov': 'desloc_nesterov',
   'muon': 'DES-LOC-Muon',
   'heterogeneous': 'desloc',
+  'disjoint': 'desloc, no guard',
   'failures': 'desloc',
   'scale': 'desloc',
   'beyond': 'slow first moment (qh_adam)',
@@ -116,6 +119,8 @@ def test_a_cut_of_every_experiment_really_runs(name, tmp_path, capsys):
   if name == 'half_lives':
     changes = results[0].summary['measured']
     assert 0 < changes['nu']['1'] and 0 < changes['mu']['1'] < changes['mu']['2']
+  if name == 'disjoint':
+    assert [result.summary['measured'] > 100 for result in results] == [True, True, False]
   if name == 'failures':
     away = [line['away'] for line in results[0].lines if 'away' in line]
     assert away[0] == [4, 5, 6, 7] and away[-1] == []

@@ -126,9 +126,13 @@ def _resolve_periods(config: config_dict.ConfigDict, inner, params_like, clock: 
     periods = resolve_periods(config.method, inner, params_like, requested)
   except ValueError as error:
     raise UserError(str(error)) from error
-  _warn_of_few_averages(periods, clock.last_step - (config.timing == 'pre'))
+  # Over a run whose periods grow linearly the mean of 1 / period is that of the first times this.
+  growth = config.period_growth
+  slower = math.log(growth) / (growth - 1) if growth > 1 else 1.0
+  _warn_of_few_averages(periods, int((clock.last_step - (config.timing == 'pre')) * slower + 1e-6))
   moments = {name: period for name, period in periods.items() if name != 'params'}
-  if not config.moment_guard and len(set(moments.values())) > 1:
+  apart = len(set(moments.values())) > 1 or (config.stochastic and any(moments.values()))
+  if not config.moment_guard and apart:
     logging.warning(
       'moment_guard is off and the moments are averaged at different steps (%s): where one worker '
       'alone has a gradient, steps of Adam may explode.',
@@ -141,14 +145,15 @@ def _warn_of_few_averages(periods: Periods, steps: int) -> None:
   for name, period in periods.items():
     if period is not None and (count := steps // period) < FEW_AVERAGES:
       logging.warning(
-        'periods.%s is %d in a run of %d steps: %s will %s be averaged; %d averages need %s.',
-        name,
-        period,
+        'In %d steps %s is averaged %s: periods.%s is %d. %s',
         steps,
         name,
-        f'only {count} times' if count else 'never',
-        FEW_AVERAGES,
-        f'a period of {steps // FEW_AVERAGES}' if steps >= FEW_AVERAGES else 'a longer run',
+        {0: 'never', 1: 'once'}.get(count, f'{count} times'),
+        name,
+        period,
+        f'A period of {steps // FEW_AVERAGES} makes it {FEW_AVERAGES} times.'
+        if steps >= FEW_AVERAGES
+        else f'{FEW_AVERAGES} times need a longer run.',
       )
 
 
