@@ -16,7 +16,7 @@ from desloc_jax.optimizer.health import HealthCheck
 from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
-from desloc_jax.optimizer.periods import Periods
+from desloc_jax.optimizer.periods import growing_timetables, grown, Periods, Timetable
 from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.transform import HEALTH, RESTARTS
 from desloc_jax.train.segment import Clock
@@ -41,7 +41,8 @@ def make_optimizer(
   """
   schedule, inner = schedule_and_inner(config, clock)
   periods = _resolve_periods(config, inner, params_like, clock)
-  return Optimizer(schedule, inner, periods, make_transform(config, config.method, inner, periods))
+  tx = make_transform(config, config.method, inner, periods, clock)
+  return Optimizer(schedule, inner, periods, tx)
 
 
 def make_transform(
@@ -49,12 +50,13 @@ def make_transform(
   method: str,
   inner: optax.GradientTransformation,
   periods: Periods,
+  clock: Clock,
 ) -> optax.GradientTransformationExtraArgs:
   """Returns the transformation of `method` with these periods and the other options of a run."""
   tx = make_method(
     method,
     inner,
-    _scheduled(periods, config),
+    scheduled_periods(periods, config, clock),
     AXIS_NAMES,
     outer=optax.sgd(**config.outer.to_dict()),
     timing=config.timing,
@@ -122,8 +124,9 @@ def _resolve_periods(config: config_dict.ConfigDict, inner, params_like, clock: 
     periods = resolve_periods(config.method, inner, params_like, requested)
   except ValueError as error:
     raise UserError(str(error)) from error
-  for name, period in periods.items():
-    if period is not None and period > clock.last_step - (config.timing == 'pre'):
+  for name, count in syncs_of_run(periods, config, clock).items():
+    period = periods[name]
+    if period is not None and count < 1:
       logging.warning(
         'periods.%s is %d in a run of %d steps: %s will never be averaged.',
         name,
@@ -134,13 +137,51 @@ def _resolve_periods(config: config_dict.ConfigDict, inner, params_like, clock: 
   return periods
 
 
-def _scheduled(periods: Periods, config: config_dict.ConfigDict) -> Periods:
+def scheduled_periods(periods: Periods, config: config_dict.ConfigDict, clock: Clock) -> Periods:
   """Returns `periods` growing linearly to `period_growth` times themselves over the run."""
   growth, steps = config.period_growth, config.steps
   if growth == 1:
     return periods
+  if not config.stochastic:
+    try:
+      return growing_timetables(periods, growth, steps, clock.last_step)
+    except ValueError as error:
+      raise UserError(f'period_growth: {error}') from error
+  return {
+    name: period and functools.partial(grown, period, growth, steps)
+    for name, period in periods.items()
+  }
 
-  def grow(period: int):
-    return lambda step: jnp.round(period * (1 + (growth - 1) * step / steps)).astype(jnp.int32)
 
-  return {name: period and grow(period) for name, period in periods.items()}
+def syncs_of_run(
+  periods: Periods, config: config_dict.ConfigDict, clock: Clock
+) -> dict[str, float]:
+  """Returns how often each quantity is averaged in the whole run; with coins, how often to expect.
+
+  With all workers there, as `scheduled_periods` and the warm-up have it.
+  """
+  last, pre = clock.last_step, config.timing == 'pre'
+  warmup = min(config.sync_warmup_steps, last)
+  # Steps after which the last average of the warm-up came, and any one may come at all.
+  begin, end = max(0, warmup - pre), last - pre
+
+  def count(period: int | Timetable | None) -> int:
+    if period is None or end <= begin:
+      return 0
+    if isinstance(period, Timetable):
+      return int(period.count(end) - period.count(begin))
+    return (end - begin) // period
+
+  def expected(period: int | None) -> float:
+    """Returns the sum of the coins' chances, as an integral."""
+    slope = (config.period_growth - 1) / config.steps
+    if period is None:
+      return 0.0
+    if slope == 0:
+      return (last - warmup) / period
+    return math.log((1 + slope * last) / (1 + slope * warmup)) / slope / period
+
+  if config.stochastic:
+    return {name: warmup + expected(period) for name, period in periods.items()}
+  scheduled = scheduled_periods(periods, config, clock)
+  return {name: warmup + count(period) for name, period in scheduled.items()}
