@@ -15,6 +15,7 @@ from desloc_jax import (
   init_over_workers,
   local_params,
   over_workers,
+  periods_from_half_lives,
   synced,
   transform_ledger,
   WORKER_AXES,
@@ -139,3 +140,22 @@ def test_what_is_inside_is_right():
     params, state, _ = step(params, state, batch)
   assert np.isfinite(params['w']).all()
   assert state.inner.total_notfinite.tolist() == [0, 0, 1, 0]
+
+
+def test_a_whole_own_loop():
+  workers = 8  # On any number of devices that divides it.
+  mesh = jax.make_mesh((len(jax.devices()),), ('workers',))
+  tx = desloc(optax.adam(0.05), periods_from_half_lives(8), AXIS_NAMES)
+
+  def worker_step(params, state, batch):
+    loss, grads = jax.value_and_grad(lambda p: jnp.mean((batch @ p['w'] - 1) ** 2))(state.params)
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+  axes = (None, WORKER_AXES, 0)  # params are shared; state and batch are [workers, ...]
+  step = jax.jit(over_workers(worker_step, mesh, axes, axes), donate_argnums=(0, 1))
+  params, state = init_over_workers(tx, {'w': jnp.zeros(16)}, mesh, workers)
+  for t in range(96):
+    batch = jax.random.normal(jax.random.key(t), (workers, 32, 16)) + 1
+    params, state, loss = step(params, state, batch)  # loss: [workers]
+  assert loss.mean() < 0.2 and step._cache_size() == 1

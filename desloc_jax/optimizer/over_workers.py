@@ -113,10 +113,11 @@ def init_over_workers(
     state = jax.vmap(lambda: tx.init(params), axis_size=workers, out_axes=WORKER_AXES)()
     return jax.tree.map(jnp.copy, params), state
 
-  specs = (PartitionSpec(), worker_specs(WORKER_AXES))
+  # What is over an axis of one comes back from a step as if it were not.
+  axes = WORKER_AXES if mesh.shape[WORKERS] > 1 else None
   shardings = jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
-    specs,
+    (PartitionSpec(), worker_specs(axes)),
     is_leaf=lambda spec: isinstance(spec, PartitionSpec),
   )
   return jax.jit(init, out_shardings=shardings)(params)
