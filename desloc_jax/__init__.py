@@ -4,11 +4,16 @@ This package is importable on its own and needs JAX and optax only. The trainer 
 the subpackages `model`, `data` and `train`, which nothing here imports.
 """
 
-from desloc_jax.optimizer.ddp import ddp
+from desloc_jax.optimizer.ddp import ddp, local_params
 from desloc_jax.optimizer.health import HealthCheck
 from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
-from desloc_jax.optimizer.over_workers import AXIS_NAMES, over_workers
-from desloc_jax.optimizer.periods import half_life, periods_from_half_lives
+from desloc_jax.optimizer.over_workers import AXIS_NAMES, init_over_workers, over_workers
+from desloc_jax.optimizer.periods import (
+  growing_timetables,
+  half_life,
+  periods_from_half_lives,
+  Timetable,
+)
 from desloc_jax.optimizer.transform import desloc, DeslocState, synced, WORKER_AXES
 from desloc_jax.version import __version__ as __version__
 
@@ -17,10 +22,14 @@ __all__ = [
   'DeslocState',
   'HealthCheck',
   'Ledger',
+  'Timetable',
   'WORKER_AXES',
   'ddp',
   'desloc',
+  'growing_timetables',
   'half_life',
+  'init_over_workers',
+  'local_params',
   'over_workers',
   'periods_from_half_lives',
   'read_ledger',

@@ -28,6 +28,7 @@ from desloc_jax.plan.timing import (
 from desloc_jax.train.config import flatten
 from desloc_jax.train.config_changes import changed_options
 from desloc_jax.train.config_checks import check_config
+from desloc_jax.train.optimizer import syncs_of_run
 from desloc_jax.train.step import accumulate
 from experiments import paper_days, wallclock
 from experiments.report import write
@@ -128,10 +129,18 @@ def test_memory_is_about_what_xla_plans(remat, micro_batches):
   assert estimate == pytest.approx(compiled.memory_analysis().temp_size_in_bytes, rel=1 / 3)
 
 
-def test_what_the_plan_does_not_count_is_said():
-  options = {'model.vocab_size': 512, 'period_growth': 4.0, 'plan.memory_gb': 1e-5}
-  text = plan_text(make_plan(small_config('sotu', **options)))
-  assert 'growth and warm-up are not counted' in text and 'Too much' in text
+def test_growth_and_warm_up_are_counted():
+  options = {'model.vocab_size': 512, 'period_growth': 4.0, 'sync_warmup_steps': 5,
+             'steps': 400, 'plan.memory_gb': 1e-5}  # fmt: skip
+  config = small_config('sotu', **options)
+  plan = make_plan(config)
+  text = plan_text(plan)
+  assert 'Means over the run' in text and 'Too much' in text
+  start = {name: plan.periods[name] for name in ('params', 'mu', 'nu')}
+  for name, count in syncs_of_run(start, config, plan.clock).items():
+    assert plan.ledgers['desloc'].periods[name] == 400 / count
+    assert 5 < count < 5 + 400 / start[name]
+    assert f'{start[name]}..{4 * start[name]}' in text
 
 
 @pytest.mark.parametrize(('share', 'verdict'), [(0.75, 'Too much: 120.0%'), (0.95, 'Fits: 94.7%')])

@@ -3,7 +3,7 @@
 The ledger sees what was written; this sees what XLA made of it, including what it added by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import math
 import re
@@ -12,6 +12,7 @@ import numpy as np
 
 from desloc_jax.optimizer import hlo_loops
 from desloc_jax.optimizer.hlo_loops import Computations
+from desloc_jax.optimizer.ledger import sync_name
 
 OPCODES = (
   'all-reduce',
@@ -25,7 +26,8 @@ OPCODES = (
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _COLLECTIVE = re.compile(rf'= (.*?) ({"|".join(OPCODES)})(-start)?\(')
 _TYPE = re.compile(r'= (.*?) [a-z][\w\-]*\(')
-_ARRAY = re.compile(r'(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
+# A type, its shape, and the bits of an element where its layout packs them.
+_ARRAY = re.compile(r'(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\](?:\{[^}]*E\((\d+)\)[^}]*\})?')
 # Computations of XLA for TPU: an all-reduce of which each device keeps a part, and the loops that
 # pass weights or sums around a ring of devices, a matmul at each of them.
 _REDUCE_SCATTER = 'all-reduce-scatter'
@@ -74,6 +76,14 @@ class Collective:
       return self.result_bytes
     return passes[self.opcode] * self.result_bytes * (devices - 1) / devices
 
+  @property
+  def payload_bytes(self) -> int:
+    """Bytes of its operand on one device: what that contributes."""
+    devices = max(map(len, self.groups), default=1)
+    if self.opcode == 'all-gather':
+      return self.result_bytes // devices
+    return self.result_bytes * (devices if self.opcode == 'reduce-scatter' else 1)
+
   def crosses(self, worker_of_device: Sequence[int]) -> bool:
     """Returns whether devices of different workers exchange data."""
     return any(len({worker_of_device[device] for device in group}) > 1 for group in self.groups)
@@ -99,6 +109,19 @@ def read_collectives(hlo_text: str) -> list[Collective]:
       found.append(
         Collective(opcode, size, groups, conditional, times.get(name), ring, _source(line))
       )
+  return found
+
+
+def sync_bytes(
+  collectives: Iterable[Collective], worker_of_device: Sequence[int]
+) -> dict[str, int]:
+  """Returns the payload bytes of a device in one sync of each quantity, as they were compiled."""
+  found: dict[str, int] = {}
+  for collective in collectives:
+    name = sync_name(collective.source)
+    if name is not None and collective.crosses(worker_of_device):
+      size = collective.payload_bytes * (collective.times or 1)
+      found[name] = found.get(name, 0) + size
   return found
 
 
@@ -176,8 +199,10 @@ def _split(hlo_text: str) -> tuple[dict[str, list[str]], str]:
 
 def _bytes(types: str) -> int:
   return sum(
-    math.prod(int(n) for n in shape.split(',') if n) * max(1, int(bits or 8) // 8)
-    for _, bits, shape in _ARRAY.findall(types)
+    math.ceil(
+      math.prod(int(n) for n in shape.split(',') if n) * int(packed or max(8, int(bits or 8))) / 8
+    )
+    for bits, shape, packed in _ARRAY.findall(types)
   )
 
 

@@ -2,25 +2,37 @@
 
 `workers` is a manual mesh axis, so every exchange between workers is an explicit primitive of the
 jaxpr. The ledger walks it: an exchange must sit in a branch of a conditional, under the name scope
-of the quantity that it averages. Payload bytes are those of the averaged arrays, once: what one
-worker contributes. Ring bytes are what a ring all-reduce makes each worker send, 2(W-1)/W of them.
+of the quantity that it averages. Payload bytes are those of the operands, once: what one worker
+contributes. Of the branches of a conditional the largest counts. Ring bytes are what a ring
+all-reduce makes each worker send, 2(W-1)/W of them.
+
+That is what is written. XLA for CPUs sends some types wider (`WIDENED_ON_CPUS`), which counts where
+the platform is given; `hlo.sync_bytes` reads what a compiled program sends.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import itertools
 import math
 import re
 
 import jax
 from jax.extend import core
+import jax.numpy as jnp
 import optax
 
 from desloc_jax.optimizer.averaging import AxisName
 from desloc_jax.optimizer.periods import Periods
-from desloc_jax.optimizer.transform import SYNC_SCOPE
+from desloc_jax.optimizer.transform import check_state, DeslocState, SYNC_SCOPE
 
 # Primitives that name a mesh axis and send nothing over it.
-LOCAL_PRIMITIVES = frozenset({'axis_index', 'pvary', 'pcast', 'pbroadcast', 'shard_map'})
+LOCAL_PRIMITIVES = frozenset({
+  'axis_index', 'pvary', 'pcast', 'shard_map', 'preduced', 'vary_unreduced_cast_p',
+  'reduced_vary_cast_p',
+})  # fmt: skip
+# Bits of a value on the wire, by dtype, where XLA for CPUs (JAX 0.10 to 0.12) has no collective of
+# the dtype itself; any float of 8 bits or fewer is sent in 16.
+WIDENED_ON_CPUS = {'bfloat16': 32, 'int4': 8, 'uint4': 8}
 # Exchanged at every step, by design: the only quantity allowed outside a conditional.
 EVERY_STEP = 'gradients'
 
@@ -72,7 +84,11 @@ class Ledger:
 
 
 def read_ledger(
-  jaxpr: core.ClosedJaxpr, periods: Periods, workers: int, axis_name: str = 'workers'
+  jaxpr: core.ClosedJaxpr,
+  periods: Periods,
+  workers: int,
+  axis_name: str = 'workers',
+  platform: str | None = None,
 ) -> Ledger:
   """Returns the ledger of a step.
 
@@ -81,6 +97,8 @@ def read_ledger(
     periods: steps between syncs of each quantity, None for never: numbers, not schedules.
     workers: number of workers W.
     axis_name: the mesh axis of the workers.
+    platform: 'cpu', 'gpu' or 'tpu', whose compiler decides how wide a value is sent; None: as wide
+      as it is.
 
   Raises:
     UnconditionalExchangeError: an exchange over `axis_name` is outside a conditional (other than
@@ -88,7 +106,7 @@ def read_ledger(
     ValueError: something is averaged that `periods` does not name.
   """
   totals: dict[str, int] = {}
-  for exchange in exchanges(jaxpr.jaxpr, axis_name):
+  for exchange in exchanges(jaxpr.jaxpr, axis_name, platform):
     allowed = exchange.conditional or exchange.name == EVERY_STEP
     if exchange.name not in (*periods, EVERY_STEP) and exchange.name is not None:
       raise ValueError(f'{exchange.name} is averaged, but periods has only {", ".join(periods)}.')
@@ -113,6 +131,7 @@ def transform_ledger(
   periods: Periods,
   workers: int,
   axis_name: AxisName = 'workers',
+  platform: str | None = None,
 ) -> Ledger:
   """Returns the ledger of `tx.update` alone; nothing is compiled and no device is needed.
 
@@ -122,21 +141,33 @@ def transform_ledger(
     periods: steps between syncs of each quantity, None for never.
     workers: number of workers W.
     axis_name: of the workers; of several axes the first one is taken for the network.
+    platform: see `read_ledger`.
   """
   network, *others = (axis_name,) if isinstance(axis_name, str) else axis_name
 
   def update(grads, params):
     state = tx.init(params)
+    if any(map(_is_desloc, jax.tree.leaves(state, is_leaf=_is_desloc))):
+      check_state(state)
     return tx.update(grads, state, params)
 
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
   axes = [(network, workers), *((name, 1) for name in others)]
   jaxpr = jax.make_jaxpr(update, axis_env=axes)(shapes, shapes)
-  return read_ledger(jaxpr, periods, workers, network)
+  return read_ledger(jaxpr, periods, workers, network, platform)
+
+
+def _is_desloc(state) -> bool:
+  return isinstance(state, DeslocState)
 
 
 def exchanges(
-  jaxpr: core.Jaxpr, axis_name: str, conditional: bool = False, scope: str = '', times: int = 1
+  jaxpr: core.Jaxpr,
+  axis_name: str,
+  platform: str | None = None,
+  conditional: bool = False,
+  scope: str = '',
+  times: int = 1,
 ) -> Iterator[Exchange]:
   """Yields every primitive under `jaxpr` that sends data over `axis_name`.
 
@@ -147,31 +178,55 @@ def exchanges(
     inner_scope = f'{scope}/{eqn.source_info.name_stack}'
     primitive = eqn.primitive.name
     if _sends_over(eqn, axis_name):
-      size = sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.outvars)
-      yield Exchange(_sync_name(inner_scope), primitive, times * size, conditional)
-    for sub in core.jaxprs_in_params(eqn.params):
-      found = exchanges(
-        sub,
-        axis_name,
-        conditional or primitive == 'cond',
-        inner_scope,
-        times * eqn.params.get('length', 1) if primitive == 'scan' else times,
-      )
-      for exchange in found:
-        if primitive == 'while':
-          raise UnconditionalExchangeError(
-            f'{exchange.primitive} sends over {axis_name!r} in a loop of unknown length.'
-          )
-        yield exchange
+      size = sum(_sent_bytes(v.aval, platform) for v in eqn.invars)
+      yield Exchange(sync_name(inner_scope), primitive, times * size, conditional)
+    is_conditional = conditional or primitive == 'cond'
+    turns = times * eqn.params.get('length', 1) if primitive == 'scan' else times
+    inside = [
+      list(exchanges(sub, axis_name, platform, is_conditional, inner_scope, turns))
+      for sub in core.jaxprs_in_params(eqn.params)
+    ]
+    for exchange in _largest_branches(inside) if primitive == 'cond' else itertools.chain(*inside):
+      if primitive == 'while':
+        raise UnconditionalExchangeError(
+          f'{exchange.primitive} sends over {axis_name!r} in a loop of unknown length.'
+        )
+      yield exchange
+
+
+def _largest_branches(branches: Sequence[Sequence[Exchange]]) -> Iterator[Exchange]:
+  """Yields of each quantity what the branch sends that sends the most of it: only one is taken."""
+  for name in dict.fromkeys(exchange.name for branch in branches for exchange in branch):
+    of_name = [[exchange for exchange in branch if exchange.name == name] for branch in branches]
+    yield from max(of_name, key=lambda found: sum(exchange.payload_bytes for exchange in found))
+
+
+def _sent_bytes(aval: jax.core.ShapedArray, platform: str | None) -> int:
+  return math.ceil(aval.size * _sent_bits(aval.dtype, platform) / 8)
+
+
+def _sent_bits(dtype, platform: str | None) -> int:
+  bits = 8 * dtype.itemsize
+  if jnp.issubdtype(dtype, jnp.integer):
+    bits = jnp.iinfo(dtype).bits
+  elif jnp.issubdtype(dtype, jnp.floating):
+    bits = jnp.finfo(dtype).bits
+  if platform != 'cpu':
+    return bits
+  if jnp.issubdtype(dtype, jnp.floating):
+    bits = max(bits, 16)
+  return WIDENED_ON_CPUS.get(dtype.name, bits)
 
 
 def _sends_over(eqn: core.JaxprEqn, axis_name: str) -> bool:
-  if eqn.primitive.name in LOCAL_PRIMITIVES:
+  # What ends an exchange that another primitive began sends no more.
+  if eqn.primitive.name in LOCAL_PRIMITIVES or eqn.primitive.name.endswith('_done'):
     return False
   axes = eqn.params.get('axes', eqn.params.get('axis_name', ()))
   return axis_name in (axes if isinstance(axes, tuple | list | set | frozenset) else (axes,))
 
 
-def _sync_name(scope: str) -> str | None:
+def sync_name(scope: str) -> str | None:
+  """Returns the quantity whose name scope is in a stack of them."""
   match = re.search(rf'{SYNC_SCOPE}([^/()]+)', scope)
   return match.group(1) if match else None

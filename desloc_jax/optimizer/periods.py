@@ -1,11 +1,45 @@
 """Sync periods: checking them, and choosing them by the paper's rule or from half-lives."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import math
 import operator
 
-# A number of steps, a schedule of it (step -> steps, as optax schedules are), or None for never.
-Period = int | Callable | None
+import jax.numpy as jnp
+import numpy as np
+
+_MOST_TIMES = 2**22
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Timetable:
+  """When a quantity is averaged, known beforehand: at every `multiple`-th of some times.
+
+  Quantities of one list of times are averaged together, also where the times draw apart.
+
+  Attributes:
+    times: int [syncs], ascending: after how many steps.
+    multiple: every which of them counts.
+  """
+
+  times: np.ndarray
+  multiple: int = 1
+
+  def count(self, done):
+    """Returns the number of averages in the first `done` steps, which may be traced."""
+    lib = np if isinstance(done, int | np.integer) else jnp
+    times = lib.asarray(self.times, np.int32)
+    return lib.searchsorted(times, done, side='right') // self.multiple
+
+  def after(self, done: int) -> int | None:
+    """Returns the first time of an average after `done` steps, None if there is none."""
+    place = (self.count(done) + 1) * self.multiple - 1
+    return int(self.times[place]) if place < len(self.times) else None
+
+
+# A number of steps, a schedule of it (step -> steps, as optax schedules are), a timetable, or None
+# for never.
+Period = int | Callable | Timetable | None
 Periods = Mapping[str, Period]
 
 # K_u = 3 K_x and K_v = 6 K_x: section "recommended periods" of arXiv:2505.22549.
@@ -21,7 +55,8 @@ def check_periods(periods: Periods) -> dict[str, Period]:
   """
   checked = {}
   for name, period in periods.items():
-    checked[name] = period if period is None or callable(period) else _whole_steps(name, period)
+    known = period is None or callable(period) or isinstance(period, Timetable)
+    checked[name] = period if known else _whole_steps(name, period)
   if 'params' not in checked:
     raise ValueError(
       f"periods must say how often 'params' is averaged (a number of steps, or None for never); "
@@ -84,3 +119,61 @@ def periods_from_half_lives(
   else:
     multiples = {name: max(1, round(half_life(b) / params)) for name, b in decays.items()}
   return {'params': params} | {name: multiple * params for name, multiple in multiples.items()}
+
+
+def grown(period: int, growth: float, steps: int, step):
+  """Returns a period that grows linearly, to `growth` times itself in `steps` steps, at `step`."""
+  lib = np if isinstance(step, int) else jnp
+  return lib.maximum(lib.rint(period * (1 + (growth - 1) * step / steps)).astype(np.int32), 1)
+
+
+def growing_timetables(
+  periods: Mapping[str, int | None], growth: float, steps: int, last: int
+) -> dict[str, Timetable | None]:
+  """Returns timetables for periods that grow linearly to `growth` times themselves.
+
+  The shortest period grows; those that are whole multiples of it stay so, counted in its averages,
+  so that averages go on coming together. Any other one grows by itself.
+
+  Args:
+    periods: steps between averages at the start, by quantity; None: never.
+    growth: the factor, >= 1.
+    steps: after which the periods have grown by it.
+    last: step after which no average is needed.
+
+  Raises:
+    ValueError: there would be more than 4 million averages.
+  """
+  numbers = [period for period in periods.values() if period is not None]
+  if not numbers:
+    return dict(periods)
+  shortest = min(numbers)
+  together = _growing_times(shortest, growth, steps, last)
+
+  def timetable(period: int | None) -> Timetable | None:
+    if period is None:
+      return None
+    if period % shortest == 0:
+      return Timetable(together, period // shortest)
+    return Timetable(_growing_times(period, growth, steps, last))
+
+  return {name: timetable(period) for name, period in periods.items()}
+
+
+def _growing_times(period: int, growth: float, steps: int, last: int) -> np.ndarray:
+  """Returns the times at which the steps since the one before reach the period of their step."""
+  times, previous = [], 0
+  while True:
+    time = previous + 1
+    while time <= last and (now := int(grown(period, growth, steps, time - 1))) > time - previous:
+      # Of a period that does not shrink nothing before this can be the time.
+      time = previous + now if growth >= 1 else time + 1
+    if time > last:
+      return np.asarray(times, np.int64)
+    times.append(time)
+    if len(times) > _MOST_TIMES:
+      raise ValueError(
+        f'a period of {period} steps that grows to {growth:g} times itself in {steps} steps makes '
+        f'more than {_MOST_TIMES:,} averages; take a longer one, or one that does not grow.'
+      )
+    previous = time

@@ -61,8 +61,24 @@ def synced(before: DeslocState, after: DeslocState) -> dict[str, jax.Array]:
 
   With `timing='pre'` a step follows the average. In the first update its counter is 1 without an
   average, and -1 with one.
+
+  Raises:
+    ValueError: one of the two is not the state of `desloc` or `ddp`, but that of a wrapper.
   """
+  check_state(before)
+  check_state(after)
   return {name: after.counters[name] <= abs(before.counters[name]) for name in after.counters}
+
+
+def check_state(state) -> None:
+  """Raises ValueError for a state that is not that of `desloc` or `ddp` itself, but of a wrapper."""
+  if not isinstance(state, DeslocState):
+    raise ValueError(
+      f"the optimizer's state is a {type(state).__name__}, expected a DeslocState: desloc must be "
+      'outermost. What is wrapped around it (chain, apply_if_finite, MultiSteps) would change its '
+      'updates after local parameters have moved, or run its averages on some workers only: put it '
+      'inside, as in desloc(optax.apply_if_finite(inner, 5), periods).'
+    )
 
 
 def copied(state: DeslocState) -> DeslocState:
@@ -115,7 +131,8 @@ def desloc(
     periods: steps between averages of `'params'` and of every floating state field of `inner`, by
       field name (`mu`, `nu`, `trace`, ...) wherever it sits in a chain, partition or mask. None:
       never averaged. Step counts and other integer or scalar states are never averaged. A period
-      may be a schedule: a function of the number of updates done, as optax schedules are.
+      may be a schedule: a function of the number of updates done, as optax schedules are; or a
+      `Timetable`, by which several quantities are averaged together while their periods grow.
     axis_name: the mesh or vmap axis of the workers, or several axes.
     outer: an optax transformation applied at parameter syncs to the pseudo-gradient
       `consensus - mean(local)`. None: plain averaging, as `optax.sgd(1.0)` would. DiLoCo's is
@@ -154,8 +171,13 @@ def desloc(
       `update`, for `params=None`, use outside `axis_name`, or `weights` and `active` of another
       shape or (where they are no tracers) by which no worker counts.
 
-  Do not wrap it in `optax.MultiSteps`: that would run syncs on every micro-step and discard them.
-  Accumulate gradients before `update`.
+  It must be outermost. `optax.MultiSteps` around it would run syncs on every micro-step and discard
+  them (accumulate gradients before `update`); `optax.apply_if_finite` would let one worker stay away
+  from an average, and spread its NaN (put it inside, or use `health`); a learning rate behind it,
+  `chain(desloc(scale_by_adam(), ...), scale(-lr))`, would scale the consensus after the local
+  parameters have climbed. `over_workers`, `init_over_workers`, `transform_ledger` and `synced`
+  refuse the state of a wrapper. What cannot be seen is an `inner` without its `scale(-lr)`, and a
+  gradient that was taken at `params`, not at `state.params`: `local_params` returns the latter.
 
   Example:
     >>> import jax, jax.numpy as jnp, optax
@@ -182,6 +204,10 @@ def desloc(
     raise ValueError(f'{", ".join(reset_and_averaged)} cannot be both averaged and reset.')
   if health and periods['params'] is None:
     raise ValueError('a health check needs a period for params: unhealthy workers restart there.')
+  if coin_key is not None and any(isinstance(p, periods_lib.Timetable) for p in periods.values()):
+    raise ValueError(
+      'coins need periods or schedules of them; a timetable leaves nothing to chance.'
+    )
   inner = optax.with_extra_args_support(inner)
   averaged = {
     name: period for name, period in periods.items() if period is not None or warmup_steps
@@ -214,7 +240,8 @@ def desloc(
     )
 
   def sync(state: DeslocState, consensus: optax.Params, share, value):
-    due = triggers.due_now(averaged, state.counters, state.step, coin_key, warmup_steps)
+    done = state.step + (timing == 'post')
+    due = triggers.due_now(averaged, state.counters, state.step, coin_key, warmup_steps, done)
     ballot = None
     if health:
       due[HEALTH] = functools.reduce(jnp.logical_or, due.values())

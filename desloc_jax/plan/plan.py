@@ -12,14 +12,20 @@ import optax
 from desloc_jax import model as model_lib
 from desloc_jax.data import load_tokenizer
 from desloc_jax.errors import UserError
-from desloc_jax.optimizer.ledger import Ledger, transform_ledger
+from desloc_jax.optimizer.ledger import EVERY_STEP, Ledger, transform_ledger
 from desloc_jax.optimizer.methods import resolve_periods
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
+from desloc_jax.optimizer.transform import HEALTH, RESTARTS
 from desloc_jax.plan.memory import memory_bytes
 from desloc_jax.plan.timing import compute_seconds, Link, step_time, StepTime, with_value_size
 from desloc_jax.train import config as config_lib
 from desloc_jax.train.config_checks import check_config
-from desloc_jax.train.optimizer import make_optimizer, make_transform, sent_periods
+from desloc_jax.train.optimizer import (
+  make_optimizer,
+  make_transform,
+  sent_periods,
+  syncs_of_run,
+)
 from desloc_jax.train.segment import BEGINNING, Clock, make_clock
 
 COMPARED = ('ddp', 'local_adam', 'favg_opt', 'desloc')
@@ -37,7 +43,9 @@ class Plan:
     devices: that share a worker.
     memory: bytes a device, by what they are for.
     link: between workers.
-    ledgers: by method, the configured one among them; sizes in bytes on the wire.
+    ledgers: by method, the configured one among them; sizes in bytes on the wire, periods those of
+      the mean step of the run.
+    periods: of the configured method's ledger, as they are at the start.
     times: of the mean step, by method.
   """
 
@@ -48,6 +56,7 @@ class Plan:
   memory: Mapping[str, float]
   link: Link
   ledgers: Mapping[str, Ledger]
+  periods: Mapping[str, float]
   times: Mapping[str, StepTime]
 
   def days(self, method: str) -> float:
@@ -68,10 +77,11 @@ def make_plan(config: config_dict.ConfigDict) -> Plan:
   model = config_lib.model_config(config, vocabulary_size(config))
   model = dataclasses.replace(model, seq_len=config.seq_len)
   params_like = jax.eval_shape(functools.partial(model_lib.init_params, model), jax.random.key(0))
-  tx, ledgers = _ledgers(config, params_like, clock)
+  tx, start = _ledgers(config, params_like, clock)
   options = config.plan
   link = Link(options.bandwidth_gbps * 1e9 / 8, options.latency_ms / 1e3)
   flops = model_lib.flops_per_token(model) * clock.tokens_per_step / config.workers
+  ledgers = {name: _over_the_run(ledger, config, clock) for name, ledger in start.items()}
   compute_s = compute_seconds(flops, devices, options.peak_tflops * 1e12, options.mfu)
   return Plan(
     config=config,
@@ -81,6 +91,7 @@ def make_plan(config: config_dict.ConfigDict) -> Plan:
     memory=memory_bytes(model, params_like, tx, micro_batch, config.accumulation, devices),
     link=link,
     ledgers=ledgers,
+    periods=start[config.method].periods,
     times={
       name: step_time(ledger, link, compute_s, options.overlap) for name, ledger in ledgers.items()
     },
@@ -128,6 +139,22 @@ def _ledgers(
       continue
     requested = {'params': config.periods.params}
     periods = resolve_periods(method, optimizer.inner, params_like, requested)
-    tx = make_transform(config, method, optimizer.inner, periods)
+    tx = make_transform(config, method, optimizer.inner, periods, clock)
     ledgers[method] = read(tx, periods)
   return optimizer.tx, ledgers
+
+
+def _over_the_run(ledger: Ledger, config: config_dict.ConfigDict, clock: Clock) -> Ledger:
+  """Returns a ledger with the mean periods of the run, where they grow or it has a warm-up."""
+  if config.period_growth == 1 and not config.sync_warmup_steps:
+    return ledger
+  averaged = {
+    name: None if period == math.inf else period
+    for name, period in ledger.periods.items()
+    if name not in (HEALTH, RESTARTS, EVERY_STEP)
+  }
+  syncs = syncs_of_run(averaged, config, clock)
+  periods = {name: clock.last_step / n if n else math.inf for name, n in syncs.items()}
+  if HEALTH in ledger.periods:
+    periods |= {HEALTH: min(periods.values(), default=math.inf), RESTARTS: math.inf}
+  return dataclasses.replace(ledger, periods=dict(ledger.periods) | periods)

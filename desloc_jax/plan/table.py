@@ -1,5 +1,6 @@
 """A plan as text."""
 
+import dataclasses
 import math
 
 from desloc_jax.plan.plan import Plan
@@ -53,7 +54,7 @@ def _network(plan: Plan) -> str:
     rows.append(
       (
         name,
-        period_text(ledger, config, name),
+        period_text(dataclasses.replace(ledger, periods=plan.periods), config, name),
         format_bytes(size),
         format_bytes(ledger.ring_bytes(size)),
         f'{all_reduce_seconds(ledger, size, plan.link):#.4g}',
@@ -68,7 +69,7 @@ def _network(plan: Plan) -> str:
     f'{steps_a_day:,.0f} steps of this method.'
   )
   if config.period_growth != 1 or config.sync_warmup_steps:
-    note += ' Periods are those at the start: growth and warm-up are not counted.'
+    note += ' Means over the run, with the growth of periods and the warm-up of averages.'
   return f'{align(rows)}\n{note}'
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from desloc_jax import model as model_lib
 from desloc_jax.optimizer.ddp import ddp
-from desloc_jax.optimizer.hlo import read_collectives
+from desloc_jax.optimizer.hlo import read_collectives, sync_bytes
 from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, is_local
@@ -29,6 +29,9 @@ from desloc_jax.train.optimizer import sent_periods
 from desloc_jax.train.program import make_program, make_worker_mesh
 from desloc_jax.train.segment import BEGINNING, Clock, make_clock, Segment
 from desloc_jax.train.step import finite_workers, make_eval_step, TrainState
+
+# Bytes by which the ledger and a compiled program may differ in an average.
+_SMALL = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,17 +96,18 @@ def make_job(
   compare({'data': data.fingerprint})
   program = make_program(config, data.tokenizer.vocab_size, clock, mesh)
   params_like, (_, inner, periods, tx) = program.params_like, program.optimizer
-  named = sent_periods(periods)
+  named, platform = sent_periods(periods), mesh_lib.platform(mesh)
   if is_local(mesh):  # What separate workers would send.
-    ledger = transform_ledger(tx, params_like, named, config.workers, AXIS_NAMES)
+    ledger = transform_ledger(tx, params_like, named, config.workers, AXIS_NAMES, platform)
   else:
     arguments = (program.state_like, program.tokens_like, program.active_like)
-    ledger = read_ledger(jax.make_jaxpr(program.step)(*arguments), named, config.workers)
+    jaxpr = jax.make_jaxpr(program.step)(*arguments)
+    ledger = read_ledger(jaxpr, named, config.workers, platform=platform)
 
   start = time.perf_counter()
   compiled = program.compile()
   compile_s = time.perf_counter() - start
-  _check_compiled(config, mesh, compiled)
+  check_compiled(config, mesh, compiled, ledger)
 
   all_periods = dict.fromkeys(periods, config.periods.params or 1)
   return Job(
@@ -125,22 +129,36 @@ def make_job(
       functools.partial(model_lib.sequence_losses, config=program.model), mesh
     ),
     ledger=ledger,
-    ddp_ledger=transform_ledger(ddp(inner), params_like, {}, config.workers),
+    ddp_ledger=transform_ledger(ddp(inner), params_like, {}, config.workers, platform=platform),
     local_adam_ledger=transform_ledger(
-      desloc(inner, all_periods), params_like, all_periods, config.workers
+      desloc(inner, all_periods), params_like, all_periods, config.workers, platform=platform
     ),
     compile_s=compile_s,
   )
 
 
-def _check_compiled(
-  config: config_dict.ConfigDict, mesh: Mesh, compiled: jax.stages.Compiled
+def check_compiled(
+  config: config_dict.ConfigDict, mesh: Mesh, compiled: jax.stages.Compiled, ledger: Ledger
 ) -> None:
-  """Warns of collectives between workers that XLA put into every step by itself."""
-  if mesh.shape[mesh_lib.WORKERS] == 1 or METHODS[config.method].gradients:
+  """Warns of what XLA sends between workers otherwise than the ledger has it."""
+  if mesh.shape[mesh_lib.WORKERS] == 1:
     return
-  worker_of_device = [i // mesh.shape[mesh_lib.FSDP] for i in range(mesh.size)]
-  for collective in read_collectives(compiled.as_text()):
+  devices = mesh.shape[mesh_lib.FSDP]
+  worker_of_device = [i // devices for i in range(mesh.size)]
+  collectives = read_collectives(compiled.as_text())
+  for name, size in sync_bytes(collectives, worker_of_device).items():
+    counted, sent = ledger.bytes_per_sync.get(name, 0), devices * size
+    # What is too small to be split over the devices of a worker is sent by each of them.
+    if sent > 1.5 * counted + _SMALL or counted > 1.5 * sent + _SMALL:
+      logging.warning(
+        'An average of %s sends %d bytes a worker, as it was compiled; the ledger counts %d.',
+        name,
+        sent,
+        counted,
+      )
+  if METHODS[config.method].gradients:
+    return
+  for collective in collectives:
     if not collective.conditional and collective.crosses(worker_of_device):
       logging.warning(
         'Every step has an %s of %d bytes between workers, which the ledger does not count.',

@@ -1,5 +1,6 @@
 """From a configuration to its optimizer: schedule, inner optimizer, periods and method."""
 
+from collections.abc import Mapping
 import functools
 import math
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from desloc_jax.optimizer.health import HealthCheck
 from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
-from desloc_jax.optimizer.periods import Periods
+from desloc_jax.optimizer.periods import growing_timetables, grown, Periods, Timetable
 from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.transform import HEALTH, RESTARTS
 from desloc_jax.train.segment import Clock
@@ -44,7 +45,8 @@ def make_optimizer(
   """
   schedule, inner = schedule_and_inner(config, clock)
   periods = _resolve_periods(config, inner, params_like, clock)
-  return Optimizer(schedule, inner, periods, make_transform(config, config.method, inner, periods))
+  tx = make_transform(config, config.method, inner, periods, clock)
+  return Optimizer(schedule, inner, periods, tx)
 
 
 def make_transform(
@@ -52,12 +54,13 @@ def make_transform(
   method: str,
   inner: optax.GradientTransformation,
   periods: Periods,
+  clock: Clock,
 ) -> optax.GradientTransformationExtraArgs:
   """Returns the transformation of `method` with these periods and the other options of a run."""
   tx = make_method(
     method,
     inner,
-    _scheduled(periods, config),
+    scheduled_periods(periods, config, clock),
     AXIS_NAMES,
     outer=optax.sgd(**config.outer.to_dict()),
     timing=config.timing,
@@ -126,10 +129,7 @@ def _resolve_periods(config: config_dict.ConfigDict, inner, params_like, clock: 
     periods = resolve_periods(config.method, inner, params_like, requested)
   except ValueError as error:
     raise UserError(str(error)) from error
-  # Over a run whose periods grow linearly the mean of 1 / period is that of the first times this.
-  growth = config.period_growth
-  slower = math.log(growth) / (growth - 1) if growth > 1 else 1.0
-  _warn_of_few_averages(periods, int((clock.last_step - (config.timing == 'pre')) * slower + 1e-6))
+  _warn_of_few_averages(periods, syncs_of_run(periods, config, clock), clock.last_step)
   moments = {name: period for name, period in periods.items() if name != 'params'}
   apart = len(set(moments.values())) > 1 or (config.stochastic and any(moments.values()))
   if not config.moment_guard and apart:
@@ -141,9 +141,9 @@ def _resolve_periods(config: config_dict.ConfigDict, inner, params_like, clock: 
   return periods
 
 
-def _warn_of_few_averages(periods: Periods, steps: int) -> None:
+def _warn_of_few_averages(periods: Periods, counts: Mapping[str, float], steps: int) -> None:
   for name, period in periods.items():
-    if period is not None and (count := steps // period) < FEW_AVERAGES:
+    if period is not None and (count := int(counts[name])) < FEW_AVERAGES:
       logging.warning(
         'In %d steps %s is averaged %s: periods.%s is %d. %s',
         steps,
@@ -157,13 +157,51 @@ def _warn_of_few_averages(periods: Periods, steps: int) -> None:
       )
 
 
-def _scheduled(periods: Periods, config: config_dict.ConfigDict) -> Periods:
+def scheduled_periods(periods: Periods, config: config_dict.ConfigDict, clock: Clock) -> Periods:
   """Returns `periods` growing linearly to `period_growth` times themselves over the run."""
   growth, steps = config.period_growth, config.steps
   if growth == 1:
     return periods
+  if not config.stochastic:
+    try:
+      return growing_timetables(periods, growth, steps, clock.last_step)
+    except ValueError as error:
+      raise UserError(f'period_growth: {error}') from error
+  return {
+    name: period and functools.partial(grown, period, growth, steps)
+    for name, period in periods.items()
+  }
 
-  def grow(period: int):
-    return lambda step: jnp.round(period * (1 + (growth - 1) * step / steps)).astype(jnp.int32)
 
-  return {name: period and grow(period) for name, period in periods.items()}
+def syncs_of_run(
+  periods: Periods, config: config_dict.ConfigDict, clock: Clock
+) -> dict[str, float]:
+  """Returns how often each quantity is averaged in the whole run; with coins, how often to expect.
+
+  With all workers there, as `scheduled_periods` and the warm-up have it.
+  """
+  last, pre = clock.last_step, config.timing == 'pre'
+  warmup = min(config.sync_warmup_steps, last)
+  # Steps after which the last average of the warm-up came, and any one may come at all.
+  begin, end = max(0, warmup - pre), last - pre
+
+  def count(period: int | Timetable | None) -> int:
+    if period is None or end <= begin:
+      return 0
+    if isinstance(period, Timetable):
+      return int(period.count(end) - period.count(begin))
+    return (end - begin) // period
+
+  def expected(period: int | None) -> float:
+    """Returns the sum of the coins' chances, as an integral."""
+    slope = (config.period_growth - 1) / config.steps
+    if period is None:
+      return 0.0
+    if slope == 0:
+      return (last - warmup) / period
+    return math.log((1 + slope * last) / (1 + slope * warmup)) / slope / period
+
+  if config.stochastic:
+    return {name: warmup + expected(period) for name, period in periods.items()}
+  scheduled = scheduled_periods(periods, config, clock)
+  return {name: warmup + count(period) for name, period in scheduled.items()}

@@ -11,9 +11,11 @@ from absl import logging
 import numpy as np
 
 from desloc_jax.optimizer.transform import HEALTH
+from desloc_jax.optimizer.triggers import steps_until_due
 from desloc_jax.train import exchange, processes
 from desloc_jax.train.job import Job
 from desloc_jax.train.metrics import format_bytes, MetricsWriter, progress_bar
+from desloc_jax.train.optimizer import scheduled_periods
 from desloc_jax.train.step import TrainState
 
 _ADVICE = (
@@ -39,6 +41,8 @@ class Recorder:
     self._bar = progress_bar(start, stop, shown=processes.writes())
     self._pending: list[tuple[int, Mapping[str, Any]]] = []
     self._interval_start = time.perf_counter()
+    self._periods = scheduled_periods(job.periods, job.config, job.clock)
+    self._counters: Mapping[str, Any] = {}
     syncs, health = exchange.fetch((state.syncs, state.optimizer.health))
     self._restarts = np.array(health.restarts if health else np.zeros(job.config.workers, int))
     self.syncs = {name: int(count) for name, count in syncs.items()}
@@ -69,7 +73,7 @@ class Recorder:
     self._pending = []
     syncs = {name: int(count) for name, count in metrics['syncs'].items()}
     synced = [n for n, count in syncs.items() if count > self.syncs[n] and n != HEALTH]
-    self.syncs = syncs
+    self.syncs, self._counters = syncs, metrics['counters']
     active = self._active(step)
     drift = {
       name: finite_mean(metrics['drift'][name], active)
@@ -133,14 +137,7 @@ class Recorder:
     return speed
 
   def _status(self, line: Mapping[str, Any]) -> str:
-    config, ledger = self._job.config, self._job.ledger
-    periodic = not config.stochastic and config.period_growth == 1
-    late = config.timing == 'pre'  # Averages come before a step, one later than after it.
-    upcoming = [
-      f'{name} in {int(period - (line["step"] - late) % period)}'
-      for name, period in ledger.periods.items()
-      if periodic and 1 < period < math.inf and name != HEALTH
-    ]
+    upcoming = [f'{name} {when}' for name, when in self._upcoming(line['step']).items()]
     return ', '.join(
       [
         f'loss {line["loss"]:.3f}',
@@ -149,6 +146,24 @@ class Recorder:
         *(['next ' + ' '.join(upcoming)] if upcoming else []),
       ]
     )
+
+  def _upcoming(self, step: int) -> dict[str, str]:
+    """Returns in how many steps each quantity is averaged next, or with which probability."""
+    config = self._job.config
+    warmup, found = config.sync_warmup_steps, {}
+    for name, period in self._periods.items():
+      if name not in self._counters or period == 1:
+        continue
+      if config.stochastic and step >= warmup:
+        if period is not None:
+          found[name] = f'p = 1/{period(step) if callable(period) else period}'
+        continue
+      count = int(self._counters[name])
+      pre = config.timing == 'pre'
+      steps = steps_until_due(period, count, step, pre=pre, warmup_steps=warmup)
+      if steps is not None:
+        found[name] = f'in {steps}'
+    return found
 
 
 def check_finite(step: int, metrics: Mapping[str, Any], active: np.ndarray) -> None:

@@ -35,7 +35,7 @@ STATE_AXES = TrainState(step=None, params=None, optimizer=WORKER_AXES, syncs=Non
 # Metrics of a step: float32 [workers] of each worker, and scalars.
 METRIC_AXES = {
   'loss': 0, 'model': 0, 'grad_norm': 0, 'drift': 0, 'health': 0, 'learning_rate': None,
-  'syncs': None,
+  'syncs': None, 'counters': None,
 }  # fmt: skip
 
 
@@ -91,6 +91,7 @@ def make_train_step(
       'health': optimizer.health._asdict() if optimizer.health else {},
       'learning_rate': schedule(state.step - 1),
       'syncs': state.syncs,
+      'counters': optimizer.counters,
     }
     return state, metrics
 
