@@ -178,7 +178,7 @@ def exchanges(
     inner_scope = f'{scope}/{eqn.source_info.name_stack}'
     primitive = eqn.primitive.name
     if _sends_over(eqn, axis_name):
-      size = sum(_sent_bytes(v.aval, platform) for v in eqn.invars)
+      size = sum(_sent_bytes(v.aval, platform) // _summed_here(eqn, v.aval) for v in eqn.invars)
       yield Exchange(sync_name(inner_scope), primitive, times * size, conditional)
     is_conditional = conditional or primitive == 'cond'
     turns = times * eqn.params.get('length', 1) if primitive == 'scan' else times
@@ -199,6 +199,11 @@ def _largest_branches(branches: Sequence[Sequence[Exchange]]) -> Iterator[Exchan
   for name in dict.fromkeys(exchange.name for branch in branches for exchange in branch):
     of_name = [[exchange for exchange in branch if exchange.name == name] for branch in branches]
     yield from max(of_name, key=lambda found: sum(exchange.payload_bytes for exchange in found))
+
+
+def _summed_here(eqn: core.JaxprEqn, aval: jax.core.ShapedArray) -> int:
+  """Returns how many workers of a device are added up before anything is sent: a vmapped axis."""
+  return math.prod(aval.shape[axis] for axis in eqn.params.get('axes', ()) if type(axis) is int)
 
 
 def _sent_bytes(aval: jax.core.ShapedArray, platform: str | None) -> int:
