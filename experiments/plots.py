@@ -25,6 +25,7 @@ STYLES = {
   'desloc_nesterov': ('tab:cyan', '-'),
   'local_sgd': ('tab:gray', ':'),
   'desloc stochastic': ('tab:olive', '--'),
+  'desloc, no guard': ('tab:red', '-'),
 }
 
 
