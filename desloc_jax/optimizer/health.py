@@ -55,7 +55,7 @@ def look_back(
   def is_there(health, consensus, local):
     # The caller's sum of consensus and updates may be rounded otherwise than ours.
     rounding = sum(
-      jnp.finfo(x.dtype).eps * jnp.linalg.norm(x.astype(jnp.float32).ravel())
+      jnp.finfo(x.dtype).eps * optax.tree.norm(x.astype(jnp.float32))
       for x in jax.tree.leaves(consensus)
       if jnp.issubdtype(x.dtype, jnp.inexact)
     )
