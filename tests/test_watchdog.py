@@ -1,10 +1,14 @@
 """When a run is taken for stuck: its clock is a number of ticks here, in which nothing waits."""
 
+import subprocess
+import sys
+
 import pytest
 
 from desloc_jax.train import watchdog as watchdog_lib
 from desloc_jax.train.board import Board
 from desloc_jax.train.watchdog import Watchdog
+from experiments.several import ROOT
 
 
 class Ticks:
@@ -98,6 +102,34 @@ def test_a_notebook_is_told_and_not_ended(tmp_path, capfd):
   dog = Watchdog(100, tmp_path, Board())
   dog._tell_and_end('error: stuck: no progress')
   assert 'test_a_notebook_is_told_and_not_ended' in capfd.readouterr().err  # Where its thread is.
+
+
+STUCK_WRITES = """
+import os, pathlib, sys, threading, time
+from desloc_jax.train import processes
+from desloc_jax.train.board import Board
+from desloc_jax.train.watchdog import Watchdog
+from desloc_jax.train import watchdog
+watchdog._TELL_S = 2
+processes.belong_to_run()
+os.set_blocking(2, False)
+try:
+  while os.write(2, bytes(4096)): pass
+except BlockingIOError:
+  os.set_blocking(2, True)
+with Watchdog(0.05, pathlib.Path(sys.argv[1]), Board()) as dog:
+  os.write(2, bytes(10_000))  # Nobody reads.
+"""
+
+
+def test_a_log_that_nobody_reads_does_not_keep_it_from_ending(tmp_path):
+  command = [sys.executable, '-c', STUCK_WRITES, str(tmp_path)]
+  process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+  try:
+    assert process.wait(timeout=60) == 4
+  finally:
+    process.kill()
+  assert 'in <module>' in (tmp_path / 'stuck-0.txt').read_text()
 
 
 def test_without_a_limit_nothing_is_watched(tmp_path):

@@ -7,6 +7,7 @@ import faulthandler
 import os
 import pathlib
 import statistics
+import tempfile
 import threading
 import time
 
@@ -113,7 +114,7 @@ class Watchdog:
   def _tell_and_end(self, text: str) -> None:
     if not processes.may_be_ended():
       logging.warning('%s. Where each thread is:', text.removeprefix('error: '))
-      faulthandler.dump_traceback(2)
+      os.write(2, _stacks())
       return
     teller = threading.Thread(target=self._tell, args=(text,), daemon=True)
     teller.start()
@@ -126,20 +127,28 @@ class Watchdog:
     text = f'{text}. The stacks of all threads are above and in {path}.'
     processes.set_last_words(processes.PEER_LOST, text)
     # Threads of their own: the workdir, process 0, or who reads stderr may be what is stuck.
-    beside = [threading.Thread(target=_write_stacks, args=(path,), daemon=True)]
+    stacks = _stacks()
+    beside = [threading.Thread(target=_write, args=(path, stacks), daemon=True)]
     if self._board.count > 1:
       post = (_STUCK, str(self._board.index))
       beside.append(threading.Thread(target=self._board.post, args=post, daemon=True))
     for thread in beside:
       thread.start()
-    os.write(2, b'\n')
-    faulthandler.dump_traceback(2)
+    os.write(2, b'\n' + stacks)
     for thread in beside:
       thread.join(_OTHERS_S)
     time.sleep(_OTHERS_S if self._board.count > 1 else 0)
     processes.leave(processes.PEER_LOST, text)
 
 
-def _write_stacks(path: pathlib.Path) -> None:
-  with contextlib.suppress(OSError), path.open('w') as file:
+def _stacks() -> bytes:
+  """Returns where all threads are; by a local file, as faulthandler lets none run while it writes."""
+  with tempfile.TemporaryFile() as file:
     faulthandler.dump_traceback(file)
+    file.seek(0)
+    return file.read()
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+  with contextlib.suppress(OSError):
+    path.write_bytes(content)
