@@ -10,7 +10,7 @@ from jax.sharding import AxisType, PartitionSpec as P
 import optax
 import pytest
 
-from desloc_jax import desloc
+from desloc_jax import AXIS_NAMES, desloc, over_workers, WORKER_AXES
 from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.hlo import read_collectives, sync_bytes
 from desloc_jax.optimizer.ledger import read_ledger, transform_ledger, UnconditionalExchangeError
@@ -305,3 +305,18 @@ def test_what_is_compiled_otherwise_than_the_ledger_says_is_told(monkeypatch):
   assert line == (
     'An average of x sends 400000 bytes a worker, as it was compiled; the ledger counts 200000.'
   )
+
+
+@pytest.mark.parametrize('devices', [1, 2, 4])
+def test_workers_that_share_a_device_send_as_one(devices):
+  tx = desloc(ADAM, PAPER, AXIS_NAMES)
+  mesh = jax.make_mesh((devices,), ('workers',), axis_types=(AxisType.Auto,),
+                       devices=jax.devices()[:devices])  # fmt: skip
+  axes = (0, WORKER_AXES, None)
+  update = over_workers(tx.update, mesh, axes, (None, WORKER_AXES))
+  state = jax.eval_shape(
+    lambda p: jax.vmap(lambda: tx.init(p), axis_size=4, out_axes=WORKER_AXES)(), PARAMS
+  )
+  grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct((4, *x.shape), x.dtype), PARAMS)
+  jaxpr = jax.make_jaxpr(update)(grads, state, PARAMS)
+  assert read_ledger(jaxpr, PAPER, 4).bytes_per_sync == dict.fromkeys(PAPER, SIZE)

@@ -178,7 +178,7 @@ def exchanges(
     inner_scope = f'{scope}/{eqn.source_info.name_stack}'
     primitive = eqn.primitive.name
     if _sends_over(eqn, axis_name):
-      size = sum(_sent_bytes(v.aval, platform) // _summed_here(eqn, v.aval) for v in eqn.invars)
+      size = sum(_sent_bytes(v.aval, eqn, platform) for v in eqn.invars)
       yield Exchange(sync_name(inner_scope), primitive, times * size, conditional)
     is_conditional = conditional or primitive == 'cond'
     turns = times * eqn.params.get('length', 1) if primitive == 'scan' else times
@@ -201,13 +201,11 @@ def _largest_branches(branches: Sequence[Sequence[Exchange]]) -> Iterator[Exchan
     yield from max(of_name, key=lambda found: sum(exchange.payload_bytes for exchange in found))
 
 
-def _summed_here(eqn: core.JaxprEqn, aval: jax.core.ShapedArray) -> int:
-  """Returns how many workers of a device are added up before anything is sent: a vmapped axis."""
-  return math.prod(aval.shape[axis] for axis in eqn.params.get('axes', ()) if type(axis) is int)
-
-
-def _sent_bytes(aval: jax.core.ShapedArray, platform: str | None) -> int:
-  return math.ceil(aval.size * _sent_bits(aval.dtype, platform) / 8)
+def _sent_bytes(aval: jax.core.ShapedArray, eqn: core.JaxprEqn, platform: str | None) -> int:
+  # A number among the axes is one of the array: that of replicas on a device, summed before.
+  axes = eqn.params.get('axes', ())
+  replicas = math.prod(aval.shape[axis] for axis in axes if isinstance(axis, int))
+  return math.ceil(aval.size // max(1, replicas) * _sent_bits(aval.dtype, platform) / 8)
 
 
 def _sent_bits(dtype, platform: str | None) -> int:
