@@ -125,8 +125,9 @@ def _compile_all(args: argparse.Namespace) -> None:
   chosen = [name for name in names if args.only in name]
   if not chosen:
     raise UserError(f'--only is {args.only!r}; expected a part of one of: {", ".join(names)}.')
-  path = args.results / 'pods.csv'
-  args.results.mkdir(parents=True, exist_ok=True)
+  results = pathlib.Path(args.results)
+  path = results / 'pods.csv'
+  results.mkdir(parents=True, exist_ok=True)
   rows = _read(path) if args.only else {}
   bar = tqdm(chosen, unit='step')
   for name in bar:

@@ -85,7 +85,7 @@ def test_reads_run_side_by_side_within_their_limit(saved, monkeypatch):
 
 
 def test_scalar_arrays(tmp_path):
-  arrays = {'one': np.array(7, np.float32), 'row': np.arange(3)}
+  arrays = {'one': np.array(7, np.float32), 'row': np.arange(3, dtype=np.int32)}
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
     checkpointer.save(tmp_path / 'state', args=ocp.args.PyTreeSave(arrays))
   reader = LeafReader(tmp_path / 'state')
