@@ -22,7 +22,8 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 # Saves take about as long as the steps between them, and come after syncs and between syncs.
 OPTIONS = {
   'steps': 100, 'batch_size': 8, 'seq_len': 64, 'model.layers': 1, 'model.width': 64,
-  'model.heads': 2, 'model.remat': 'none', 'periods.params': 3, 'schedule.warmup_steps': 6,
+  'model.heads': 2, 'model.remat': 'none', 'periods.params': 3, 'periods.mu': 5, 'periods.nu': 7,
+  'schedule.warmup_steps': 6,
   'log_every': 1, 'eval.every': 0, 'eval.sequences': 8, 'checkpoint.every': 5,
   'checkpoint.keep': 3, 'data.sources.text.where': 'year:1960-2030',
 }  # fmt: skip
