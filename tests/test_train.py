@@ -144,7 +144,7 @@ def test_changed_data_is_refused(text, tmp_path):
   train(small_config(mine, stop_at=2), tmp_path / 'run')
   (mine / '000.txt').write_text('something else entirely ' * 100)
   sources._tokenise.cache_clear()  # As in a new process.
-  with pytest.raises(UserError, match='data or the tokenizer has changed'):
+  with pytest.raises(UserError, match='the data has changed'):
     train(small_config(mine), tmp_path / 'run')
 
 
