@@ -29,8 +29,8 @@ class Encoding(NamedTuple):
 
   Attributes:
     ids: of the tokenizer's dtype [tokens].
-    dropped_bytes: of the text in UTF-8, which left no token (whitespace not counted, where a
-      tokenizer takes it for a mere separator).
+    dropped_bytes: of the text in UTF-8, at least so many left no token (whitespace not counted,
+      where a tokenizer takes it for a mere separator).
     unknown: tokens that stand for text that the vocabulary lacks.
   """
 
