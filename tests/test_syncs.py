@@ -86,7 +86,7 @@ def to_tree(vectors):
   sizes = [leaf.size for leaf in jax.tree.leaves(LIKE)]
   parts = np.split(np.asarray(vectors), np.cumsum(sizes)[:-1], axis=-1)
   leaves = [
-    jnp.asarray(p.reshape(*p.shape[:-1], *x.shape))
+    jnp.asarray(p.reshape((*p.shape[:-1], *x.shape)))
     for p, x in zip(parts, jax.tree.leaves(LIKE), strict=True)
   ]
   return jax.tree.unflatten(jax.tree.structure(LIKE), leaves)
@@ -260,7 +260,7 @@ def on_devices(sync, rows, fsdp, local, shared, weights=None):
 
   step = jax.jit(over_workers(of_worker, mesh, (0, None, MEMORY_AXES), (None, MEMORY_AXES)))
   place = lambda x: jax.device_put(
-    x, NamedSharding(mesh, P('workers', None, 'fsdp') if x.ndim == 3 and x.size else P('workers'))
+    x, NamedSharding(mesh, P('workers', None, 'fsdp') if x.shape[1:] == (16, 12) else P('workers'))
   )
   memory = init(sync, TREE, MANY)
   return step(jax.tree.map(place, local), shared, memory)

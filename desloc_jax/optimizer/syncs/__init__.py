@@ -6,6 +6,7 @@ from desloc_jax.optimizer.syncs.ef21 import econtrol, ef21
 from desloc_jax.optimizer.syncs.encodings import Encoding, floats, logarithmic, uniform
 from desloc_jax.optimizer.syncs.exempt import exempt
 from desloc_jax.optimizer.syncs.mean import mean
+from desloc_jax.optimizer.syncs.named import make_sync, SYNCS, TAKE
 from desloc_jax.optimizer.syncs.quantised import quantised
 from desloc_jax.optimizer.syncs.sync import Context, Memory, MEMORY_AXES, Sync
 from desloc_jax.optimizer.syncs.topk import largest, topk
@@ -16,6 +17,8 @@ __all__ = [
   'Encoding',
   'MEMORY_AXES',
   'Memory',
+  'SYNCS',
+  'TAKE',
   'Sync',
   'anchored',
   'econtrol',
@@ -25,6 +28,7 @@ __all__ = [
   'in_slices',
   'largest',
   'logarithmic',
+  'make_sync',
   'mean',
   'quantised',
   'to_everybody',

@@ -108,7 +108,8 @@ def weighted_mean(rows: jax.Array, counts: Counts) -> jax.Array:
     return rows.sum(axis=0) / len(rows)
   weights = counts.all.astype(rows.dtype).reshape(-1, *[1] * (rows.ndim - 1))
   total = weights.sum()
-  return (rows * weights).sum(axis=0) / jnp.where(total > 0, total, 1)
+  parts = jnp.where(weights > 0, rows * weights, 0)
+  return parts.sum(axis=0) / jnp.where(total > 0, total, 1)
 
 
 def exchanged(slices: jax.Array, axis_name: AxisName) -> jax.Array:

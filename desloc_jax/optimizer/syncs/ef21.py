@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from desloc_jax.optimizer.averaging import worker_count
+from desloc_jax.optimizer.averaging import worker_count, worker_mean
 from desloc_jax.optimizer.syncs.channels import Channel, worker_counts
 from desloc_jax.optimizer.syncs.sync import difference, Memory, moved, Sync
 from desloc_jax.optimizer.syncs.vectors import on_rows, wide
@@ -61,7 +61,7 @@ def econtrol(channel: Channel, eta: float = 0.1) -> Sync:
 
   def reduce(local, reference, memory, context):
     if worker_count(context.axis_name) == 1:
-      return local, memory
+      return worker_mean(local, context.axis_name, context.share), memory  # Of itself.
     counts = worker_counts(context.axis_name, context.share)
 
     def of_rows(counts, news, h, e):

@@ -5,6 +5,7 @@ import re
 
 import jax
 
+from desloc_jax.optimizer.state_fields import dotted_paths
 from desloc_jax.optimizer.syncs.mean import mean
 from desloc_jax.optimizer.syncs.sync import Memory, Sync, Tree
 
@@ -14,8 +15,8 @@ def exempt(sync: Sync, paths: str, by: Sync | None = None) -> Sync:
 
   Args:
     sync: of the other arrays.
-    paths: a regular expression, found anywhere in an array's path as `jax.tree_util.keystr` writes
-      it with dots: 'embed|norm', say.
+    paths: a regular expression, 'embed|norm', say, found anywhere in the path of an array, which is
+      'blocks.norm' for a parameter and '0.mu.blocks.norm' for a moment.
     by: the sync of the exempt arrays. None: the mean.
 
   Returns:
@@ -53,8 +54,8 @@ def _both(a: Memory, b: Memory) -> Memory:
 
 def _split(tree: Tree, pattern: re.Pattern) -> tuple[tuple[dict, dict], Callable]:
   """Returns the arrays by path, those that do not match and those that do; and the way back."""
-  paths, structure = jax.tree.flatten_with_path(tree)
-  named = {jax.tree_util.keystr(p, simple=True, separator='.'): x for p, x in paths}
+  leaves, structure = jax.tree.flatten(tree)
+  named = dict(zip(dotted_paths(tree), leaves, strict=True))
   exempted = {name for name in named if pattern.search(name)}
 
   def join(rest, matching):

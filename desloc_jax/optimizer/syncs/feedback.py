@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from desloc_jax.optimizer.averaging import worker_count
+from desloc_jax.optimizer.averaging import worker_count, worker_mean
 from desloc_jax.optimizer.syncs.channels import Channel, worker_counts
 from desloc_jax.optimizer.syncs.sync import difference, Memory, moved, Sync
 from desloc_jax.optimizer.syncs.vectors import on_rows, wide
@@ -33,7 +33,7 @@ def with_feedback(channel: Channel, decay: float, needs_reference: bool = False)
     if needs_reference and reference is None:
       raise ValueError('this sync sends differences from a reference: put it inside anchored().')
     if worker_count(context.axis_name) == 1:
-      return local, memory  # Nobody to send to.
+      return worker_mean(local, context.axis_name, context.share), memory  # Of itself.
     counts = worker_counts(context.axis_name, context.share)
 
     def of_rows(counts, news, error):

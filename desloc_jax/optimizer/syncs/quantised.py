@@ -28,8 +28,8 @@ def quantised(
     bits: of a number: 32 (float32), 16 (bfloat16), 8, 4 or 2 (whole multiples of a block's scale).
     block: numbers that share a scale.
     decay: of the memory, beta; 0: plain rounding.
-    logarithms: whether to encode logarithms: for second moments, which are never negative and span
-      decades. Not for parameters.
+    logarithms: whether to encode 8 bits and fewer as logarithms, and to take back what was sent in
+      excess only so far that nothing becomes negative: for second moments, which span decades.
 
   Returns:
     A `Sync` whose memory is one float32 copy of the quantity a worker.
@@ -47,5 +47,6 @@ def quantised(
 def encoding(bits: int, block: int = 256, logarithms: bool = False) -> Encoding:
   """Returns the encoding of `quantised`."""
   if bits in (16, 32):
-    return floats(jnp.float32 if bits == 32 else jnp.bfloat16, block)
+    dtype = jnp.float32 if bits == 32 else jnp.bfloat16
+    return floats(dtype, block)._replace(positive=logarithms)
   return logarithmic(bits, block) if logarithms else uniform(bits, block)
