@@ -2,12 +2,14 @@
 
 `workers` is a manual mesh axis, so every exchange between workers is an explicit primitive of the
 jaxpr. The ledger walks it: an exchange must sit in a branch of a conditional, under the name scope
-of the quantity that it averages. Payload bytes are those of the averaged arrays, once: what one
-worker contributes. Ring bytes are what a ring all-reduce makes each worker send, 2(W-1)/W of them.
+of the quantity that it averages. Ring bytes are what each worker sends, read off the operands, in
+the dtype in which they travel. Payload bytes are those of the array whose ring all-reduce sends as
+much, 2(W-1)/W of it: of a plain mean, the averaged arrays once; of an int8 one, a quarter of them.
 """
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import itertools
 import math
 import re
 
@@ -21,6 +23,16 @@ from desloc_jax.optimizer.transform import SYNC_SCOPE
 
 # Primitives that name a mesh axis and send nothing over it.
 LOCAL_PRIMITIVES = frozenset({'axis_index', 'pvary', 'pcast', 'pbroadcast', 'shard_map'})
+# What a worker sends for an operand of one byte, by primitive: W -> bytes. A ring passes on what it
+# gets: a gather sends the operand of each worker to every other one.
+BYTES_SENT = {
+  'psum': lambda w: 2 * (w - 1) / w,
+  'all_gather': lambda w: w - 1,
+  'all_gather_invariant': lambda w: w - 1,
+  'all_to_all': lambda w: (w - 1) / w,
+  'reduce_scatter': lambda w: (w - 1) / w,
+  'ppermute': lambda w: 1,
+}
 # Exchanged at every step, by design: the only quantity allowed outside a conditional.
 EVERY_STEP = 'gradients'
 
@@ -35,8 +47,15 @@ class Exchange:
 
   name: str | None  # The synced quantity, None outside any sync's name scope.
   primitive: str
-  payload_bytes: int
+  operand_bytes: int  # Of one worker.
   conditional: bool  # In a branch of a conditional.
+
+  def payload_bytes(self, workers: int) -> int:
+    """Bytes of the array whose ring all-reduce among `workers` sends as much."""
+    if workers == 1:
+      return 0  # One worker has nobody to send to.
+    sent = BYTES_SENT.get(self.primitive, BYTES_SENT['psum'])  # pmax and others are all-reduces.
+    return round(self.operand_bytes * sent(workers) / BYTES_SENT['psum'](workers))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +113,11 @@ def read_ledger(
       raise ValueError(f'{exchange.name} is averaged, but periods has only {", ".join(periods)}.')
     if exchange.name is None or not allowed:
       raise UnconditionalExchangeError(
-        f'{exchange.primitive} sends {exchange.payload_bytes} bytes over {axis_name!r} '
+        f'{exchange.primitive} of {exchange.operand_bytes} bytes over {axis_name!r} '
         f'{"in" if exchange.conditional else "outside"} a conditional'
         f' ({exchange.name or "not part of a sync"}): every step would pay for it.'
       )
-    # One worker has nobody to send to.
-    size = exchange.payload_bytes if workers > 1 else 0
+    size = exchange.payload_bytes(workers)
     totals[exchange.name] = totals.get(exchange.name, 0) + size
   known = {name: math.inf if period is None else period for name, period in periods.items()}
   known[EVERY_STEP] = 1
@@ -147,22 +165,46 @@ def exchanges(
     inner_scope = f'{scope}/{eqn.source_info.name_stack}'
     primitive = eqn.primitive.name
     if _sends_over(eqn, axis_name):
-      size = sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.outvars)
+      size = sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.invars)
       yield Exchange(_sync_name(inner_scope), primitive, times * size, conditional)
-    for sub in core.jaxprs_in_params(eqn.params):
-      found = exchanges(
-        sub,
-        axis_name,
-        conditional or primitive == 'cond',
-        inner_scope,
-        times * eqn.params.get('length', 1) if primitive == 'scan' else times,
+    times_inside = times * _repeats(eqn, axis_name)
+    inside = [
+      list(
+        exchanges(
+          sub,
+          axis_name,
+          conditional or primitive == 'cond',
+          inner_scope,
+          times_inside,
+        )
       )
-      for exchange in found:
-        if primitive == 'while':
-          raise UnconditionalExchangeError(
-            f'{exchange.primitive} sends over {axis_name!r} in a loop of unknown length.'
-          )
-        yield exchange
+      for sub in core.jaxprs_in_params(eqn.params)
+    ]
+    if primitive == 'while' and any(inside):
+      raise UnconditionalExchangeError(
+        f'{next(filter(None, inside))[0].primitive} sends over {axis_name!r} in a loop of unknown '
+        'length.'
+      )
+    yield from _larger_branch(inside) if primitive == 'cond' else itertools.chain(*inside)
+
+
+def _repeats(eqn: core.JaxprEqn, axis_name: str) -> int:
+  """Returns how often a worker runs what is inside an equation."""
+  if eqn.primitive.name == 'scan':
+    return eqn.params['length']
+  if eqn.primitive.name == 'shard_map':  # On each device of the worker, with its part.
+    # Its name differs between versions of JAX.
+    manual = eqn.params.get('newly_manual_axes', eqn.params.get('manual_axes', frozenset()))
+    inner = manual - {axis_name}
+    return math.prod(eqn.params['mesh'].shape[name] for name in inner)
+  return 1
+
+
+def _larger_branch(branches: list[list[Exchange]]) -> list[Exchange]:
+  """Returns the exchanges of the branch that sends most, and what no branch may send."""
+  largest = max(branches, key=lambda found: sum(e.operand_bytes for e in found))
+  unnamed = [e for found in branches if found is not largest for e in found if e.name is None]
+  return largest + unnamed
 
 
 def _sends_over(eqn: core.JaxprEqn, axis_name: str) -> bool:
