@@ -9,6 +9,7 @@ from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.optimizer.inner import INNER_OPTIMIZERS, REFUSED
 from desloc_jax.optimizer.methods import METHODS, MULTIPLES
 from desloc_jax.optimizer.schedules import SCHEDULES
+from desloc_jax.optimizer.syncs import SYNCS
 from desloc_jax.optimizer.transform import TIMINGS
 from desloc_jax.train.config import ALLOWABLE, option, worker_batch_size
 from desloc_jax.train.config_changes import allowed_names
@@ -26,7 +27,7 @@ _RANGES = {
   (1, _LIMIT): (
     'batch_size', 'accumulation', 'seq_len', 'steps', 'log_every', 'checkpoint.keep',
     'period_growth', 'failures.steps', 'stop_at', 'processes.start_timeout_s',
-    'processes.heartbeat_timeout_s',
+    'processes.heartbeat_timeout_s', 'sync.block', 'sync.keep', 'sync.chunk',
   ),
   (0, _LIMIT): (
     'seed', 'global_batch_size', 'health.warmup_syncs', 'mesh.fsdp', 'eval.every',
@@ -35,7 +36,7 @@ _RANGES = {
   ),
   (0, _FLOAT32_LIMIT): (
     'inner.learning_rate', 'inner.eps', 'inner.eps_root', 'inner.alpha', 'inner.clip_norm',
-    'inner.clip_value', 'inner.weight_decay', 'outer.learning_rate', 'plan.latency_ms',
+    'inner.clip_value', 'sync.eta', 'inner.weight_decay', 'outer.learning_rate', 'plan.latency_ms',
   ),
 }  # fmt: skip
 # What is expected, in words and as a condition, of which options.
@@ -44,7 +45,9 @@ _EXPECTED = (
     'inner.b1', 'inner.b2', 'inner.b3', 'inner.momentum', 'outer.momentum',
     'data.validation_fraction', 'health.decay', 'failures.rate', 'plan.overlap',
   )),
-  ('a share in [0, 1]', lambda x: 0 <= x <= 1, ('schedule.decay_fraction', 'inner.w')),
+  ('a share in [0, 1]', lambda x: 0 <= x <= 1, (
+    'schedule.decay_fraction', 'inner.w', 'sync.decay',
+  )),
   ('a finite number above 0', lambda x: 0 < x < math.inf, (
     'plan.bandwidth_gbps', 'plan.bytes_per_value', 'plan.peak_tflops', 'plan.memory_gb',
   )),
@@ -58,6 +61,8 @@ _CHOICES = {
   'schedule.name': SCHEDULES,
   'timing': TIMINGS,
   'schedule.unit': ('steps', 'tokens'),
+  'sync.params': SYNCS,
+  'sync.moments': SYNCS,
   'data.on_bad': ('error', 'skip'),
 }
 
