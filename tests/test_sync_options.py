@@ -1,5 +1,7 @@
 """Syncs in a run: options, bytes, and what a restart makes of their memory."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -49,11 +51,23 @@ def test_a_run_with_memories_resumes_bit_for_bit_and_goes_on_with_other_workers(
 
 def test_the_ledger_of_a_run_knows_the_bytes(text):
   job = make_job(small_config(text, **{'sync.params': 'int8', 'sync.moments': 'int4'}))
-  plain = make_job(small_config(text)).ledger.bytes_per_sync
   sent = job.ledger.bytes_per_sync
-  assert sent['params'] / plain['params'] == pytest.approx(1 / 4, rel=0.05)
-  assert sent['mu'] / plain['mu'] == pytest.approx(1 / 8, rel=0.05)
-  assert sent['nu'] / plain['nu'] == pytest.approx(1 / 8, rel=0.08)  # Two numbers a block.
+  blocks = math.ceil(job.parameters / 256)
+  # On each of a worker's two devices as many for each of the four workers.
+  blocks = 2 * 4 * math.ceil(math.ceil(blocks / 2) / 4)
+  # A scale in float32 with each block; of logarithms a least and a step.
+  assert sent['params'] == blocks * (256 + 4)
+  assert sent['mu'] == blocks * (128 + 4)
+  assert sent['nu'] == blocks * (128 + 8)
+
+
+def test_the_ledger_of_workers_that_share_a_device_is_that_of_separate_ones(text):
+  options = {'sync.params': 'int8', 'sync.nu': 'bf16'}
+  job = make_job(small_config(text, **options), jax.devices()[:2])
+  plain = make_job(small_config(text), jax.devices()[:1]).ledger.bytes_per_sync
+  sent = job.ledger.bytes_per_sync
+  assert plain['params'] == sent['mu'] == 4 * job.parameters
+  assert sent['params'] == 4 * math.ceil(job.parameters / 256 / 4) * (256 + 4)
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,11 @@ def exchanges(
     inner_scope = f'{scope}/{eqn.source_info.name_stack}'
     primitive = eqn.primitive.name
     if _sends_over(eqn, axis_name):
-      size = sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.invars)
+      # The operand of a reduction may have workers of one device in an axis of its own: its result
+      # is what travels.
+      reduces = BYTES_SENT.get(primitive, BYTES_SENT['psum']) is BYTES_SENT['psum']
+      sent = eqn.outvars if reduces else eqn.invars
+      size = sum(v.aval.size * v.aval.dtype.itemsize for v in sent)
       yield Exchange(_sync_name(inner_scope), primitive, times * size, conditional)
     times_inside = times * _repeats(eqn, axis_name)
     inside = [

@@ -142,7 +142,8 @@ def _fraction(counts: Counts, workers: int, dtype) -> jax.Array:
   """Returns the part of the mean that is this worker's; infinite if it is none."""
   if counts.all is None:
     return jnp.asarray(1 / workers, dtype)
-  return jnp.where(counts.own > 0, counts.own / counts.all.sum(), jnp.inf).astype(dtype)
+  own, total = counts.own.astype(dtype), counts.all.astype(dtype).sum()
+  return jnp.where(own > 0, own / total, jnp.inf)
 
 
 def _pad_rows(z: jax.Array, multiple: int) -> jax.Array:
