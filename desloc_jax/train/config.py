@@ -35,6 +35,9 @@ ALLOWABLE = {
   'data': ('data.',),
 }
 
+# State fields that options name, beside the parameters.
+FIELDS = ('mu', 'nu', 'trace', 'm1', 'm2')
+
 # name: (default, meaning). A type as default: unset, to be given a value of that type.
 OPTIONS = {
   'workers': (4, 'replicas that train locally (W)'),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import math
+import re
 
 from ml_collections import config_dict
 
@@ -11,7 +12,7 @@ from desloc_jax.optimizer.methods import METHODS, MULTIPLES
 from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.syncs import SYNCS
 from desloc_jax.optimizer.transform import TIMINGS
-from desloc_jax.train.config import ALLOWABLE, option, worker_batch_size
+from desloc_jax.train.config import ALLOWABLE, FIELDS, option, worker_batch_size
 from desloc_jax.train.config_changes import allowed_names
 from desloc_jax.train.config_types import check_types
 from desloc_jax.train.failures import parse_away
@@ -118,6 +119,15 @@ def _check_choices(config: config_dict.ConfigDict) -> None:
   for name, choices in _CHOICES.items():
     if option(config, name) not in choices:
       raise unknown_choice(name, option(config, name), choices)
+  for name in FIELDS:
+    if (sync := config.sync[name]) is not None and sync not in SYNCS:
+      raise unknown_choice(f'sync.{name}', sync, SYNCS)
+  try:
+    re.compile(config.sync.exempt)
+  except re.error as error:
+    raise UserError(
+      f'sync.exempt is {config.sync.exempt!r}, no regular expression: {error}.'
+    ) from error
   for name in allowed_names(config):
     if name not in ALLOWABLE:
       raise unknown_choice('restore.allow', name, ALLOWABLE)

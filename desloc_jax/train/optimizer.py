@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import functools
 import math
-import re
 from typing import NamedTuple
 
 from absl import logging
@@ -22,11 +21,9 @@ from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.syncs import make_sync, Sync, TAKE
 from desloc_jax.optimizer.transform import HEALTH, RESTARTS
-from desloc_jax.train.config import default_config
+from desloc_jax.train.config import default_config, FIELDS
 from desloc_jax.train.segment import Clock
 
-# State fields that options name, beside the parameters.
-FIELDS_WITH_PERIODS = ('mu', 'nu', 'trace', 'm1', 'm2')
 # With fewer in a run a quantity is hardly averaged at all.
 FEW_AVERAGES = 8
 
@@ -88,7 +85,7 @@ def make_transform(
 
 def _make_syncs(config: config_dict.ConfigDict, periods: Periods) -> dict[str, Sync]:
   """Returns the sync of each quantity that is averaged, but for those that are means."""
-  of_fields = {name: config.sync[name] for name in ('params', *FIELDS_WITH_PERIODS)}
+  of_fields = {name: config.sync[name] for name in ('params', *FIELDS)}
   averaged = [n for n, period in periods.items() if period is not None or config.sync_warmup_steps]
   chosen = {name: of_fields.get(name) or config.sync.moments for name in averaged}
   for name, sync in of_fields.items():
@@ -104,12 +101,15 @@ def _make_syncs(config: config_dict.ConfigDict, periods: Periods) -> dict[str, S
         f'sync.{name} is {value!r}, but nothing is averaged by what takes it: '
         f'{", ".join(TAKE[name])}.'
       )
-  try:
-    return {
-      name: make_sync(sync, name, **options) for name, sync in chosen.items() if sync != 'mean'
-    }
-  except (ValueError, re.error) as error:
-    raise UserError(f'sync: {error}') from error
+  syncs = {}
+  for name, sync in chosen.items():
+    try:
+      if sync != 'mean':
+        syncs[name] = make_sync(sync, name, **options)
+    except ValueError as error:
+      source = name if of_fields.get(name) else 'moments'
+      raise UserError(f'sync.{source} is {sync!r}: {error}') from error
+  return syncs
 
 
 def _check_exemptions(config: config_dict.ConfigDict, tx, params_like) -> None:
