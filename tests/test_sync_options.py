@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from desloc_jax.errors import UserError
+from desloc_jax.optimizer.hlo import read_collectives
 from desloc_jax.train.checkpoint import Checkpoints
 from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.job import make_job
@@ -96,3 +97,16 @@ def test_what_cannot_work_is_refused(text, options, message):
   with pytest.raises(UserError, match=message):
     check_config(config)
     make_job(config)
+
+
+def test_the_compiled_step_sends_the_ledgers_bytes_and_only_inside_conditionals(text):
+  """Each of a worker's two devices sends its own part."""
+  options = {'sync.params': 'int8', 'sync.moments': 'int4', 'health.check': False}
+  job = make_job(small_config(text, **options))
+  worker_of_device = [0, 0, 1, 1, 2, 2, 3, 3]
+  between = [c for c in read_collectives(job.train_step.as_text()) if c.crosses(worker_of_device)]
+  assert between and all(c.conditional for c in between)
+  assert {c.opcode for c in between} == {'all-to-all', 'all-gather'}
+  # Of a result each device gets (W - 1) / W from others, and a ring all-reduce sends twice that.
+  payload = 2 * sum(c.result_bytes for c in between) / 2
+  assert payload == sum(job.ledger.bytes_per_sync.values())
