@@ -41,14 +41,18 @@ def make_manual_step(tx, gradient, mesh):
   specs = worker_specs(WORKER_AXES)
 
   def step(t, state, params):
-    shared = {'step': state.step, 'counters': state.counters, 'outer': state.outer}
-    hidden = dict.fromkeys(shared)
-    own = jax.tree.map(lambda x: x[0], state._replace(**hidden))._replace(**shared)
+    own = on_own(lambda x: x[0], state)
     grads = gradient(t, jax.lax.axis_index('workers'), own.params)
     updates, own = tx.update(grads, own, params)
-    shared = {name: getattr(own, name) for name in shared}
-    state = jax.tree.map(lambda x: x[None], own._replace(**hidden))._replace(**shared)
-    return state, optax.apply_updates(params, updates)
+    return on_own(lambda x: x[None], own), optax.apply_updates(params, updates)
+
+  def on_own(change, state):
+    return jax.tree.map(
+      lambda axis, tree: tree if axis is None else jax.tree.map(change, tree),
+      WORKER_AXES,
+      state,
+      is_leaf=lambda axis: axis is None,
+    )
 
   return jax.shard_map(
     step,

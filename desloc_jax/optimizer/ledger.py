@@ -2,9 +2,10 @@
 
 `workers` is a manual mesh axis, so every exchange between workers is an explicit primitive of the
 jaxpr. The ledger walks it: an exchange must sit in a branch of a conditional, under the name scope
-of the quantity that it averages. Payload bytes are those of the operands, once: what one worker
-contributes. Of the branches of a conditional the largest counts. Ring bytes are what a ring
-all-reduce makes each worker send, 2(W-1)/W of them.
+of the quantity that it averages. Ring bytes are what each worker sends, read off the operands, in
+the dtype in which they travel. Payload bytes are those of the array whose ring all-reduce sends as
+much, 2(W-1)/W of it: of a plain mean, the averaged arrays once; of an int8 one, a quarter of them.
+Of the branches of a conditional the largest counts.
 
 That is what is written. XLA for CPUs sends some types wider (`WIDENED_ON_CPUS`), which counts where
 the platform is given; `hlo.sync_bytes` reads what a compiled program sends.
@@ -33,6 +34,16 @@ LOCAL_PRIMITIVES = frozenset({
 # Bits of a value on the wire, by dtype, where XLA for CPUs (JAX 0.10 to 0.12) has no collective of
 # the dtype itself; any float of 8 bits or fewer is sent in 16.
 WIDENED_ON_CPUS = {'bfloat16': 32, 'int4': 8, 'uint4': 8}
+# What a worker sends for an operand of one byte, by primitive: W -> bytes. A ring passes on what it
+# gets: a gather sends the operand of each worker to every other one.
+BYTES_SENT = {
+  'psum': lambda w: 2 * (w - 1) / w,
+  'all_gather': lambda w: w - 1,
+  'all_gather_invariant': lambda w: w - 1,
+  'all_to_all': lambda w: (w - 1) / w,
+  'reduce_scatter': lambda w: (w - 1) / w,
+  'ppermute': lambda w: 1,
+}
 # Exchanged at every step, by design: the only quantity allowed outside a conditional.
 EVERY_STEP = 'gradients'
 
@@ -47,8 +58,15 @@ class Exchange:
 
   name: str | None  # The synced quantity, None outside any sync's name scope.
   primitive: str
-  payload_bytes: int
+  operand_bytes: int  # Of one worker.
   conditional: bool  # In a branch of a conditional.
+
+  def payload_bytes(self, workers: int) -> int:
+    """Bytes of the array whose ring all-reduce among `workers` sends as much."""
+    if workers == 1:
+      return 0  # One worker has nobody to send to.
+    sent = BYTES_SENT.get(self.primitive, BYTES_SENT['psum'])  # pmax and others are all-reduces.
+    return round(self.operand_bytes * sent(workers) / BYTES_SENT['psum'](workers))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,12 +130,11 @@ def read_ledger(
       raise ValueError(f'{exchange.name} is averaged, but periods has only {", ".join(periods)}.')
     if exchange.name is None or not allowed:
       raise UnconditionalExchangeError(
-        f'{exchange.primitive} sends {exchange.payload_bytes} bytes over {axis_name!r} '
+        f'{exchange.primitive} of {exchange.operand_bytes} bytes over {axis_name!r} '
         f'{"in" if exchange.conditional else "outside"} a conditional'
         f' ({exchange.name or "not part of a sync"}): every step would pay for it.'
       )
-    # One worker has nobody to send to.
-    size = exchange.payload_bytes if workers > 1 else 0
+    size = exchange.payload_bytes(workers)
     totals[exchange.name] = totals.get(exchange.name, 0) + size
   known = {name: math.inf if period is None else period for name, period in periods.items()}
   known[EVERY_STEP] = 1
@@ -181,7 +198,7 @@ def exchanges(
       size = sum(_sent_bytes(v.aval, eqn, platform) for v in eqn.invars)
       yield Exchange(sync_name(inner_scope), primitive, times * size, conditional)
     is_conditional = conditional or primitive == 'cond'
-    turns = times * eqn.params.get('length', 1) if primitive == 'scan' else times
+    turns = times * _repeats(eqn, axis_name)
     inside = [
       list(exchanges(sub, axis_name, platform, is_conditional, inner_scope, turns))
       for sub in core.jaxprs_in_params(eqn.params)
@@ -194,11 +211,23 @@ def exchanges(
       yield exchange
 
 
+def _repeats(eqn: core.JaxprEqn, axis_name: str) -> int:
+  """Returns how often a worker runs what is inside an equation."""
+  if eqn.primitive.name == 'scan':
+    return eqn.params['length']
+  if eqn.primitive.name == 'shard_map':  # On each device of the worker, with its part.
+    # Its name differs between versions of JAX.
+    manual = eqn.params.get('newly_manual_axes', eqn.params.get('manual_axes', frozenset()))
+    inner = manual - {axis_name}
+    return math.prod(eqn.params['mesh'].shape[name] for name in inner)
+  return 1
+
+
 def _largest_branches(branches: Sequence[Sequence[Exchange]]) -> Iterator[Exchange]:
   """Yields of each quantity what the branch sends that sends the most of it: only one is taken."""
   for name in dict.fromkeys(exchange.name for branch in branches for exchange in branch):
     of_name = [[exchange for exchange in branch if exchange.name == name] for branch in branches]
-    yield from max(of_name, key=lambda found: sum(exchange.payload_bytes for exchange in found))
+    yield from max(of_name, key=lambda found: sum(exchange.operand_bytes for exchange in found))
 
 
 def _sent_bytes(aval: jax.core.ShapedArray, eqn: core.JaxprEqn, platform: str | None) -> int:

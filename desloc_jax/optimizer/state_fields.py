@@ -1,5 +1,6 @@
 """Names the floating arrays inside any optax state, so that each can have a period of its own."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from jax.tree_util import DictKey, GetAttrKey
 import optax
 
 KeyPath = tuple[Any, ...]
+Fields = Mapping[str, jax.Array]  # By path, in flattening order.
 
 # What an optimizer keeps in its state although no gradient changes it: nothing to average.
 CONSTANTS = frozenset({'ns_coeffs', 'hyperparams'})  # Of contrib.muon and inject_hyperparams.
@@ -30,7 +32,7 @@ def label_fields(inner_state: optax.OptState, params: optax.Params) -> list[str 
 
 def select_fields(
   inner_state: optax.OptState, params: optax.Params, names: Collection[str] | None = None
-) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], optax.OptState]]:
+) -> tuple[Fields, Callable[[Fields], optax.OptState]]:
   """Returns the leaves of the fields `names` (None: of all), and a function that puts others back."""
   labels = label_fields(inner_state, params)
   return _select(
@@ -43,7 +45,7 @@ def select_fields(
 
 def select_others(
   inner_state: optax.OptState, params: optax.Params
-) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], optax.OptState]]:
+) -> tuple[Fields, Callable[[Fields], optax.OptState]]:
   """Returns as `select_fields` does the leaves of no field that all workers can share.
 
   They are counts, flags, and numbers of the whole model. Random keys are not among them.
@@ -60,14 +62,24 @@ def select_others(
   )
 
 
-def _select(tree, places: Sequence[int]):
+def _select(tree, places: Sequence[int]) -> tuple[Fields, Callable[[Fields], optax.OptState]]:
   leaves, treedef = jax.tree.flatten(tree)
+  paths = dotted_paths(tree)
 
-  def put_back(fields: Sequence[jax.Array]) -> optax.OptState:
-    replaced = dict(zip(places, fields, strict=True))
+  def put_back(fields: Fields) -> optax.OptState:
+    replaced = dict(zip(places, fields.values(), strict=True))
     return jax.tree.unflatten(treedef, [replaced.get(i, leaf) for i, leaf in enumerate(leaves)])
 
-  return [leaves[i] for i in places], put_back
+  # A plain dict would be flattened in the order of its keys.
+  return OrderedDict((paths[i], leaves[i]) for i in places), put_back
+
+
+def dotted_paths(tree) -> list[str]:
+  """Returns a name for each leaf, '0.mu.embed', say, and no name twice."""
+  paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
+  names = [jax.tree_util.keystr(path, simple=True, separator='.') for path in paths]
+  # A key with a dot in it may look like two keys.
+  return names if len(set(names)) == len(names) else [jax.tree_util.keystr(path) for path in paths]
 
 
 def check_fields(labels: Collection[str | None], names: Collection[str]) -> None:

@@ -1,6 +1,6 @@
 """DES-LOC: local steps of any optax optimizer, each of its states averaged at its own period."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 import functools
 from typing import NamedTuple
 
@@ -24,6 +24,8 @@ from desloc_jax.optimizer.averaging import (
   worker_mean,
   worker_share,
 )
+from desloc_jax.optimizer.syncs.mean import mean
+from desloc_jax.optimizer.syncs.sync import Context, Memory, MEMORY_AXES, Sync
 
 TIMINGS = ('post', 'pre')
 # The name scope around each sync: the ledger, HLO metadata and profiles find syncs by it.
@@ -36,8 +38,8 @@ HEALTH, RESTARTS = 'health', 'restarts'
 class DeslocState(NamedTuple):
   """State of `desloc` on one worker.
 
-  `params`, `inner`, `drift` and `health` differ between workers, the others never do: see
-  `WORKER_AXES`.
+  `params`, `inner`, `drift`, `health` and `memory.own` differ between workers, the others never do:
+  see `WORKER_AXES`.
   """
 
   step: jax.Array  # int32 scalar: updates done.
@@ -48,11 +50,12 @@ class DeslocState(NamedTuple):
   outer: optax.OptState  # The outer optimizer's state, the same on every worker.
   drift: dict[str, jax.Array]  # float32 scalars: ||own - mean|| / ||mean|| at the last sync.
   health: health_lib.Health | tuple[()] = ()  # Empty without a health check.
+  memory: Memory = Memory()  # Of the syncs, by quantity; without arrays where all are `mean()`.
 
 
 # Where a DeslocState varies over workers, as a tree prefix for `jax.vmap`'s in_axes and out_axes.
 WORKER_AXES = DeslocState(
-  step=None, counters=None, params=0, inner=0, outer=None, drift=0, health=0
+  step=None, counters=None, params=0, inner=0, outer=None, drift=0, health=0, memory=MEMORY_AXES
 )
 
 
@@ -111,6 +114,7 @@ def desloc(
   warmup_steps: int = 0,
   health: health_lib.HealthCheck | None = None,
   guard: bool = True,
+  syncs: Mapping[str, Sync] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Trains locally and averages parameters and each optimizer state at its own period.
 
@@ -156,6 +160,9 @@ def desloc(
       it is less than Adam itself could have; else a coordinate that one worker alone has a gradient
       in takes steps of moment / eps. It sends nothing and changes no bit elsewhere; see
       `moment_guard`, also for the moments that it cannot bound.
+    syncs: what is sent of each quantity that `periods` names, where it is not the plain mean:
+      `{'params': quantised(bits=8)}`, say. A sync of the parameters sends differences from the
+      consensus, one of a state field its own values.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` whose `update` must run inside `axis_name`. Its state
@@ -212,6 +219,12 @@ def desloc(
   averaged = {
     name: period for name, period in periods.items() if period is not None or warmup_steps
   }
+  sync_of = dict.fromkeys(averaged, mean()) | dict(syncs or {})
+  if unknown := sorted(sync_of.keys() - averaged.keys()):
+    raise ValueError(
+      f'syncs names {", ".join(unknown)}, which periods does not average; it averages '
+      f'{", ".join(averaged) or "nothing"}.'
+    )
   counted = [*averaged, *((HEALTH, RESTARTS) if health else ())]
   averaged_fields = [name for name in averaged if name != 'params']
 
@@ -228,8 +241,16 @@ def desloc(
       outer=outer.init(params) if outer else optax.EmptyState(),
       drift={name: jnp.zeros([], jnp.float32) for name in averaged},
       health=health_lib.init_health() if health else (),
+      memory=init_memory(params, inner_state),
     )
     return copied(state)
+
+  def init_memory(params, inner_state) -> Memory:
+    trees = {'params': params}
+    for name in averaged_fields:
+      trees[name], _ = state_fields.select_fields(inner_state, params, {name})
+    memories = {name: sync_of[name].init(trees[name]) for name in averaged}
+    return Memory(*({name: m[i] for name, m in memories.items()} for i in range(2)))
 
   def local_step(grads, state: DeslocState, **extra_args) -> DeslocState:
     updates, inner_state = inner.update(grads, state.inner, state.params, **extra_args)
@@ -251,10 +272,11 @@ def desloc(
     if share is not None:
       # The vote was taken, and sent, also where nobody counts.
       due |= {name: now & (share.total > 0) for name, now in due.items() if name != HEALTH}
-    state = sync_fields(state, due, consensus, share)
+    context = Context(axis_name, share, state.step)
+    state = sync_fields(state, due, consensus, context)
     if health:
       state = restart_fields(state, due[RESTARTS], consensus, ballot)
-    updates, state = sync_params(state, due, consensus, share)
+    updates, state = sync_params(state, due, consensus, context)
     return updates, state._replace(counters=count_anew(state.counters, due)), ballot
 
   def count_anew(counters, due):
@@ -291,14 +313,20 @@ def desloc(
     _, put_back = state_fields.select_others(inner_state, consensus)
     return state._replace(inner=put_back(others))
 
-  def sync_fields(state: DeslocState, due, consensus, share) -> DeslocState:
-    inner_state, drift = state.inner, dict(state.drift)
+  def sync_fields(state: DeslocState, due, consensus, context) -> DeslocState:
+    inner_state, drift, memory = state.inner, dict(state.drift), state.memory
     for name in averaged_fields:
       fields, put_back = state_fields.select_fields(inner_state, consensus, {name})
       with jax.named_scope(SYNC_SCOPE + name):
-        fields, drift[name] = jax.lax.cond(
-          due[name], functools.partial(average_field, share=share), keep, fields, drift[name]
+        fields, drift[name], kept = jax.lax.cond(
+          due[name],
+          functools.partial(average_field, name, context=context),
+          keep,
+          fields,
+          drift[name],
+          memory_of(memory, name),
         )
+      memory = with_memory(memory, name, kept)
       inner_state = put_back(fields)
     if guard:
       inner_state = moment_guard.hold(inner_state, bounds_of(inner_state, consensus), due)
@@ -306,15 +334,26 @@ def desloc(
       fields, put_back = state_fields.select_fields(inner_state, consensus, reset)
       zeroed = due['params'] & (state.step >= warmup_steps)
       inner_state = put_back(jax.lax.cond(zeroed, zero_fields, lambda fields: fields, fields))
-    return state._replace(inner=inner_state, drift=drift)
+    return state._replace(inner=inner_state, drift=drift, memory=memory)
 
   def bounds_of(inner_state, consensus) -> moment_guard.Bounds:
     independent = coin_key is not None
     return moment_guard.find_bounds(inner, inner_state, consensus, periods, independent)
 
-  def average_field(local, drift, share):
-    mean = worker_mean(local, axis_name, share)
-    return match_varying(mean, local), match_varying(relative_distance(local, mean), drift)
+  def average_field(name, local, drift, memory, context):
+    agreed, drift, memory = agree(name, local, None, drift, memory, context)
+    return match_varying(agreed, local), drift, memory
+
+  def agree(name, local, reference, drift, memory, context):
+    agreed, after = sync_of[name].reduce(local, reference, memory, context)
+    after = after._replace(own=match_varying(after.own, memory.own))
+    return agreed, match_varying(relative_distance(local, agreed), drift), after
+
+  def memory_of(memory: Memory, name) -> Memory:
+    return Memory(memory.own[name], memory.shared[name])
+
+  def with_memory(memory: Memory, name, one: Memory) -> Memory:
+    return Memory(memory.own | {name: one.own}, memory.shared | {name: one.shared})
 
   def zero_fields(local):
     return match_varying(optax.tree.zeros_like(local), local)
@@ -322,20 +361,25 @@ def desloc(
   def keep(*operands):
     return operands
 
-  def sync_params(state: DeslocState, due, consensus, share):
+  def sync_params(state: DeslocState, due, consensus, context):
     if 'params' not in averaged:
       return optax.tree.zeros_like(consensus), state
     with jax.named_scope(SYNC_SCOPE + 'params'):
-      updates, outer_state, drift = jax.lax.cond(
+      updates, outer_state, drift, kept = jax.lax.cond(
         due['params'],
-        functools.partial(outer_step, step=state.step, share=share),
+        functools.partial(outer_step, context=context),
         skip_outer_step,
         consensus,
         state.params,
         state.outer,
         state.drift['params'],
+        memory_of(state.memory, 'params'),
       )
-      state = state._replace(outer=outer_state, drift=state.drift | {'params': drift})
+      state = state._replace(
+        outer=outer_state,
+        drift=state.drift | {'params': drift},
+        memory=with_memory(state.memory, 'params', kept),
+      )
       if outer is None and worker_count(axis_name) == 1:
         return updates, state  # One worker is its own mean; consensus + updates may round off it.
       # Local parameters become the consensus itself: local + (mean - local) would round differently
@@ -351,22 +395,21 @@ def desloc(
       )
     return updates, state._replace(params=local)
 
-  def outer_step(consensus, local, outer_state, drift, step, share):
-    mean = worker_mean(local, axis_name, share)
-    drift = match_varying(relative_distance(local, mean), drift)
-    averaging = optax.tree.sub(mean, consensus), outer_state
+  def outer_step(consensus, local, outer_state, drift, memory, context):
+    agreed, drift, memory = agree('params', local, consensus, drift, memory, context)
+    averaging = optax.tree.sub(agreed, consensus), outer_state
     if outer is None:
-      return *averaging, drift
-    stepped = outer.update(optax.tree.sub(consensus, mean), outer_state, consensus)
+      return *averaging, drift, memory
+    stepped = outer.update(optax.tree.sub(consensus, agreed), outer_state, consensus)
     if warmup_steps:
-      stepped = optax.tree.where(step < warmup_steps, averaging, stepped)
+      stepped = optax.tree.where(context.round < warmup_steps, averaging, stepped)
     updates, outer_state = stepped
     # An outer optimizer may compute in a wider dtype than that of the parameters.
     updates = jax.tree.map(lambda u, x: u.astype(x.dtype), updates, consensus)
-    return updates, outer_state, drift
+    return updates, outer_state, drift, memory
 
-  def skip_outer_step(consensus, local, outer_state, drift):
-    return optax.tree.zeros_like(consensus), outer_state, drift
+  def skip_outer_step(consensus, local, outer_state, drift, memory):
+    return optax.tree.zeros_like(consensus), outer_state, drift, memory
 
   def follow_consensus(local, consensus, updates):
     return match_varying(optax.apply_updates(consensus, updates), local)

@@ -13,6 +13,7 @@ from desloc_jax.model import GPTConfig
 from desloc_jax.optimizer.inner import INNER_OPTIMIZERS
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.schedules import SCHEDULES
+from desloc_jax.optimizer.syncs import SYNCS
 
 # What `restore.allow` can name: the options, by prefix, that may then differ at a restart.
 ALLOWABLE = {
@@ -24,7 +25,8 @@ ALLOWABLE = {
     'timing',
     'moment_guard',
   ),
-  'method': ('method', 'outer.', 'periods.', 'health.check'),
+  'method': ('method', 'outer.', 'periods.', 'sync.', 'health.check'),
+  'sync': ('sync.',),
   'inner': ('inner.', 'periods.'),
   'schedule': ('schedule.', 'steps'),
   'batch': ('batch_size', 'global_batch_size', 'accumulation'),
@@ -32,6 +34,9 @@ ALLOWABLE = {
   'failures': ('failures.',),
   'data': ('data.',),
 }
+
+# State fields that options name, beside the parameters.
+FIELDS = ('mu', 'nu', 'trace', 'm1', 'm2')
 
 # name: (default, meaning). A type as default: unset, to be given a value of that type.
 OPTIONS = {
@@ -57,6 +62,19 @@ OPTIONS = {
   'periods.trace': (int, "of SGD's momentum; 0: never; unset: 3 K_x"),
   'periods.m1': (int, "of ademamix's fast moment; 0: never; unset: 3 K_x"),
   'periods.m2': (int, "of ademamix's slow moment; 0: never; unset: 6 K_x"),
+  'sync.params': ('mean', f'what is sent of the parameters: {", ".join(SYNCS)}'),
+  'sync.moments': ('mean', 'what is sent of every moment, likewise'),
+  'sync.mu': (str, 'of the first moment; unset: as sync.moments'),
+  'sync.nu': (str, 'of the second moment; unset: as sync.moments'),
+  'sync.trace': (str, "of SGD's momentum; unset: as sync.moments"),
+  'sync.m1': (str, "of ademamix's fast moment; unset: as sync.moments"),
+  'sync.m2': (str, "of ademamix's slow moment; unset: as sync.moments"),
+  'sync.block': (256, 'numbers that share a scale in int8, int4, int2, ef21 and econtrol'),
+  'sync.keep': (64, 'numbers of a chunk that topk sends'),
+  'sync.chunk': (4096, 'numbers of a chunk of topk'),
+  'sync.decay': (float, "of the memory of what was not sent; 0: none; unset: the sync's own"),
+  'sync.eta': (0.1, 'weight of the error in econtrol'),
+  'sync.exempt': ('', "regular expression of arrays averaged by the mean, 'embed|norm', say"),
   'inner.name': ('adam', f'one of {", ".join(INNER_OPTIMIZERS)}'),
   'inner.learning_rate': (3e-3, 'peak learning rate'),
   'inner.b1': (float, "decay of the first moment; unset: the optimizer's own"),

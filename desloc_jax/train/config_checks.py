@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import math
+import re
 
 from ml_collections import config_dict
 
@@ -9,8 +10,9 @@ from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.optimizer.inner import INNER_OPTIMIZERS, REFUSED
 from desloc_jax.optimizer.methods import METHODS, MULTIPLES
 from desloc_jax.optimizer.schedules import SCHEDULES
+from desloc_jax.optimizer.syncs import SYNCS
 from desloc_jax.optimizer.transform import TIMINGS
-from desloc_jax.train.config import ALLOWABLE, option, worker_batch_size
+from desloc_jax.train.config import ALLOWABLE, FIELDS, option, worker_batch_size
 from desloc_jax.train.config_changes import allowed_names
 from desloc_jax.train.config_types import check_types
 from desloc_jax.train.failures import parse_away
@@ -26,7 +28,7 @@ _RANGES = {
   (1, _LIMIT): (
     'batch_size', 'accumulation', 'seq_len', 'steps', 'log_every', 'checkpoint.keep',
     'period_growth', 'failures.steps', 'stop_at', 'processes.start_timeout_s',
-    'processes.heartbeat_timeout_s',
+    'processes.heartbeat_timeout_s', 'sync.block', 'sync.keep', 'sync.chunk',
   ),
   (0, _LIMIT): (
     'seed', 'global_batch_size', 'health.warmup_syncs', 'mesh.fsdp', 'eval.every',
@@ -35,7 +37,7 @@ _RANGES = {
   ),
   (0, _FLOAT32_LIMIT): (
     'inner.learning_rate', 'inner.eps', 'inner.eps_root', 'inner.alpha', 'inner.clip_norm',
-    'inner.clip_value', 'inner.weight_decay', 'outer.learning_rate', 'plan.latency_ms',
+    'inner.clip_value', 'sync.eta', 'inner.weight_decay', 'outer.learning_rate', 'plan.latency_ms',
   ),
 }  # fmt: skip
 # What is expected, in words and as a condition, of which options.
@@ -44,7 +46,9 @@ _EXPECTED = (
     'inner.b1', 'inner.b2', 'inner.b3', 'inner.momentum', 'outer.momentum',
     'data.validation_fraction', 'health.decay', 'failures.rate', 'plan.overlap',
   )),
-  ('a share in [0, 1]', lambda x: 0 <= x <= 1, ('schedule.decay_fraction', 'inner.w')),
+  ('a share in [0, 1]', lambda x: 0 <= x <= 1, (
+    'schedule.decay_fraction', 'inner.w', 'sync.decay',
+  )),
   ('a finite number above 0', lambda x: 0 < x < math.inf, (
     'plan.bandwidth_gbps', 'plan.bytes_per_value', 'plan.peak_tflops', 'plan.memory_gb',
   )),
@@ -58,6 +62,8 @@ _CHOICES = {
   'schedule.name': SCHEDULES,
   'timing': TIMINGS,
   'schedule.unit': ('steps', 'tokens'),
+  'sync.params': SYNCS,
+  'sync.moments': SYNCS,
   'data.on_bad': ('error', 'skip'),
 }
 
@@ -113,6 +119,15 @@ def _check_choices(config: config_dict.ConfigDict) -> None:
   for name, choices in _CHOICES.items():
     if option(config, name) not in choices:
       raise unknown_choice(name, option(config, name), choices)
+  for name in FIELDS:
+    if (sync := config.sync[name]) is not None and sync not in SYNCS:
+      raise unknown_choice(f'sync.{name}', sync, SYNCS)
+  try:
+    re.compile(config.sync.exempt)
+  except re.error as error:
+    raise UserError(
+      f'sync.exempt is {config.sync.exempt!r}, no regular expression: {error}.'
+    ) from error
   for name in allowed_names(config):
     if name not in ALLOWABLE:
       raise unknown_choice('restore.allow', name, ALLOWABLE)

@@ -17,7 +17,7 @@ from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.hlo import read_collectives, sync_bytes
 from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.optimizer.methods import METHODS
-from desloc_jax.optimizer.over_workers import AXIS_NAMES, is_local
+from desloc_jax.optimizer.over_workers import AXIS_NAMES, is_local, WORKERS
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.transform import desloc
 from desloc_jax.train import mesh as mesh_lib
@@ -97,12 +97,14 @@ def make_job(
   program = make_program(config, data.tokenizer.vocab_size, clock, mesh)
   params_like, (_, inner, periods, tx) = program.params_like, program.optimizer
   named, platform = sent_periods(periods), mesh_lib.platform(mesh)
-  if is_local(mesh):  # What separate workers would send.
-    ledger = transform_ledger(tx, params_like, named, config.workers, AXIS_NAMES, platform)
-  else:
+  # What separate workers would send.
+  ledger = transform_ledger(tx, params_like, named, config.workers, AXIS_NAMES, platform)
+  if not is_local(mesh):
     arguments = (program.state_like, program.tokens_like, program.active_like)
     jaxpr = jax.make_jaxpr(program.step)(*arguments)
-    ledger = read_ledger(jaxpr, named, config.workers, platform=platform)
+    in_step = read_ledger(jaxpr, named, config.workers, platform=platform)
+    if mesh.shape[WORKERS] == config.workers:  # Else a row of the mesh sends for several workers.
+      ledger = in_step
 
   start = time.perf_counter()
   compiled = program.compile()

@@ -17,7 +17,13 @@ from desloc_jax.train.read_ahead import ReadAhead
 from desloc_jax.train.step import TrainState
 
 # Arrays of [workers, ...], unless the method has shared moments.
-PER_WORKER = ('optimizer.params.', 'optimizer.inner.', 'optimizer.drift.', 'optimizer.health.')
+PER_WORKER = (
+  'optimizer.params.',
+  'optimizer.inner.',
+  'optimizer.drift.',
+  'optimizer.health.',
+  'optimizer.memory.own.',
+)
 # Decoded chunks that wait to be cut, at most; one at a time where they are larger.
 _AHEAD_BYTES = 2**24
 _READERS, _COPIERS = 8, 4  # Threads of a process; many processes share a disk.

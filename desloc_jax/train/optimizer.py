@@ -19,7 +19,9 @@ from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.optimizer.periods import growing_timetables, grown, Periods, Timetable
 from desloc_jax.optimizer.schedules import SCHEDULES
+from desloc_jax.optimizer.syncs import make_sync, Sync, TAKE
 from desloc_jax.optimizer.transform import HEALTH, RESTARTS
+from desloc_jax.train.config import default_config, FIELDS
 from desloc_jax.train.segment import Clock
 
 # With fewer in a run a quantity is hardly averaged at all.
@@ -45,7 +47,9 @@ def make_optimizer(
   """
   schedule, inner = schedule_and_inner(config, clock)
   periods = _resolve_periods(config, inner, params_like, clock)
-  tx = make_transform(config, config.method, inner, periods, clock)
+  syncs = _make_syncs(config, periods)
+  tx = make_transform(config, config.method, inner, periods, clock, syncs)
+  _check_exemptions(config, tx, params_like)
   return Optimizer(schedule, inner, periods, tx)
 
 
@@ -55,8 +59,12 @@ def make_transform(
   inner: optax.GradientTransformation,
   periods: Periods,
   clock: Clock,
+  syncs: Mapping[str, Sync] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns the transformation of `method` with these periods and the other options of a run."""
+  """Returns the transformation of `method` with these periods and the other options of a run.
+
+  Without `syncs` everything is averaged by the mean.
+  """
   tx = make_method(
     method,
     inner,
@@ -68,11 +76,49 @@ def make_transform(
     warmup_steps=config.sync_warmup_steps,
     health=_health_check(config, periods),
     guard=config.moment_guard,
+    syncs=syncs,
   )
   if config.worker_weights:
     weights = jnp.asarray(config.worker_weights, jnp.float32)
     tx = tx._replace(update=functools.partial(tx.update, weights=weights))
   return tx
+
+
+def _make_syncs(config: config_dict.ConfigDict, periods: Periods) -> dict[str, Sync]:
+  """Returns the sync of each quantity that is averaged, but for those that are means."""
+  of_fields = {name: config.sync[name] for name in ('params', *FIELDS)}
+  averaged = [n for n, period in periods.items() if period is not None or config.sync_warmup_steps]
+  chosen = {name: of_fields.get(name) or config.sync.moments for name in averaged}
+  for name, sync in of_fields.items():
+    if sync not in (None, 'mean') and name not in averaged:
+      raise UserError(
+        f'sync.{name} is {sync!r}, but method {config.method!r} with inner.name '
+        f'{config.inner.name!r} does not average {name}; leave it unset.'
+      )
+  options = {name: config.sync[name] for name in TAKE}
+  for name, value in options.items():
+    if value != default_config().sync[name] and not {*TAKE[name]} & {*chosen.values()}:
+      raise UserError(
+        f'sync.{name} is {value!r}, but nothing is averaged by what takes it: '
+        f'{", ".join(TAKE[name])}.'
+      )
+  syncs = {}
+  for name, sync in chosen.items():
+    try:
+      if sync != 'mean':
+        syncs[name] = make_sync(sync, name, **options)
+    except ValueError as error:
+      source = name if of_fields.get(name) else 'moments'
+      raise UserError(f'sync.{source} is {sync!r}: {error}') from error
+  return syncs
+
+
+def _check_exemptions(config: config_dict.ConfigDict, tx, params_like) -> None:
+  if config.sync.exempt:
+    try:
+      jax.eval_shape(tx.init, params_like)
+    except ValueError as error:
+      raise UserError(f'sync.exempt: {error}') from error
 
 
 def sent_periods(periods: Periods) -> Periods:

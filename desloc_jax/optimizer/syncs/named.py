@@ -1,0 +1,72 @@
+"""Syncs by name, for options."""
+
+from desloc_jax.optimizer.syncs.anchored import anchored
+from desloc_jax.optimizer.syncs.channels import in_slices
+from desloc_jax.optimizer.syncs.ef21 import econtrol, ef21
+from desloc_jax.optimizer.syncs.encodings import uniform
+from desloc_jax.optimizer.syncs.exempt import exempt as exempt_by_path
+from desloc_jax.optimizer.syncs.mean import mean
+from desloc_jax.optimizer.syncs.quantised import quantised
+from desloc_jax.optimizer.syncs.sync import Sync
+from desloc_jax.optimizer.syncs.topk import topk
+
+BITS = {'bf16': 16, 'int8': 8, 'int4': 4, 'int2': 2}
+SYNCS = ('mean', *BITS, 'topk', 'ef21', 'econtrol')
+# Which syncs take an argument of `make_sync`.
+TAKE = {
+  'block': ('int8', 'int4', 'int2', 'ef21', 'econtrol'),
+  'keep': ('topk',),
+  'chunk': ('topk',),
+  'decay': (*BITS, 'topk'),
+  'eta': ('econtrol',),
+  'exempt': SYNCS[1:],
+}
+# State fields that are never negative: encoded by their logarithms, and by nothing with signs.
+POSITIVE = frozenset({'nu'})
+
+
+def make_sync(
+  name: str,
+  quantity: str,
+  *,
+  block: int = 256,
+  keep: int = 64,
+  chunk: int = 4096,
+  decay: float | None = None,
+  eta: float = 0.1,
+  exempt: str = '',
+) -> Sync:
+  """Returns the sync `name` for a quantity: 'params', or a state field.
+
+  Args:
+    name: one of `SYNCS`; ef21 and econtrol send 4 bits.
+    quantity: what it is for.
+    block: numbers that share a scale.
+    keep: of a chunk, in topk.
+    chunk: of topk.
+    decay: of the memory of topk and of what sends fewer bits; None: the sync's own.
+    eta: of econtrol.
+    exempt: a regular expression of the paths of arrays that are averaged by the mean; empty:
+      none.
+
+  Raises:
+    ValueError: the name is unknown, an argument out of range, or the sync is not for the quantity.
+  """
+  memory = {} if decay is None else {'decay': decay}
+  if name == 'mean':
+    return mean()
+  if name in BITS:
+    sync = quantised(BITS[name], block, **memory, logarithms=quantity in POSITIVE)
+  elif name not in SYNCS:
+    raise ValueError(f'there is no sync {name!r}; expected one of {", ".join(SYNCS)}.')
+  elif quantity in POSITIVE:
+    raise ValueError(
+      f'{name} could make {quantity} negative; for it there are {", ".join(("mean", *BITS))}.'
+    )
+  elif name == 'topk':
+    sync = topk(keep, chunk, **memory)
+    sync = sync if quantity == 'params' else anchored(sync)
+  else:
+    channel = in_slices(uniform(4, block))
+    sync = ef21(channel) if name == 'ef21' else econtrol(channel, eta)
+  return exempt_by_path(sync, exempt) if exempt else sync

@@ -1,0 +1,115 @@
+"""Trees as vectors cut into rows, so that an encoding sees blocks and not shapes.
+
+How a tree is cut depends on its shapes only, never on the devices: results are the same on any
+number of them.
+"""
+
+from collections.abc import Callable, Sequence
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec as P
+
+from desloc_jax.optimizer.averaging import PACKED_BYTES
+from desloc_jax.optimizer.syncs.sync import Tree
+
+
+def wide(tree: Tree) -> Tree:
+  """Returns zeros of the shapes of `tree`, in float32 or, where `tree` is, in float64."""
+  return jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), _wide_dtype(x)), tree)
+
+
+def on_rows(function: Callable, block: int, known: Tree, *trees: Tree) -> tuple[Tree, ...]:
+  """Calls `function(known, *rows)` with vectors of the trees' arrays as [rows, block], and returns
+  trees of its results.
+
+  Arrays of at most `PACKED_BYTES` are one vector together. If a worker has several devices, each
+  gets its part of the rows, so that it sends no more than that; to cut the arrays so, they are
+  moved over the links inside the worker, at the cost of a copy of one array at a time.
+
+  Args:
+    function: returns a tuple of arrays like its rows.
+    block: length of a row. The last one is filled with zeros.
+    known: handed to each call as it is.
+    *trees: of one structure, with floating arrays of the same shapes.
+
+  Returns:
+    Trees of float32, or of float64 where the first tree is.
+  """
+  leaves, structure = jax.tree.flatten(trees[0])
+  columns = [leaves, *(structure.flatten_up_to(tree) for tree in trees[1:])]
+  axes, devices = _inner_axes()
+  results = [None] * len(leaves)
+  for pack in _packs(leaves):
+    shapes = [jnp.shape(leaves[i]) for i in pack]
+    dtype = _wide_dtype(leaves[pack[0]])
+    rows = [_join([column[i] for i in pack], dtype, block, devices) for column in columns]
+    done = [_split(x, shapes) for x in _over(axes, function)(known, *rows)]
+    for i, *parts in zip(pack, *done, strict=True):
+      results[i] = parts
+  count = len(results[0]) if results else len(trees)
+  return tuple(structure.unflatten([parts[j] for parts in results]) for j in range(count))
+
+
+def _packs(leaves: Sequence[jax.Array]) -> list[list[int]]:
+  """Returns which leaves are a vector: large ones alone, the small ones of a dtype together."""
+  small: dict[jnp.dtype, list[int]] = {}
+  large = []
+  for i, leaf in enumerate(leaves):
+    dtype = _wide_dtype(leaf)
+    if jnp.size(leaf) * dtype.itemsize > PACKED_BYTES:
+      large.append([i])
+    else:
+      small.setdefault(dtype, []).append(i)
+  return [*small.values(), *large]
+
+
+def _wide_dtype(leaf: jax.Array) -> jnp.dtype:
+  dtype = jnp.result_type(leaf)
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f'an array of {dtype} cannot be encoded; expected floating arrays.')
+  return jnp.promote_types(dtype, jnp.float32)
+
+
+def _join(arrays: Sequence[jax.Array], dtype, block: int, devices: int) -> jax.Array:
+  vector = jnp.concatenate([jnp.ravel(x).astype(dtype) for x in arrays])
+  rows = max(1, math.ceil(vector.size / block))
+  rows += -rows % devices
+  return jnp.pad(vector, (0, rows * block - vector.size)).reshape(rows, block)
+
+
+def _split(rows: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
+  vector, start, parts = rows.ravel(), 0, []
+  for shape in shapes:
+    parts.append(vector[start : start + math.prod(shape)].reshape(shape))
+    start += math.prod(shape)
+  return parts
+
+
+def _inner_axes() -> tuple[tuple[str, ...], int]:
+  """Returns the mesh axes inside a worker, which are not manual here, and how many devices."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(
+    name
+    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    if kind != AxisType.Manual and mesh.shape[name] > 1
+  )
+  return axes, math.prod(mesh.shape[name] for name in axes)
+
+
+def _over(axes: tuple[str, ...], function: Callable) -> Callable:
+  """Maps a function over the devices of a worker, each of which gets some of the rows."""
+  if not axes:
+    return function
+
+  def call(known, *rows):
+    return jax.shard_map(
+      function,
+      in_specs=(P(), *[P(axes)] * len(rows)),
+      out_specs=P(axes),
+      axis_names=set(axes),
+      check_vma=False,
+    )(known, *rows)
+
+  return call
