@@ -48,9 +48,9 @@ def main(argv):
   # Imported here, and the loop later, so that --help and values that cannot work answer at once.
   if _MODE.value != 'train':
     return print_before_booking(_MODE.value)
+  from desloc_jax.hosts import processes
+  from desloc_jax.options.checks import check_config
   from desloc_jax.paths import resolve
-  from desloc_jax.train import processes
-  from desloc_jax.train.config_checks import check_config
 
   config = _CONFIG.value
   check_config(config)

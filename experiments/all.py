@@ -27,7 +27,7 @@ NAMES = (
 
 
 def main() -> None:
-  experiments = {name: importlib.import_module(f'experiments.{name}') for name in NAMES}
+  experiments = {name: importlib.import_module(f'experiments.paper.{name}') for name in NAMES}
   command.run_experiments(experiments, 'experiments.all', __doc__)
 
 

@@ -12,9 +12,10 @@ from ml_collections import config_dict, config_flags
 
 from desloc_jax import commands
 from desloc_jax.errors import UserError
-from desloc_jax.train import cli, exchange, processes
-from desloc_jax.train.config import flatten, options_help
-from desloc_jax.train.config_checks import check_config
+from desloc_jax.hosts import exchange, processes
+from desloc_jax.options.checks import check_config
+from desloc_jax.options.table import flatten, options_help
+from desloc_jax.train import cli
 from experiments import report as report_lib
 from experiments.progress import Progress
 from experiments.runner import claim, run_all
@@ -31,7 +32,7 @@ def main(experiment: types.ModuleType) -> None:
   `experiment.runs(scale)` gives its runs, and `experiment.report(results, scale)` a Report.
   """
   name = experiment.__spec__.name.rpartition('.')[2]
-  run_experiments({name: experiment}, f'experiments.{name}', experiment.__doc__)
+  run_experiments({name: experiment}, f'experiments.paper.{name}', experiment.__doc__)
 
 
 def run_experiments(
@@ -60,7 +61,7 @@ def _run_all(experiments, options: argparse.Namespace, scale: Scale, args: Seque
     if processes.writes():
       report = experiment.report(results, scale)
       folder = pathlib.Path(options.results) / f'{name}-{scale.name}'
-      command = shlex.join(['python', '-m', f'experiments.{name}', *_own(args)])
+      command = shlex.join(['python', '-m', f'experiments.paper.{name}', *_own(args)])
       write_report(report, folder, name, command, options)
     exchange.wait_for_all()  # Nobody leaves before the first process is through.
 

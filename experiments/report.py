@@ -13,11 +13,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy import stats
 
-from desloc_jax.data.files import atomic_write
+from desloc_jax.files import atomic_write
+from desloc_jax.logs.metrics import format_bytes
+from desloc_jax.logs.workdir import write_text
+from desloc_jax.options.table import default_config, flatten
 from desloc_jax.tables import align
-from desloc_jax.train.config import default_config, flatten
-from desloc_jax.train.metrics import format_bytes
-from desloc_jax.train.workdir import write_text
 from experiments.runs import Result
 
 CONFIDENCE = 0.95

@@ -22,12 +22,12 @@ from typing import Any
 import jax
 
 from desloc_jax.errors import UserError
-from desloc_jax.train import exchange, processes
-from desloc_jax.train.config_checks import check_config
+from desloc_jax.hosts import exchange, processes
+from desloc_jax.logs.metrics import read_metrics
+from desloc_jax.logs.workdir import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, write_text
+from desloc_jax.options.checks import check_config
 from desloc_jax.train.loop import train
-from desloc_jax.train.metrics import read_metrics
 from desloc_jax.train.recorder import TrainingDiverged
-from desloc_jax.train.workdir import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, write_text
 from experiments.progress import Progress
 from experiments.runs import is_done, read_result, Result, RESULT_FILE, Run, with_those_before
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from desloc_jax.logs.metrics import read_metrics
+from desloc_jax.logs.workdir import CHECKPOINTS
 from desloc_jax.model import flops_per_token
-from desloc_jax.train.config import flatten, model_config, worker_batch_size
-from desloc_jax.train.config_changes import RESUMABLE
-from desloc_jax.train.metrics import read_metrics
-from desloc_jax.train.workdir import CHECKPOINTS
+from desloc_jax.options.changes import RESUMABLE
+from desloc_jax.options.table import flatten, model_config, worker_batch_size
 
 RESULT_FILE = 'result.json'
 # These change nothing that is computed, but what is recorded of it.

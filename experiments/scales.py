@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from configs import gpt_1_7b, gpt_1b, gpt_16m, gpt_135m, gpt_360m, gpt_720m, tiny
 from desloc_jax.errors import unknown_choice
-from desloc_jax.train.config import flatten
+from desloc_jax.options.table import flatten
 from experiments.runs import Run
 
 Options = Mapping[str, Any]  # By dotted name.

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from desloc_jax.train.metrics import read_metrics
+from desloc_jax.logs.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from desloc_jax.errors import UserError
-from desloc_jax.train import processes as processes_lib
+from desloc_jax.hosts import processes as processes_lib
 
 
 @contextlib.contextmanager

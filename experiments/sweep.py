@@ -30,8 +30,9 @@ import numpy as np
 
 from desloc_jax import commands
 from desloc_jax.errors import unknown_choice, UserError
-from desloc_jax.train import cli, exchange, processes
-from desloc_jax.train.config import option, OPTIONS
+from desloc_jax.hosts import exchange, processes
+from desloc_jax.options.table import option, OPTIONS
+from desloc_jax.train import cli
 from experiments import command, plots
 from experiments.progress import Progress
 from experiments.report import loss_table, Report, rows_of

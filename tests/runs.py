@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
+from desloc_jax.logs.metrics import read_metrics
+from desloc_jax.options.table import default_config
 from desloc_jax.train import loop
-from desloc_jax.train.config import default_config
-from desloc_jax.train.metrics import read_metrics
 
 WORDS = 'the of and to in a union states congress people which our for be by this with'.split()
 

@@ -3,9 +3,9 @@
 import json
 import math
 
-from desloc_jax.train.config import flatten, worker_batch_size
+from desloc_jax.logs.workdir import CHECKPOINTS, METRICS_FILE, write_config, write_text
+from desloc_jax.options.table import flatten, worker_batch_size
 from desloc_jax.train.recorder import TrainingDiverged
-from desloc_jax.train.workdir import CHECKPOINTS, METRICS_FILE, write_config, write_text
 
 PARAMETERS = 1000
 

@@ -9,8 +9,8 @@ from absl import flags
 from ml_collections import config_flags
 import pytest
 
-from desloc_jax.train.config import OPTIONS
-from desloc_jax.train.config_checks import check_config
+from desloc_jax.options.checks import check_config
+from desloc_jax.options.table import OPTIONS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', ROOT / 'experiments/README.md', *sorted((ROOT / 'docs').glob('*.md'))]

@@ -7,14 +7,14 @@ import jax
 import pytest
 from tensorboardX.proto import event_pb2
 
+from desloc_jax.checkpoints.store import Checkpoints
 from desloc_jax.data.prepare import main as prepare
 from desloc_jax.data.train_tokenizer import main as train_tokenizer
 from desloc_jax.errors import UserError
+from desloc_jax.logs.metrics import MetricsWriter
+from desloc_jax.logs.workdir import check_workdir
 from desloc_jax.paths import local_path, resolve, shown
-from desloc_jax.train.checkpoint import Checkpoints
-from desloc_jax.train.data import open_texts
-from desloc_jax.train.metrics import MetricsWriter
-from desloc_jax.train.workdir import check_workdir
+from desloc_jax.train.open_data import open_texts
 from experiments.command import make_parser
 from tests.runs import small_config, train_on_two
 
@@ -78,7 +78,7 @@ def test_every_command_refuses_addresses(text, capsys):
       command()
     assert 'is an address of' in capsys.readouterr().err
   with pytest.raises(UserError, match='--runs=gs://b/runs is an address'):
-    make_parser('experiments.periods', '').parse_args(['--runs=gs://b/runs'])
+    make_parser('experiments.paper.periods', '').parse_args(['--runs=gs://b/runs'])
   with pytest.raises(UserError, match=r'data.sources.text.path=gs://b is an address'):
     open_texts(small_config('gs://b'))
 
@@ -90,7 +90,7 @@ def test_runs_go_on_in_folders_of_any_name(text, tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path / 'here')
   checkpoints = Checkpoints(pathlib.Path(name) / 'checkpoints', 2)
   state = {'x': jax.numpy.arange(4.0)}
-  monkeypatch.setattr('desloc_jax.train.checkpoint.named_leaves', lambda state: state)
+  monkeypatch.setattr('desloc_jax.checkpoints.store.named_leaves', lambda state: state)
   checkpoints.save(3, state, {'step': 3})
   checkpoints.close()
   again = Checkpoints(pathlib.Path(name) / 'checkpoints', 2)

@@ -14,13 +14,13 @@
   validation           the sequences of an evaluation, and what their losses say
   files                atomic writes
 
-Commands: `python -m desloc_jax.data.prepare` tokenises a corpus into shards,
-`python -m desloc_jax.data.train_tokenizer` trains a tokenizer.
+Commands: `python -m desloc_jax prepare` tokenises a corpus into shards,
+`python -m desloc_jax tokenizer` trains a tokenizer.
 """
 
-from desloc_jax.data.documents import Document, read_documents
 from desloc_jax.data.manifest import Manifest, read_manifest, Shard
 from desloc_jax.data.mixture import SequenceId
+from desloc_jax.data.reading.documents import Document, read_documents
 from desloc_jax.data.sequences import PackedSequences
 from desloc_jax.data.shards import verify_shards
 from desloc_jax.data.sources import fingerprint, open_source, SourceSpec

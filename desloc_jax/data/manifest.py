@@ -7,7 +7,8 @@ import os
 import re
 from typing import Any
 
-from desloc_jax.data import files, splits
+from desloc_jax import files
+from desloc_jax.data import splits
 from desloc_jax.data.tokenizers import Tokenizer
 from desloc_jax.errors import unknown_choice, UserError
 

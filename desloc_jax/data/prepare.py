@@ -1,6 +1,6 @@
 """Tokenises a corpus once into shards that training reads memory-mapped.
 
-  python -m desloc_jax.data.prepare --input=corpus/ --output=tokens/ --tokenizer=gpt2
+  python -m desloc_jax prepare --input=corpus/ --output=tokens/ --tokenizer=gpt2
 
 The result depends on the input and the options alone, not on --processes. A run that is killed goes
 on from its last complete shard when it is started again with the same options.
@@ -16,13 +16,14 @@ import sys
 import tqdm
 
 from desloc_jax import commands
-from desloc_jax.data import documents, manifest as manifests, parallel, shards, splits
-from desloc_jax.data.bad_records import ON_BAD_HELP
+from desloc_jax.data import manifest as manifests, parallel, shards, splits
 from desloc_jax.data.checks import check_at_least
-from desloc_jax.data.corpus_files import find_files
 from desloc_jax.data.encoding import EncodedDocument, Losses
 from desloc_jax.data.manifest import MANIFEST, Manifest
-from desloc_jax.data.records import READABLE
+from desloc_jax.data.reading import documents
+from desloc_jax.data.reading.bad_records import ON_BAD_HELP
+from desloc_jax.data.reading.corpus_files import find_files
+from desloc_jax.data.reading.records import READABLE
 from desloc_jax.data.tokenizers import load_tokenizer
 from desloc_jax.errors import UserError
 from desloc_jax.paths import local_path
@@ -230,7 +231,7 @@ def _table(manifest: Manifest) -> str:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = commands.make_parser('desloc_jax.data.prepare', __doc__)
+  parser = commands.make_parser('desloc_jax prepare', __doc__)
   add = parser.add_argument
   add(
     '--input',

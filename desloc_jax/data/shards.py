@@ -14,7 +14,7 @@ import os
 import numpy as np
 import tqdm
 
-from desloc_jax.data import files
+from desloc_jax import files
 from desloc_jax.data.encoding import EncodedDocument
 from desloc_jax.data.manifest import Manifest, Shard
 from desloc_jax.data.tokenizers import token_dtype

@@ -10,7 +10,8 @@ import os
 import numpy as np
 import tqdm
 
-from desloc_jax.data import documents, encoding, manifest, shards, splits
+from desloc_jax.data import encoding, manifest, shards, splits
+from desloc_jax.data.reading import documents
 from desloc_jax.data.sequences import PackedSequences
 from desloc_jax.data.tokenizers import Tokenizer
 from desloc_jax.errors import UserError

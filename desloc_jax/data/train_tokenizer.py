@@ -1,6 +1,6 @@
 """Trains a byte-level BPE tokenizer and writes it as a Hugging Face tokenizer.json.
 
-  python -m desloc_jax.data.train_tokenizer --input=sotu --vocab_size=8192 --output=tokenizer.json
+  python -m desloc_jax tokenizer --input=sotu --vocab_size=8192 --output=tokenizer.json
 
 It knows every byte, so it can encode any text, and closes documents with <|endoftext|>.
 """
@@ -13,10 +13,11 @@ import sys
 import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from desloc_jax import commands
-from desloc_jax.data import documents, files, splits
-from desloc_jax.data.bad_records import ON_BAD_HELP
-from desloc_jax.data.records import READABLE
+from desloc_jax import commands, files
+from desloc_jax.data import splits
+from desloc_jax.data.reading import documents
+from desloc_jax.data.reading.bad_records import ON_BAD_HELP
+from desloc_jax.data.reading.records import READABLE
 from desloc_jax.data.tokenizers import END_OF_TEXT
 from desloc_jax.errors import UserError
 from desloc_jax.paths import local_path
@@ -54,7 +55,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, progress: bool = True
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = commands.make_parser('desloc_jax.data.train_tokenizer', __doc__)
+  parser = commands.make_parser('desloc_jax tokenizer', __doc__)
   add = parser.add_argument
   add(
     '--input',

@@ -1,7 +1,7 @@
 """The GPT that every worker trains: configuration, network, loss and size."""
 
-from desloc_jax.model.config import GPTConfig
 from desloc_jax.model.gpt import GPT, init_params, logits
+from desloc_jax.model.gpt_config import GPTConfig
 from desloc_jax.model.loss import (
   next_token_loss,
   next_token_loss_and_metrics,

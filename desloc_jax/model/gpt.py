@@ -31,7 +31,7 @@ import jax.ad_checkpoint
 import jax.numpy as jnp
 
 from desloc_jax import errors
-from desloc_jax.model.config import GPTConfig
+from desloc_jax.model.gpt_config import GPTConfig
 from desloc_jax.model.splitting import over_batch_parts, split_batch
 
 Params = dict[str, Any]

@@ -1,6 +1,6 @@
 """How large a model is and how much arithmetic it takes, in closed form."""
 
-from desloc_jax.model.config import GPTConfig
+from desloc_jax.model.gpt_config import GPTConfig
 
 
 def parameter_count(config: GPTConfig) -> int:
@@ -41,7 +41,7 @@ def activation_bytes(config: GPTConfig, sequences: float) -> float:
   tokens * (layers * stored + block) values of the compute dtype, where a block in work takes
   (12 + 4 mlp_ratio) width, with 2 heads * seq_len more for its scores where attention is not
   cuDNN's, and `stored` is all of that, (5 + mlp_ratio) width or width with remat 'none', 'dots' or
-  'full'. XLA's plans for a CPU are within a third of it (tests/test_plan.py). On top come 8 bytes
+  'full'. XLA's plans for a CPU are within a third of it (tests/plan/test_plan.py). On top come 8 bytes
   for each score of one loss chunk: scores and their gradient.
   """
   fused = config.attention != 'xla' and config.cudnn_can_attend

@@ -12,15 +12,16 @@ import jax
 from ml_collections import config_dict
 
 from desloc_jax import model as model_lib
+from desloc_jax.checkpoints.segment import BEGINNING, make_clock
 from desloc_jax.errors import UserError
-from desloc_jax.optimizer.hlo import Collective, read_collectives
+from desloc_jax.options import table as config_lib
+from desloc_jax.options.checks import check_config
+from desloc_jax.options.topology import CHIPS, parse_topology, topology_devices, TopologyName
+from desloc_jax.plan.estimate import vocabulary_size
 from desloc_jax.plan.memory import memory_bytes
-from desloc_jax.plan.plan import vocabulary_size
-from desloc_jax.train import config as config_lib, mesh as mesh_lib
-from desloc_jax.train.config_checks import check_config
+from desloc_jax.programs.hlo import Collective, read_collectives
+from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.program import make_program, make_worker_mesh, Program
-from desloc_jax.train.segment import BEGINNING, make_clock
-from desloc_jax.train.topology import CHIPS, parse_topology, topology_devices, TopologyName
 
 
 class DoesNotFit(UserError):

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 import dataclasses
 
-from desloc_jax.optimizer.hlo import Collective
+from desloc_jax.logs.metrics import format_bytes
+from desloc_jax.options.table import worker_batch_size
+from desloc_jax.options.topology import CHIPS
 from desloc_jax.plan.compile import CompiledStep
+from desloc_jax.programs.hlo import Collective
 from desloc_jax.tables import align
-from desloc_jax.train.config import worker_batch_size
-from desloc_jax.train.metrics import format_bytes
-from desloc_jax.train.topology import CHIPS
 
 INSIDE, BETWEEN = 'inside a worker', 'between workers'
 EVERY_STEP, ON_CONDITION = 'every step', 'on a condition'

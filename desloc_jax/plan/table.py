@@ -3,10 +3,10 @@
 import dataclasses
 import math
 
-from desloc_jax.plan.plan import Plan
+from desloc_jax.logs.metrics import format_bytes
+from desloc_jax.plan.estimate import Plan
 from desloc_jax.plan.timing import all_reduce_seconds, period_for_share
 from desloc_jax.tables import align
-from desloc_jax.train.metrics import format_bytes
 from desloc_jax.train.report import period_text
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from desloc_jax.optimizer.ledger import EVERY_STEP, Ledger
+from desloc_jax.programs.ledger import EVERY_STEP, Ledger
 
 
 @dataclasses.dataclass(frozen=True)

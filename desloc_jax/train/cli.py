@@ -38,8 +38,8 @@ def exit_with_one_line(main: Callable) -> Callable:
 
   @functools.wraps(main)
   def wrapped(argv):
-    from desloc_jax.train import processes  # Imports JAX.
-    from desloc_jax.train.interruption import Interrupted
+    from desloc_jax.hosts import processes
+    from desloc_jax.hosts.interruption import Interrupted
     from desloc_jax.train.recorder import TrainingDiverged
 
     processes.belong_to_run()
@@ -94,7 +94,7 @@ def _first_line(error: Exception) -> str:
 def end(code: int, text: str) -> None:
   """Prints a last line and ends the process, or this one of several."""
   if 'jax' in sys.modules:
-    from desloc_jax.train import processes
+    from desloc_jax.hosts import processes
 
     if processes.several():
       processes.leave(code, text)
@@ -121,7 +121,7 @@ def check_config_loaded(values: flags.FlagValues = flags.FLAGS) -> None:
   if not isinstance(config, config_dict.ConfigDict):
     raise UserError(
       f'get_config of {path} returns {type(config).__name__}; expected a ConfigDict, from '
-      'desloc_jax.train.config.default_config().'
+      'desloc_jax.options.table.default_config().'
     )
 
 
@@ -131,7 +131,7 @@ def check_option_names(args: Sequence[str]) -> None:
   Raises:
     UserError: there is no such option; names the nearest one.
   """
-  from desloc_jax.train.config import OPTIONS
+  from desloc_jax.options.table import OPTIONS
 
   for arg in (arg for arg in args if arg.startswith('-')):
     name = arg.lstrip('-').partition('=')[0]
@@ -145,7 +145,7 @@ def check_option_names(args: Sequence[str]) -> None:
 
 
 def _print_help(program: str) -> None:
-  from desloc_jax.train.config import options_help
+  from desloc_jax.options.table import options_help
 
   own = flags.FLAGS.get_flags_for_module(program)
   # Without docstrings under PYTHONOPTIMIZE=2.

@@ -3,13 +3,13 @@
 import json
 import pathlib
 
-from desloc_jax.train import exchange, processes
-from desloc_jax.train.agreement import together
+from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.hosts import exchange, processes
+from desloc_jax.hosts.agreement import together
+from desloc_jax.logs.metrics import lost_steps, read_metrics
+from desloc_jax.logs.workdir import METRICS_FILE, write_text
 from desloc_jax.train.evaluate import Evaluator
 from desloc_jax.train.job import Job
-from desloc_jax.train.metrics import lost_steps, read_metrics
-from desloc_jax.train.step import TrainState
-from desloc_jax.train.workdir import METRICS_FILE, write_text
 
 
 def complete_metrics(job: Job, state: TrainState, step: int, workdir: pathlib.Path) -> None:

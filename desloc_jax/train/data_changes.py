@@ -11,10 +11,10 @@ from typing import Any
 from ml_collections import config_dict
 
 from desloc_jax import data as data_lib
+from desloc_jax.checkpoints.segment import Segment
 from desloc_jax.errors import UserError
-from desloc_jax.train.config_changes import allowed_names
-from desloc_jax.train.data import Texts
-from desloc_jax.train.segment import Segment
+from desloc_jax.options.changes import allowed_names
+from desloc_jax.train.open_data import Texts
 
 
 def data_changes(

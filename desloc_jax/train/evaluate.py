@@ -5,10 +5,12 @@ from collections.abc import Callable
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from desloc_jax.train import exchange, mesh as mesh_lib
+from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.hosts import exchange
+from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.job import Job
-from desloc_jax.train.step import local_mean, TrainState
+from desloc_jax.train.step import local_mean
 
 
 class Evaluator:

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 
-from desloc_jax.train import exchange
+from desloc_jax.hosts import exchange
 from desloc_jax.train.job import Job
 
 

@@ -13,22 +13,23 @@ from ml_collections import config_dict
 import numpy as np
 
 from desloc_jax import model as model_lib
+from desloc_jax.checkpoints.segment import BEGINNING, Clock, make_clock, Segment
+from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.hosts.agreement import compare, together
 from desloc_jax.optimizer.ddp import ddp
-from desloc_jax.optimizer.hlo import read_collectives, sync_bytes
-from desloc_jax.optimizer.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, is_local, WORKERS
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.transform import desloc
+from desloc_jax.options.checks import check_config
+from desloc_jax.options.failures import active_workers
+from desloc_jax.programs.hlo import read_collectives, sync_bytes
+from desloc_jax.programs.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.train import mesh as mesh_lib
-from desloc_jax.train.agreement import compare, together
-from desloc_jax.train.config_checks import check_config
-from desloc_jax.train.data import Data, load_data, Texts
-from desloc_jax.train.failures import active_workers
-from desloc_jax.train.optimizer import sent_periods
+from desloc_jax.train.build_optimizer import sent_periods
+from desloc_jax.train.open_data import Data, load_data, Texts
 from desloc_jax.train.program import make_program, make_worker_mesh
-from desloc_jax.train.segment import BEGINNING, Clock, make_clock, Segment
-from desloc_jax.train.step import finite_workers, make_eval_step, TrainState
+from desloc_jax.train.step import finite_workers, make_eval_step
 
 # Bytes by which the ledger and a compiled program may differ in an average.
 _SMALL = 2**16

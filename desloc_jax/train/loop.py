@@ -13,27 +13,29 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
+from desloc_jax.checkpoints.renaming import check_renaming
+from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.checkpoints.store import Checkpoints
+from desloc_jax.hosts import exchange, processes
+from desloc_jax.hosts.agreement import check_agreement, together
+from desloc_jax.hosts.board import Board
+from desloc_jax.hosts.interruption import Interrupted, StopRequest
+from desloc_jax.hosts.platforms import check_platforms
+from desloc_jax.hosts.watchdog import Watchdog
+from desloc_jax.logs import lock
+from desloc_jax.logs.workdir import check_workdir, CHECKPOINTS, write_options
+from desloc_jax.options.checks import check_config
+from desloc_jax.options.table import flatten
 from desloc_jax.paths import resolve
-from desloc_jax.train import exchange, lock, processes, report
-from desloc_jax.train.agreement import check_agreement, together
-from desloc_jax.train.board import Board
-from desloc_jax.train.checkpoint import Checkpoints
+from desloc_jax.train import report
 from desloc_jax.train.compilation import keep_programs
 from desloc_jax.train.complete import complete_metrics
-from desloc_jax.train.config import flatten
-from desloc_jax.train.config_checks import check_config
 from desloc_jax.train.evaluate import Evaluator
 from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.inputs import step_inputs
-from desloc_jax.train.interruption import Interrupted, StopRequest
 from desloc_jax.train.job import Job
-from desloc_jax.train.platforms import check_platforms
 from desloc_jax.train.recorder import check_finite_state, Recorder
-from desloc_jax.train.renaming import check_renaming
 from desloc_jax.train.restore import begin_or_go_on, position_after
-from desloc_jax.train.step import TrainState
-from desloc_jax.train.watchdog import Watchdog
-from desloc_jax.train.workdir import check_workdir, CHECKPOINTS, write_options
 
 
 def train(

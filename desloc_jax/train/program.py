@@ -13,12 +13,14 @@ from ml_collections import config_dict
 import optax
 
 from desloc_jax import model as model_lib
+from desloc_jax.checkpoints.segment import Clock
+from desloc_jax.checkpoints.state import STATE_AXES, TrainState
 from desloc_jax.errors import UserError
-from desloc_jax.train import config as config_lib, mesh as mesh_lib
-from desloc_jax.train.failures import active_workers
-from desloc_jax.train.optimizer import make_optimizer, Optimizer
-from desloc_jax.train.segment import Clock
-from desloc_jax.train.step import init_state, make_train_step, STATE_AXES, TrainState
+from desloc_jax.options import table as config_lib
+from desloc_jax.options.failures import active_workers
+from desloc_jax.train import mesh as mesh_lib
+from desloc_jax.train.build_optimizer import make_optimizer, Optimizer
+from desloc_jax.train.step import init_state, make_train_step
 
 # Else XLA gathers small weights by sums of whole ones over many chips, at twice the bytes.
 _TPU_OPTIONS = {'xla_tpu_prefer_async_allgather_to_allreduce': True}

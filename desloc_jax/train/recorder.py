@@ -10,13 +10,13 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.hosts import exchange, processes
+from desloc_jax.logs.metrics import format_bytes, MetricsWriter, progress_bar
 from desloc_jax.optimizer.transform import HEALTH
 from desloc_jax.optimizer.triggers import steps_until_due
-from desloc_jax.train import exchange, processes
+from desloc_jax.train.build_optimizer import scheduled_periods
 from desloc_jax.train.job import Job
-from desloc_jax.train.metrics import format_bytes, MetricsWriter, progress_bar
-from desloc_jax.train.optimizer import scheduled_periods
-from desloc_jax.train.step import TrainState
 
 _ADVICE = (
   'Checkpoints stay as they are; a lower inner.learning_rate or inner.clip_norm, in another '

@@ -16,15 +16,15 @@ import optax
 
 from desloc_jax.data import bits_per_byte
 from desloc_jax.errors import UserError
-from desloc_jax.optimizer.ledger import Ledger
+from desloc_jax.logs.metrics import format_bytes, read_metrics
+from desloc_jax.logs.plot import plot_or_tell
+from desloc_jax.logs.workdir import PLOT_FILE, SUMMARY_FILE, write_text
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.transform import HEALTH, RESTARTS
 from desloc_jax.paths import shown
+from desloc_jax.programs.ledger import Ledger
 from desloc_jax.tables import align
 from desloc_jax.train.job import Job
-from desloc_jax.train.metrics import format_bytes, read_metrics
-from desloc_jax.train.plot import plot_or_tell
-from desloc_jax.train.workdir import PLOT_FILE, SUMMARY_FILE, write_text
 
 
 def conclude(job: Job, workdir: pathlib.Path, syncs: Mapping[str, int]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def summarise(
 ) -> dict[str, Any]:
   """Returns a run's summary from its metrics and its number of syncs, by quantity.
 
-  Bytes are payload per worker over all steps so far; see `desloc_jax.optimizer.ledger`. The speed
+  Bytes are payload per worker over all steps so far; see `desloc_jax.programs.ledger`. The speed
   is the median over the lines of the metrics.
 
   Raises:

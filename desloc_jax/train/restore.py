@@ -18,18 +18,18 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
+from desloc_jax.checkpoints.damage import CheckpointDamaged
+from desloc_jax.checkpoints.segment import make_clock, Segment
+from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.checkpoints.store import Checkpoints
 from desloc_jax.errors import UserError
+from desloc_jax.hosts.agreement import together
 from desloc_jax.optimizer.methods import METHODS
-from desloc_jax.train.agreement import together
-from desloc_jax.train.checkpoint import Checkpoints
-from desloc_jax.train.config import flatten
-from desloc_jax.train.config_changes import changed_options
-from desloc_jax.train.damage import CheckpointDamaged
-from desloc_jax.train.data import open_texts
+from desloc_jax.options.changes import changed_options
+from desloc_jax.options.table import flatten
 from desloc_jax.train.data_changes import data_changes
 from desloc_jax.train.job import Job, make_job
-from desloc_jax.train.segment import make_clock, Segment
-from desloc_jax.train.step import TrainState
+from desloc_jax.train.open_data import open_texts
 from desloc_jax.train.transfer import Before, Transfer
 
 

@@ -6,32 +6,23 @@ automatic over `fsdp`, so that XLA shards the model inside a worker.
 
 from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import optax
 
+from desloc_jax.checkpoints.state import STATE_AXES, TrainState
 from desloc_jax.optimizer.ddp import local_params
 from desloc_jax.optimizer.over_workers import over_workers, WORKERS
-from desloc_jax.optimizer.transform import DeslocState, synced, WORKER_AXES
+from desloc_jax.optimizer.transform import synced, WORKER_AXES
 from desloc_jax.train.mesh import FSDP
 
 # Loss of one worker's parameters on [batch, seq_len + 1] tokens, and scalars about the model.
 LossFunction = Callable[[optax.Params, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
-class TrainState(NamedTuple):
-  """Everything that a run is resumed from, besides the data position."""
-
-  step: jax.Array  # int32 scalar: steps done.
-  params: optax.Params  # The consensus model, the same on every worker.
-  optimizer: DeslocState  # With the worker's own parameters and moments, [workers, ...].
-  syncs: dict[str, jax.Array]  # int32 scalars: averages of each quantity so far.
-
-
-STATE_AXES = TrainState(step=None, params=None, optimizer=WORKER_AXES, syncs=None)
 # Metrics of a step: float32 [workers] of each worker, and scalars.
 METRIC_AXES = {
   'loss': 0, 'model': 0, 'grad_norm': 0, 'drift': 0, 'health': 0, 'learning_rate': None,

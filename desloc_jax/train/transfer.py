@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+from desloc_jax.checkpoints.leaves import LeafReader, named_leaves, Pending, PER_WORKER
+from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.optimizer.over_workers import WORKERS
 from desloc_jax.train.job import Job
-from desloc_jax.train.leaves import LeafReader, named_leaves, Pending, PER_WORKER
-from desloc_jax.train.step import TrainState
 
 # Measurements of single workers: they have no meaning for others.
 MEASUREMENTS = ('optimizer.drift.', 'optimizer.health.')

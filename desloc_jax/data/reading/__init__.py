@@ -1,0 +1,1 @@
+"""Texts, from whatever files hold them."""

@@ -1,0 +1,1 @@
+"""One run in several processes: joining, agreeing, being told to stop, losing one."""

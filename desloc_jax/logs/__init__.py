@@ -1,0 +1,1 @@
+"""What a run writes besides its checkpoints: its folder, metrics and plot."""

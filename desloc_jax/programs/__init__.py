@@ -1,0 +1,1 @@
+"""What is read off programs: what a jaxpr sends, what XLA made of it."""

@@ -1,0 +1,253 @@
+"""From a configuration to its optimizer: schedule, inner optimizer, periods and method."""
+
+from collections.abc import Mapping
+import functools
+import math
+from typing import NamedTuple
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+import numpy as np
+import optax
+
+from desloc_jax.checkpoints.segment import Clock
+from desloc_jax.errors import UserError
+from desloc_jax.optimizer.health import HealthCheck
+from desloc_jax.optimizer.inner import make_inner
+from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
+from desloc_jax.optimizer.over_workers import AXIS_NAMES
+from desloc_jax.optimizer.periods import growing_timetables, grown, Periods, Timetable
+from desloc_jax.optimizer.schedules import SCHEDULES
+from desloc_jax.optimizer.syncs import make_sync, Sync, TAKE
+from desloc_jax.optimizer.transform import HEALTH, RESTARTS
+from desloc_jax.options.table import default_config, FIELDS
+
+# With fewer in a run a quantity is hardly averaged at all.
+FEW_AVERAGES = 8
+
+
+class Optimizer(NamedTuple):
+  """A method with its parts."""
+
+  schedule: optax.Schedule  # Of the learning rate.
+  inner: optax.GradientTransformation
+  periods: Periods  # Numbers, also where they grow.
+  tx: optax.GradientTransformationExtraArgs  # Over `over_workers.AXIS_NAMES`.
+
+
+def make_optimizer(
+  config: config_dict.ConfigDict, params_like: optax.Params, clock: Clock
+) -> Optimizer:
+  """Returns the optimizer of a run for parameters of these shapes.
+
+  Raises:
+    UserError: an option or a period is set that the method or the inner optimizer does not have.
+  """
+  schedule, inner = schedule_and_inner(config, clock)
+  periods = _resolve_periods(config, inner, params_like, clock)
+  syncs = _make_syncs(config, periods)
+  tx = make_transform(config, config.method, inner, periods, clock, syncs)
+  _check_exemptions(config, tx, params_like)
+  return Optimizer(schedule, inner, periods, tx)
+
+
+def make_transform(
+  config: config_dict.ConfigDict,
+  method: str,
+  inner: optax.GradientTransformation,
+  periods: Periods,
+  clock: Clock,
+  syncs: Mapping[str, Sync] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Returns the transformation of `method` with these periods and the other options of a run.
+
+  Without `syncs` everything is averaged by the mean.
+  """
+  tx = make_method(
+    method,
+    inner,
+    scheduled_periods(periods, config, clock),
+    AXIS_NAMES,
+    outer=optax.sgd(**config.outer.to_dict()),
+    timing=config.timing,
+    coin_key=jax.random.key(config.seed) if config.stochastic else None,
+    warmup_steps=config.sync_warmup_steps,
+    health=_health_check(config, periods),
+    guard=config.moment_guard,
+    syncs=syncs,
+  )
+  if config.worker_weights:
+    weights = jnp.asarray(config.worker_weights, jnp.float32)
+    tx = tx._replace(update=functools.partial(tx.update, weights=weights))
+  return tx
+
+
+def _make_syncs(config: config_dict.ConfigDict, periods: Periods) -> dict[str, Sync]:
+  """Returns the sync of each quantity that is averaged, but for those that are means."""
+  of_fields = {name: config.sync[name] for name in ('params', *FIELDS)}
+  averaged = [n for n, period in periods.items() if period is not None or config.sync_warmup_steps]
+  chosen = {name: of_fields.get(name) or config.sync.moments for name in averaged}
+  for name, sync in of_fields.items():
+    if sync not in (None, 'mean') and name not in averaged:
+      raise UserError(
+        f'sync.{name} is {sync!r}, but method {config.method!r} with inner.name '
+        f'{config.inner.name!r} does not average {name}; leave it unset.'
+      )
+  options = {name: config.sync[name] for name in TAKE}
+  for name, value in options.items():
+    if value != default_config().sync[name] and not {*TAKE[name]} & {*chosen.values()}:
+      raise UserError(
+        f'sync.{name} is {value!r}, but nothing is averaged by what takes it: '
+        f'{", ".join(TAKE[name])}.'
+      )
+  syncs = {}
+  for name, sync in chosen.items():
+    try:
+      if sync != 'mean':
+        syncs[name] = make_sync(sync, name, **options)
+    except ValueError as error:
+      source = name if of_fields.get(name) else 'moments'
+      raise UserError(f'sync.{source} is {sync!r}: {error}') from error
+  return syncs
+
+
+def _check_exemptions(config: config_dict.ConfigDict, tx, params_like) -> None:
+  if config.sync.exempt:
+    try:
+      jax.eval_shape(tx.init, params_like)
+    except ValueError as error:
+      raise UserError(f'sync.exempt: {error}') from error
+
+
+def sent_periods(periods: Periods) -> Periods:
+  """Returns `periods`, which are numbers, with those of what a health check sends beside."""
+  return periods | {HEALTH: _period_of_any(periods), RESTARTS: None}
+
+
+def _period_of_any(periods: Periods) -> float | None:
+  """Returns the mean number of steps between those in which anything is averaged."""
+  numbers = [period for period in periods.values() if period is not None]
+  if not numbers:
+    return None
+  # Over a common multiple, or long enough.
+  steps = np.arange(1, min(math.lcm(*numbers), 2**20) + 1)
+  syncs = np.any([steps % period == 0 for period in numbers], axis=0).sum()
+  return len(steps) / syncs if syncs else float(min(numbers))
+
+
+def schedule_and_inner(
+  config: config_dict.ConfigDict, clock: Clock
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+  """Returns the learning rate's schedule and the inner optimizer that follows it.
+
+  Raises:
+    UserError: an option is set that the optimizer does not take.
+  """
+  schedule = SCHEDULES[config.schedule.name](
+    config.inner.learning_rate,
+    config.steps,
+    config.schedule.warmup_steps,
+    config.schedule.decay_fraction,
+  )
+  schedule = clock.follow(schedule)
+  options = config.inner.to_dict() | {'learning_rate': schedule}
+  options['name'] = METHODS[config.method].inner.get(config.inner.name, config.inner.name)
+  try:
+    return schedule, make_inner(**options)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+
+
+def _health_check(config: config_dict.ConfigDict, periods: Periods) -> HealthCheck | None:
+  # One worker alone cannot be left out: that it is finite is checked where the loss is logged.
+  if not config.health.check or config.workers == 1 or periods['params'] is None:
+    return None
+  options = config.health.to_dict()
+  del options['check']
+  return HealthCheck(**options | {'threshold': config.health.threshold or math.inf})
+
+
+def _resolve_periods(config: config_dict.ConfigDict, inner, params_like, clock: Clock) -> Periods:
+  requested = {name: value for name, value in config.periods.items() if value is not None}
+  try:
+    periods = resolve_periods(config.method, inner, params_like, requested)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+  _warn_of_few_averages(periods, syncs_of_run(periods, config, clock), clock.last_step)
+  moments = {name: period for name, period in periods.items() if name != 'params'}
+  apart = len(set(moments.values())) > 1 or (config.stochastic and any(moments.values()))
+  if not config.moment_guard and apart:
+    logging.warning(
+      'moment_guard is off and the moments are averaged at different steps (%s): where one worker '
+      'alone has a gradient, steps of Adam may explode.',
+      ', '.join(f'{name} every {period or "never"}' for name, period in moments.items()),
+    )
+  return periods
+
+
+def _warn_of_few_averages(periods: Periods, counts: Mapping[str, float], steps: int) -> None:
+  for name, period in periods.items():
+    if period is not None and (count := int(counts[name])) < FEW_AVERAGES:
+      logging.warning(
+        'In %d steps %s is averaged %s: periods.%s is %d. %s',
+        steps,
+        name,
+        {0: 'never', 1: 'once'}.get(count, f'{count} times'),
+        name,
+        period,
+        f'A period of {steps // FEW_AVERAGES} makes it {FEW_AVERAGES} times.'
+        if steps >= FEW_AVERAGES
+        else f'{FEW_AVERAGES} times need a longer run.',
+      )
+
+
+def scheduled_periods(periods: Periods, config: config_dict.ConfigDict, clock: Clock) -> Periods:
+  """Returns `periods` growing linearly to `period_growth` times themselves over the run."""
+  growth, steps = config.period_growth, config.steps
+  if growth == 1:
+    return periods
+  if not config.stochastic:
+    try:
+      return growing_timetables(periods, growth, steps, clock.last_step)
+    except ValueError as error:
+      raise UserError(f'period_growth: {error}') from error
+  return {
+    name: period and functools.partial(grown, period, growth, steps)
+    for name, period in periods.items()
+  }
+
+
+def syncs_of_run(
+  periods: Periods, config: config_dict.ConfigDict, clock: Clock
+) -> dict[str, float]:
+  """Returns how often each quantity is averaged in the whole run; with coins, how often to expect.
+
+  With all workers there, as `scheduled_periods` and the warm-up have it.
+  """
+  last, pre = clock.last_step, config.timing == 'pre'
+  warmup = min(config.sync_warmup_steps, last)
+  # Steps after which the last average of the warm-up came, and any one may come at all.
+  begin, end = max(0, warmup - pre), last - pre
+
+  def count(period: int | Timetable | None) -> int:
+    if period is None or end <= begin:
+      return 0
+    if isinstance(period, Timetable):
+      return int(period.count(end) - period.count(begin))
+    return (end - begin) // period
+
+  def expected(period: int | None) -> float:
+    """Returns the sum of the coins' chances, as an integral."""
+    slope = (config.period_growth - 1) / config.steps
+    if period is None:
+      return 0.0
+    if slope == 0:
+      return (last - warmup) / period
+    return math.log((1 + slope * last) / (1 + slope * warmup)) / slope / period
+
+  if config.stochastic:
+    return {name: warmup + expected(period) for name, period in periods.items()}
+  scheduled = scheduled_periods(periods, config, clock)
+  return {name: warmup + count(period) for name, period in scheduled.items()}

@@ -1,0 +1,1 @@
+"""A figure or table of the paper each."""

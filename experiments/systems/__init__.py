@@ -1,0 +1,1 @@
+"""Measurements of machines: links, memory, time, and what breaks."""

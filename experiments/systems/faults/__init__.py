@@ -1,0 +1,1 @@
+"""Faults injected into real runs: `python -m experiments.systems.faults`."""

@@ -1,0 +1,86 @@
+"""Faults injected into real runs: does the same command go on, what is lost, is it the same run?
+
+  python -m experiments.systems.faults
+
+One small run is left alone; it is the reference. The others are the same command, ended again and
+again at random moments by one fault after another (kill -9, SIGTERM, SIGHUP, reads that hang, a second
+start beside it, a damaged checkpoint, a full disk, a read-only folder), and started again each time
+until they are through. All lines of their metrics.jsonl but the speed, and all bits of their last
+checkpoint, are compared with the reference's. Steps lost are those that were logged before the fault
+and had to be done again.
+
+Full disks and read-only folders are mounted, which takes root on Linux; elsewhere they are skipped.
+Six to nine minutes on two cores. Writes experiments/results/faults.csv, a row a fault, and prints
+them by kind.
+"""
+
+import argparse
+from collections.abc import Sequence
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+
+import jax
+
+from desloc_jax import commands
+from desloc_jax.errors import UserError
+from experiments.systems.faults.campaign import run_all, table, write_rows
+from experiments.systems.faults.runs import Bench, RunFailed
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+  """Returns the options of the command line."""
+  parser = commands.make_parser('experiments.systems.faults', __doc__)
+  add = parser.add_argument
+  add('--kills', type=int, default=30, help='processes to kill (default: %(default)s)')
+  add('--seed', type=int, default=0, help='of the moments and files (default: %(default)s)')
+  add(
+    '--workdir',
+    action=commands.LocalPath,
+    default='runs/faults',
+    help='folder of the runs (default: %(default)s)',
+  )
+  add(
+    '--results',
+    action=commands.LocalPath,
+    default='experiments/results',
+    help='folder of the table',
+  )
+  options = parser.parse_args(argv)
+  if options.kills < 1:
+    raise UserError(f'--kills is {options.kills}; expected at least 1.')
+  return options
+
+
+def main(options: argparse.Namespace) -> None:
+  """Injects the faults, writes the rows and prints the table."""
+  jax.config.update('jax_platforms', 'cpu')
+  workdir, results = pathlib.Path(options.workdir).absolute(), pathlib.Path(options.results)
+  for folder in (workdir, results):
+    folder.mkdir(parents=True, exist_ok=True)
+  runs = pathlib.Path(tempfile.mkdtemp(prefix='runs-', dir=workdir))
+  begin = time.monotonic()
+  try:
+    injections, why_not = run_all(Bench(runs, workdir / 'cache'), options.kills, options.seed)
+  except RunFailed as error:
+    raise UserError(f'{error}. Its files are in {runs}.') from error
+  write_rows(injections, results / 'faults.csv')
+  print(table(injections))
+  if why_not:
+    print(f'No full disk and no read-only folder, as nothing can be mounted: {why_not}')
+  print(f'{len(injections)} faults in {time.monotonic() - begin:.0f} s')
+  failed = [x for x in injections if x.problem or not x.identical]
+  if not failed:
+    shutil.rmtree(runs)
+    return
+  for x in failed:
+    print(f'{x.fault} after step {x.done}: {x.problem or "the run is another one"}')
+  print(f'Files of the runs that went wrong are in {runs}.')
+  sys.exit(1)
+
+
+if __name__ == '__main__':
+  with commands.one_line_errors():
+    main(parse())

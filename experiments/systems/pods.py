@@ -1,0 +1,166 @@
+"""The pod configurations compiled ahead of time for TPUs, on a machine that has none.
+
+  pip install -r requirements-tpu.txt
+  python -m experiments.systems.pods
+
+Each is the training step that a run compiles; see `--mode=compile` of run.py. Several micro-batches
+are one after another, and each must have a sequence for every chip of a worker.
+
+Writes experiments/results/pods.csv. A compilation takes a minute or two on two cores.
+"""
+
+import argparse
+from collections.abc import Sequence
+import csv
+import importlib
+import pathlib
+
+import jax
+from tqdm import tqdm
+
+from desloc_jax import commands
+from desloc_jax.errors import UserError
+from desloc_jax.logs.metrics import format_bytes
+from desloc_jax.plan import compile_step, CompiledStep
+from desloc_jax.plan.compile_table import (
+  BETWEEN,
+  EVERY_STEP,
+  INSIDE,
+  ON_CONDITION,
+  sent_bytes,
+  traffic,
+)
+from desloc_jax.tables import align
+
+TEXTS = ('config', 'topology')
+# Config, topology, micro-batches of a step.
+RUNS = (
+  ('gpt_1b', 'v5e:8x8', 8),
+  ('gpt_1b', 'v5e:16x16', 4),
+  ('gpt_1b', '4x v5e:4x4', 8),
+  ('gpt_1b', '4x v5e:8x8', 4),
+  ('gpt_1_7b', 'v5e:8x8', 8),
+  ('gpt_1_7b', 'v5e:16x16', 4),
+  ('gpt_13b', 'v5p:4x4x8', 8),
+)
+
+
+def compile_run(name: str, topology: str, accumulation: int) -> CompiledStep:
+  """Returns the compiled step of `configs/NAME.py`."""
+  config = importlib.import_module(f'configs.{name}').get_config()
+  config.topology, config.accumulation = topology, accumulation
+  return compile_step(config)
+
+
+def row_of(name: str, step: CompiledStep) -> dict[str, object]:
+  """Returns what the table says of a compiled step; bytes are of a chip."""
+  found = traffic(step)
+  gathered, scattered = (
+    sent_bytes(found, INSIDE, EVERY_STEP, kind) for kind in ('all-gather', 'reduce-scatter')
+  )
+  parts, planned = sum(step.estimate.values()), sum(step.memory.values())
+  return {
+    'config': name,
+    'topology': str(step.topology),
+    'chips': step.chips,
+    'micro_batches': step.config.accumulation,
+    'parts_bytes': round(parts),
+    'xla_bytes': planned,
+    'capacity_bytes': step.capacity,
+    'all_gather_bytes': round(gathered),
+    'reduce_scatter_bytes': round(scattered),
+    'other_inside_bytes': round(sent_bytes(found, INSIDE, EVERY_STEP) - gathered - scattered),
+    'between_every_step_bytes': round(sent_bytes(found, BETWEEN, EVERY_STEP)),
+    'between_on_condition_bytes': round(sent_bytes(found, BETWEEN, ON_CONDITION)),
+    'model_flops': step.model_flops,
+    'xla_flops': step.xla_flops,
+    'compile_s': round(step.seconds, 1),
+  }
+
+
+def table(rows: Sequence[dict[str, object]]) -> str:
+  """Returns the rows as text."""
+  lines = [
+    (
+      'config', 'TPUs', 'chips/worker', 'parts', 'XLA', 'XLA/parts', 'of a chip', 'fits',
+      'all-gather', 'reduce-scatter', 'other', 'between', 'at syncs', 'TFLOP',
+    )
+  ]  # fmt: skip
+  for row in rows:
+    size = lambda name, row=row: format_bytes(row[f'{name}_bytes'])
+    share = row['xla_bytes'] / row['capacity_bytes']
+    lines.append(
+      (
+        row['config'],
+        row['topology'],
+        f'{row["chips"]:.0f}',
+        size('parts'),
+        size('xla'),
+        f'{row["xla_bytes"] / row["parts_bytes"]:.3f}',
+        f'{share:.1%}',
+        'yes' if share <= 1 else 'no',
+        size('all_gather'),
+        size('reduce_scatter'),
+        size('other_inside'),
+        size('between_every_step'),
+        size('between_on_condition'),
+        f'{row["model_flops"] / 1e12:,.0f}',
+      )
+    )
+  return align(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command line."""
+  parser = commands.make_parser('experiments.systems.pods', __doc__)
+  parser.add_argument('--results', action=commands.LocalPath, default='experiments/results')
+  parser.add_argument('--only', default='', help='compile those whose name has this, keep others')
+  with commands.one_line_errors():
+    _compile_all(parser.parse_args(argv))
+
+
+def _compile_all(args: argparse.Namespace) -> None:
+  jax.config.update('jax_platforms', 'cpu')
+  names = {f'{name} on {topology}': run for run in RUNS for name, topology, _ in [run]}
+  chosen = [name for name in names if args.only in name]
+  if not chosen:
+    raise UserError(f'--only is {args.only!r}; expected a part of one of: {", ".join(names)}.')
+  results = pathlib.Path(args.results)
+  path = results / 'pods.csv'
+  results.mkdir(parents=True, exist_ok=True)
+  rows = _read(path) if args.only else {}
+  bar = tqdm(chosen, unit='step')
+  for name in bar:
+    bar.set_description(name)
+    rows[name] = row_of(names[name][0], compile_run(*names[name]))
+    _write(path, [rows[name] for name in names if name in rows])
+  print(table(list(_read(path).values())))
+  print(
+    'Bytes of one chip and step. All-gather, reduce-scatter and other are inside a worker; between '
+    'is what workers exchange in every step, at syncs where all of them come in one step.'
+  )
+
+
+def _read(path: pathlib.Path) -> dict[str, dict[str, object]]:
+  """Returns the rows of an earlier run by config and topology; none where there was no run."""
+  if not path.exists():
+    return {}
+  with path.open(newline='') as file:
+    rows = [
+      {key: text if key in TEXTS else float(text) for key, text in row.items()}
+      for row in csv.DictReader(file)
+    ]
+  return {f'{row["config"]} on {row["topology"]}': row for row in rows}
+
+
+def _write(path: pathlib.Path, rows: Sequence[dict[str, object]]) -> None:
+  with path.open('w', newline='') as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(
+      {key: f'{x:.15g}' if isinstance(x, float) else x for key, x in row.items()} for row in rows
+    )
+
+
+if __name__ == '__main__':
+  main()

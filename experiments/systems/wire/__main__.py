@@ -1,0 +1,166 @@
+"""Bytes and time of each method on a real wire, between processes with a slow network between them.
+
+  python -m experiments.systems.wire
+
+Each process is a worker in a network namespace of its own; `tc ... tbf` throttles what it sends and
+the kernel counts the bytes (network.py). Needs root, iproute2 and taskset.
+
+Writes experiments/results/wire_bytes.csv, wire_time.csv, wire_overhead.csv and wire.png, after each
+run the rows of its number of processes, in three parts:
+
+  bytes     at K_x = 256, over whole cycles of all periods, beside the ledger's
+  time      tokens/s at each rate, beside what the planner says of the same ledger, with the
+            arithmetic of a step as the same run shows it between averages
+  overhead  DDP and DES-LOC at K_x = 256 over a local step of the same run at 100 Mbit/s
+            (experiments.systems.overhead), started --starts times
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+import functools
+import math
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+
+import tqdm
+
+from desloc_jax import commands
+from desloc_jax.errors import UserError
+from desloc_jax.tables import align
+from experiments.systems.overhead import CYCLE, Turn
+from experiments.systems.wire import checks, files
+from experiments.systems.wire.methods import Case, METHODS, PARTS, SILENT, TIME_PERIOD
+from experiments.systems.wire.network import MOST_SITES, Network, network, why_no_network
+from experiments.systems.wire.plot import plot
+from experiments.systems.wire.results import Measured, ROWS
+from experiments.systems.wire.runs import measure, measure_overhead, Phase, Window
+
+RATES = (1000, 100, 10)  # 1e6 bits a second, after a part without a limit.
+BYTES_PERIOD = 256  # K_x of the bytes and of the overhead.
+OVERHEAD_RATE = 100
+# Of a step so long that DDP takes somewhat over 5 times as long at that rate. Two processes, of which
+# each has to send less, may compute longer for that.
+BATCH_SIZE, OVERHEAD_BATCH_SIZE_OF_TWO = 6, 8
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+  """Returns the options of the command line."""
+  parser = commands.make_parser('experiments.systems.wire', __doc__)
+  add = parser.add_argument
+  add('--sites', type=int, nargs='+', default=[2, 4], help='processes (default: %(default)s)')
+  add('--methods', nargs='+', default=list(METHODS), choices=METHODS, metavar='METHOD',
+      help='of %(default)s')  # fmt: skip
+  add(
+    '--only', nargs='+', default=list(PARTS), choices=PARTS, metavar='PART', help='of %(default)s'
+  )
+  add(
+    '--rates',
+    type=float,
+    nargs='+',
+    default=list(RATES),
+    help='1e6 bits a second of the links, for the time (default: %(default)s)',
+  )
+  add(
+    '--batch_size',
+    type=int,
+    help='sequences of a worker a step, for time and overhead: how long it is '
+    f'(default: {BATCH_SIZE}, for the overhead of two processes {OVERHEAD_BATCH_SIZE_OF_TWO})',
+  )
+  add('--starts', type=int, default=10, help='of the overhead (default: %(default)s)')
+  add(
+    '--results',
+    action=commands.LocalPath,
+    default='experiments/results',
+    help='folder of tables and plot',
+  )
+  options = parser.parse_args(argv)
+  for sites in options.sites:
+    if not 2 <= sites <= MOST_SITES:
+      raise UserError(f'--sites is {sites}; expected 2 to {MOST_SITES}.')
+  for rate in options.rates:
+    if not 0 < rate < math.inf:
+      raise UserError(f'--rates is {rate:g}; expected more than 0, and finite.')
+  if 'overhead' in options.only and 'desloc' not in options.methods:
+    raise UserError(
+      'the overhead is of desloc, which is not among --methods; leave it out by --only.'
+    )
+  for name in ('batch_size', 'starts'):
+    if getattr(options, name) is not None and getattr(options, name) < 1:
+      raise UserError(f'--{name} is {getattr(options, name)}; expected at least 1.')
+  if why_not := why_no_network():
+    raise UserError(f'no network can be made here: {why_not}.')
+  return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  options = parse(argv)
+  cases = [
+    case
+    for sites in dict.fromkeys(options.sites)
+    for part in dict.fromkeys(options.only)
+    for _ in range(options.starts if part == 'overhead' else 1)
+    for case in _cases(part, sites, options)
+  ]
+  results = pathlib.Path(options.results)
+  results.mkdir(parents=True, exist_ok=True)
+  for part in options.only:
+    files.read(part, results)  # What rows cannot be added to is refused before they are measured.
+  measured: dict[str, Measured] = {part: {} for part in options.only}
+  with tempfile.TemporaryDirectory() as runs:
+    for number, case in enumerate(bar := tqdm.tqdm(cases, unit='run')):
+      bar.set_postfix_str(str(case))
+      with network(case.sites) as sites:
+        found = _measure(case, sites, pathlib.Path(runs, str(number)))
+      measured[case.part].setdefault(case, []).append(found)
+      rows = files.update(case.part, ROWS[case.part](measured[case.part]), results)
+      if case.part == 'time':
+        plot(rows, results / 'wire.png')
+  tables = (ROWS[part](windows) for part, windows in measured.items())
+  print('\n\n'.join(align([rows[0].columns(), *(row.cells() for row in rows)]) for rows in tables))
+  kept = {part: files.read(part, results) if part in measured else [] for part in PARTS}
+  print('', *checks.checks(kept['time'], kept['overhead']), sep='\n')
+
+
+def _measure(case: Case, sites: Network, folder: pathlib.Path) -> Sequence[Window] | Sequence[Turn]:
+  if case.part == 'overhead':
+    return measure_overhead(sites, folder, case.options, case.phases[0].megabits)
+  return measure(
+    sites, folder, case.options, case.phases, log_every=case.log_every, devices=case.devices
+  )
+
+
+def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]:
+  """Yields the runs of one part, of `PARTS`."""
+  methods = dict.fromkeys(options.methods)
+  cycle = CYCLE * BYTES_PERIOD
+  of_two = part == 'overhead' and sites == 2
+  batch_size = options.batch_size or (OVERHEAD_BATCH_SIZE_OF_TWO if of_two else BATCH_SIZE)
+  timed = functools.partial(Case, sites=sites, part=part, batch_size=batch_size)
+  if part == 'bytes':
+    for method in methods:
+      yield Case(method, sites, BYTES_PERIOD, (Phase(1000, 512 if method == 'ddp' else cycle),))
+    if 'desloc' in methods:
+      yield Case('desloc', sites, BYTES_PERIOD, (Phase(1000, cycle),), devices=2)
+  elif part == 'time':
+    for method in (SILENT, *methods):
+      steps = 24 if method == 'ddp' else 6 * TIME_PERIOD
+      phases = tuple(Phase(rate, steps) for rate in (None, *options.rates))
+      yield timed(method, period=TIME_PERIOD, phases=phases)
+  else:
+    for method, period in (('ddp', 1), ('desloc', BYTES_PERIOD)):
+      if method in methods:
+        yield timed(method, period=period, phases=(Phase(OVERHEAD_RATE, CYCLE * period),))
+
+
+if __name__ == '__main__':
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # The network goes with this process.
+  with commands.one_line_errors():
+    try:
+      main()
+    except subprocess.CalledProcessError as error:
+      raise UserError(f'{" ".join(error.cmd)}: {error.stderr.strip()}.') from error
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+      raise UserError(str(error)) from error

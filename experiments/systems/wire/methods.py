@@ -1,0 +1,67 @@
+"""What runs over the wire: each method at some period, and its ledger."""
+
+import dataclasses
+
+from configs import tiny
+from desloc_jax.plan import make_plan
+from desloc_jax.programs.ledger import Ledger
+from experiments.systems.wire.runs import Phase
+
+METHODS = ('ddp', 'local_adam', 'favg_opt', 'diloco', 'desloc')
+SILENT = 'no communication'
+PARTS = ('bytes', 'time', 'overhead')
+TIME_PERIOD = 64  # K_x of the runs that are timed.
+# DDP averages at every step, so that lines of the log are never far from one.
+_LOG_EVERY = {'ddp': 8}
+_COMMON = {
+  'seq_len': 64, 'eval.sequences': 8, 'schedule.warmup_steps': 10,
+  'checkpoint.every': 0,  # Saving is no part of a step.
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One run over the wire.
+
+  Attributes:
+    method: of `METHODS`, or `SILENT`.
+    sites: processes, each with one worker.
+    period: K_x.
+    phases: that are measured.
+    part: what it is run for, of `PARTS`.
+    batch_size: sequences of a worker and step.
+    devices: virtual CPU devices of each worker.
+  """
+
+  method: str
+  sites: int
+  period: int
+  phases: tuple[Phase, ...]
+  part: str = 'bytes'
+  batch_size: int = 1
+  devices: int = 1
+
+  @property
+  def name(self) -> str:
+    return self.method if self.devices == 1 else f'{self.method}, fsdp={self.devices}'
+
+  @property
+  def log_every(self) -> int:
+    """Steps between lines of the log, half a K_x so that every other one is far from a sync."""
+    return _LOG_EVERY.get(self.method, self.period // 2)
+
+  @property
+  def options(self) -> dict[str, object]:
+    """Options of the run, besides `tiny`'s."""
+    method, period = (self.method, self.period) if self.method != SILENT else ('desloc', 0)
+    batch_size = max(self.batch_size, self.devices)
+    return {**_COMMON, 'method': method, 'batch_size': batch_size, 'periods.params': period}
+
+  def ledger(self) -> Ledger:
+    """Returns what a worker sends."""
+    config = tiny.get_config()
+    config.update_from_flattened_dict({**self.options, 'workers': self.sites})
+    return make_plan(config).ledgers[config.method]
+
+  def __str__(self) -> str:
+    return f'{self.name}, K_x {self.period}, {self.sites} processes'

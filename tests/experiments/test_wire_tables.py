@@ -1,0 +1,129 @@
+"""Tables of the wire: their rows, what is to hold of them, and what a new measurement replaces."""
+
+import dataclasses
+import functools
+
+import pytest
+
+from desloc_jax.errors import UserError
+from experiments.systems.overhead import Turn
+from experiments.systems.wire import checks, files
+from experiments.systems.wire.methods import Case, SILENT
+from experiments.systems.wire.plot import plot
+from experiments.systems.wire.results import (
+  BytesRow,
+  overhead_rows,
+  OverheadRow,
+  PAYLOAD_SHARE,
+  time_rows,
+  TimeRow,
+)
+from experiments.systems.wire.runs import Phase, Window
+
+
+def test_rows_and_plot_of_the_time(tmp_path):
+  phases = (Phase(None, 64), Phase(100, 64))
+  timed = functools.partial(Case, sites=2, period=64, part='time', batch_size=4)
+  of = lambda phases, *steps: [
+    Window(p, 64 * s, [0, 0]) for p, s in zip(phases, steps, strict=True)
+  ]
+  rows = time_rows(
+    {
+      timed(SILENT, phases=phases): [of(phases, 0.01, 0.01)],
+      timed('ddp', phases=phases): [of(phases, 0.02, 0.2)],
+      # Local steps of the run itself are what the planner starts from, and what is compared with.
+      timed('desloc', phases=phases[1:]): [[Window(phases[1], 64 * 0.033, [0, 0], 0.03)]],
+      timed('local_adam', phases=phases[1:]): [[Window(phases[1], 64 * 0.4, [0, 0], 0.03)]],
+    }
+  )
+  assert [row.over_silent for row in rows] == pytest.approx([1, 1, 2, 20, 3.3, 40])
+  assert [row.over_local for row in rows[:5]] == [None] * 4 + [pytest.approx(1.1)]
+  assert [row.predicted_s for row in rows[:4:2]] == [None, None]
+  assert rows[1].predicted_s == pytest.approx(0.01)
+  # 1,772,032 bytes of gradients, and a ring of two sends each once.
+  gradients_s = 443_008 * 4 / (100e6 / 8 * PAYLOAD_SHARE)
+  assert rows[3].predicted_s == pytest.approx(0.01 + gradients_s)
+  assert rows[3].tokens_per_s == pytest.approx(2 * 4 * 64 / 0.2)
+  assert rows[4].predicted_s == pytest.approx(0.03 + 1.5 * gradients_s / 64, rel=1e-4)
+  # DES-LOC sends for a tenth of its step: that says nothing about the link.
+  assert [row.cells()[-1] for row in rows] == ['-', '-', '-', '78%', '-', '2%']
+  assert rows[3].link_used == pytest.approx(gradients_s / 0.19)
+  plot(rows, tmp_path / 'wire.png')
+  assert (tmp_path / 'wire.png').stat().st_size > 10_000
+
+
+POINT = TimeRow(
+  processes=2, method='ddp', K_x=64, megabits=100, steps=24, step_s=1, tokens_per_s=768,
+  predicted_s=0.95, over_local=None, over_silent=9, link_used=0.9,
+)  # fmt: skip
+TURN = OverheadRow(2, 'desloc', 256, 100, 1, 1, step_s=1.2, waiting_s=0.1, local_step_s=1.0)
+
+
+def test_rows_and_checks_of_the_overhead():
+  desloc = Case('desloc', 2, 256, (Phase(100, 64),), 'overhead')
+  ddp = dataclasses.replace(desloc, method='ddp', period=1)
+  # A machine that is half as fast at the second start.
+  turns = [[Turn(0.0103, 0.0001, 0.01)], [Turn(0.0210, 0, 0.02), Turn(0.0206, 0, 0.02)]]
+  rows = overhead_rows({desloc: turns, ddp: [[Turn(0.09, 0, 0.01)], [Turn(0.14, 0, 0.02)]]})
+  assert [(row.start, row.turn) for row in rows[:3]] == [(1, 1), (2, 1), (2, 2)]
+  assert rows[0].cells()[-4:] == ('10.3 ms', '10.0 ms', '+3.0%', '1.0%')
+  time = [POINT, dataclasses.replace(POINT, megabits=10, link_used=None)]
+  planned, used, slow, longer = checks.checks(time, rows)
+  assert (planned.verdict, used.verdict, used.values) == ('holds', 'holds', [90])
+  assert slow.values == pytest.approx([9, 7])
+  # A value a start, as its turns are not independent.
+  assert longer.values == pytest.approx([3, 4])
+  assert longer.verdict == 'open'  # Two do not say that it is under 5%.
+
+
+def test_checks_of_a_bad_wire_fail_and_those_of_nothing_are_left_out():
+  bad = dataclasses.replace(POINT, method='favg_opt', step_s=1.2, link_used=0.8)
+  planned, used = checks.checks([bad], [])
+  assert (planned.verdict, used.verdict) == ('does not hold', 'does not hold')
+  assert len(checks.checks([dataclasses.replace(bad, link_used=None)], [])) == 1
+  # Neither the run without communication nor a link without a limit is the planner's to foresee.
+  silent = dataclasses.replace(bad, method=SILENT)
+  assert (
+    checks.checks([silent, dataclasses.replace(bad, predicted_s=None, link_used=None)], []) == []
+  )
+  turns = [
+    dataclasses.replace(TURN, start=start, local_step_s=local_s)
+    for start, local_s in enumerate((1.0, 1.001, 1.002))
+  ]
+  (longer,) = checks.checks([], turns)
+  assert longer.verdict == 'does not hold'
+
+
+def test_what_is_measured_anew_replaces_rows_of_as_many_processes(tmp_path):
+  assert files.read('time', tmp_path) == []
+  old = [POINT, dataclasses.replace(POINT, megabits=None, predicted_s=None)]
+  four = dataclasses.replace(POINT, processes=4, over_local=1.1)
+  assert files.update('time', [*old, four], tmp_path) == [*old, four]
+  new = dataclasses.replace(POINT, method='desloc', step_s=0.123456789012)
+  three = dataclasses.replace(POINT, processes=3)
+  files.update('time', [three, new], tmp_path)
+  assert files.read('time', tmp_path) == [new, three, four]
+
+
+@pytest.mark.parametrize('part', files.KINDS)
+def test_the_committed_tables_are_read(part):
+  rows = files.read(part)
+  assert {row.processes for row in rows} == {2, 4}
+  assert {type(row) for row in rows} == {files.KINDS[part]}
+
+
+COLUMNS = 'processes,method,K_x,steps,ledger_payload,ring,measured'
+
+
+@pytest.mark.parametrize(
+  'content',
+  ['a,b\n1,2\n', f'{COLUMNS}\ntwo,ddp,1,1,1,1,1\n', f'{COLUMNS}\n2,ddp,1,1,1,1\n',
+   f'{COLUMNS}\n2,ddp,1,1,1,1,\n'],
+)  # fmt: skip
+def test_a_file_that_is_no_table_is_refused(content, tmp_path):
+  (tmp_path / 'wire_bytes.csv').write_text(content)
+  with pytest.raises(
+    UserError, match='wire_bytes.csv is not a table of bytes .* processes, method'
+  ):
+    files.update('bytes', [BytesRow(2, 'ddp', 256, 512, 1.0, 1.0, 1.0)], tmp_path)
+  assert (tmp_path / 'wire_bytes.csv').read_text() == content

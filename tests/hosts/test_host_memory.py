@@ -1,0 +1,46 @@
+"""What a step frees is there for the next one, without page faults."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from desloc_jax.hosts import host_memory
+from tests.environment import environment
+
+# Frees blocks at the end of the heap in the order in which glibc gives them back to the kernel.
+FAULTS = """
+import resource, sys
+import numpy as np
+from desloc_jax.train import host_memory
+if sys.argv[1] == 'keep':
+  host_memory.keep_freed_memory()
+def step():
+  blocks = [np.ones(size << 17) for size in (1, 5, 20, 20, 20)]  # MiB
+  while blocks:
+    blocks.pop()
+step(); step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+  step()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 5)
+"""
+
+
+def faults(mode):
+  command = [sys.executable, '-c', FAULTS, mode]
+  # Huge pages would be few faults.
+  settings = environment(NUMPY_MADVISE_HUGEPAGE='0')
+  return int(subprocess.run(command, capture_output=True, check=True, env=settings).stdout)
+
+
+def test_a_step_that_frees_its_blocks_has_pages_for_the_next():
+  if platform.libc_ver()[0] != 'glibc':
+    pytest.skip('the C library is not glibc')
+  assert 10 * faults('keep') < faults('default')
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+  monkeypatch.setattr(host_memory.ctypes, 'CDLL', lambda name: object())
+  assert not host_memory.keep_freed_memory()

@@ -1,0 +1,139 @@
+"""Folders that a run must not touch, and processes that are told or made to stop."""
+
+import errno
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from desloc_jax.errors import UserError
+from desloc_jax.logs.metrics import MetricsWriter, read_metrics
+from desloc_jax.logs.workdir import check_workdir
+from desloc_jax.train import loop
+from tests.environment import environment
+from tests.runs import losses, small_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+ONE_DEVICE = environment()
+
+
+def test_files_that_are_not_of_a_run_are_not_touched(tmp_path):
+  notes = tmp_path / 'metrics.jsonl'
+  notes.write_text('my precious notes\nline 2\n')
+  with pytest.raises(UserError, match='holds metrics.jsonl but no config.json'):
+    check_workdir(tmp_path)
+  (tmp_path / 'config.json').write_text('{}')
+  with pytest.raises(UserError, match='metrics.jsonl, line 1, is not of a run'):
+    MetricsWriter(tmp_path, 0)
+  assert notes.read_text() == 'my precious notes\nline 2\n'
+
+
+@pytest.mark.parametrize(
+  'content', [b'3\n{"step": 1}\n', b'{"a": 1}\n', b'\xff\xfe\x00\n', b'{"step"']
+)
+def test_metrics_that_no_run_wrote_are_named(tmp_path, content):
+  (tmp_path / 'metrics.jsonl').write_bytes(content)
+  with pytest.raises(UserError, match='line 1'):
+    read_metrics(tmp_path)
+
+
+def test_a_run_killed_as_it_began_can_begin_again(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  check_workdir(tmp_path)
+  (tmp_path / 'checkpoints' / '5').mkdir()
+  with pytest.raises(UserError, match='holds checkpoints but no config.json'):
+    check_workdir(tmp_path)
+
+
+def test_a_last_line_cut_off_by_a_crash_is_left_out(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2, "lo')
+  assert read_metrics(tmp_path) == [{'step': 1}]
+
+
+def test_a_workdir_that_cannot_be_one_is_refused(tmp_path):
+  file = tmp_path / 'file'
+  file.write_text('')
+  for path in (file, file / 'below'):
+    with pytest.raises(UserError, match='not a folder that can be written to'):
+      check_workdir(path)
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'checkpoints').write_text('')
+  with pytest.raises(UserError, match='checkpoints is not a folder'):
+    check_workdir(tmp_path / 'run')
+  (tmp_path / 'run' / 'config.json').mkdir()
+  with pytest.raises(UserError, match='config.json is not a file'):
+    check_workdir(tmp_path / 'run')
+
+
+def test_a_disk_that_cannot_rename_a_folder_is_refused(text, tmp_path, monkeypatch):
+  """As gcsfuse, which says that there are too many open files."""
+
+  def rename(path, target):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+  monkeypatch.setattr(pathlib.Path, 'rename', rename)
+  monkeypatch.setattr(loop, 'begin_or_go_on', lambda *_: pytest.fail('it began'))
+  with pytest.raises(UserError, match='renamed .Too many open files.*--rename-dir-limit=200000'):
+    loop.train(small_config(text), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def start(text, workdir, **options):
+  options = {
+    'workers': 2, 'batch_size': 2, 'seq_len': 32, 'steps': 4000, 'model.layers': 1,
+    'model.width': 32, 'model.heads': 2, 'periods.params': 3, 'log_every': 20,
+    'eval.sequences': 8, 'eval.every': 0, 'checkpoint.every': 0, 'data.sources.text.path': text,
+    'schedule.warmup_steps': 2, **options,
+  }  # fmt: skip
+  flags = [f'--config.{name}={value}' for name, value in options.items()]
+  return subprocess.Popen(
+    [sys.executable, 'run.py', '--config=configs/tiny.py', f'--workdir={workdir}', *flags],
+    cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_DEVICE,
+  )  # fmt: skip
+
+
+def wait_for_steps(workdir, count, process):
+  deadline = time.monotonic() + 90
+  while time.monotonic() < deadline and process.poll() is None:
+    if (workdir / 'metrics.jsonl').exists() and len(losses(workdir)) >= count:
+      return
+    time.sleep(0.05)
+  raise AssertionError(process.communicate())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 129)]
+)
+def test_a_signal_ends_a_run_after_a_checkpoint(text, tmp_path, number, code):
+  workdir = tmp_path / 'run'
+  process = start(text, workdir)
+  wait_for_steps(workdir, 2, process)
+  process.send_signal(number)
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == code, errors
+  assert errors.strip().splitlines()[-1].startswith(f'stopped by {number.name} after step ')
+  assert 'Traceback' not in errors
+  last = read_metrics(workdir)[-1]['step']
+  again = start(text, workdir, stop_at=last + 5)
+  output, errors = again.communicate(timeout=90)
+  assert again.returncode == 0 and f'Going on after step {last}.' in output, errors
+  assert json.loads((workdir / 'summary.json').read_text())['steps'] == last + 5
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_first_checkpoint_starts_over(text, tmp_path):
+  workdir = tmp_path / 'run'
+  process = start(text, workdir)
+  wait_for_steps(workdir, 2, process)
+  process.kill()
+  process.communicate()
+  again = start(text, workdir, stop_at=40)
+  _, errors = again.communicate(timeout=90)
+  assert again.returncode == 0, errors
+  assert [line['step'] for line in read_metrics(workdir)] == [0, 20, 40]
