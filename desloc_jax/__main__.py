@@ -1,12 +1,4 @@
-"""The commands beside run.py:
-
-  python -m desloc_jax prepare --input=texts/ --output=data/mine --tokenizer=gpt2
-  python -m desloc_jax tokenizer --input=texts/ --vocab_size=8192 --output=tokenizer.json
-  python -m desloc_jax plot runs/tiny
-  python -m desloc_jax checkpoints runs/tiny
-
-`python -m desloc_jax COMMAND --help` says what each takes.
-"""
+"""The commands beside run.py: `python -m desloc_jax COMMAND`."""
 
 from collections.abc import Sequence
 import importlib
@@ -15,24 +7,31 @@ import sys
 from desloc_jax import commands
 from desloc_jax.errors import unknown_choice
 
-# name: the module whose main takes the rest of the command line.
+# name: the module whose main takes the rest of the command line, and an example of that.
 COMMANDS = {
-  'prepare': 'desloc_jax.data.prepare',
-  'tokenizer': 'desloc_jax.data.train_tokenizer',
-  'plot': 'desloc_jax.logs.plot',
-  'checkpoints': 'desloc_jax.checkpoints.listing',
-}
+  'prepare': (
+    'desloc_jax.data.prepare', '--input=texts/ --output=data/mine --tokenizer=gpt2',
+  ),
+  'tokenizer': (
+    'desloc_jax.data.train_tokenizer',
+    '--input=texts/ --vocab_size=8192 --output=tokenizer.json',
+  ),
+  'plot': ('desloc_jax.logs.plot', 'runs/tiny'),
+  'checkpoints': ('desloc_jax.checkpoints.listing', 'runs/tiny'),
+}  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:
   """Runs a command; a mistake ends in one line and exit code 2."""
   if not argv or argv[0] in ('-h', '--help'):
-    print(__doc__.strip())
+    examples = [f'  python -m desloc_jax {name} {line}' for name, (_, line) in COMMANDS.items()]
+    print('\n'.join(['usage: python -m desloc_jax COMMAND ..., such as', '', *examples]))
+    print('\npython -m desloc_jax COMMAND --help says what each takes.')
     return
   with commands.one_line_errors():
     if argv[0] not in COMMANDS:
       raise unknown_choice('command', argv[0], COMMANDS)
-  importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+  importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
 
 
 if __name__ == '__main__':
