@@ -1,11 +1,13 @@
 """The package as pip sees it: what each extra installs is what the requirement files do."""
 
 import pathlib
+import re
 import tomllib
 
 import pytest
 
 import desloc_jax
+from desloc_jax import version
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
@@ -36,3 +38,10 @@ def test_the_transform_alone_needs_jax_and_optax_of_the_same_versions():
 
 def test_the_version_is_known():
   assert desloc_jax.__version__.count('.') == 2
+
+
+def test_the_commit_of_a_checkout_is_known(tmp_path, monkeypatch):
+  found = version.commit()
+  assert found is None or re.fullmatch(r'[0-9a-f]{7,40}(-dirty)?', found)
+  monkeypatch.setattr(version, '__file__', str(tmp_path / 'site-packages' / 'version.py'))
+  assert version.commit() is None

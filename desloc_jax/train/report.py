@@ -25,6 +25,7 @@ from desloc_jax.paths import shown
 from desloc_jax.programs.ledger import Ledger
 from desloc_jax.tables import align
 from desloc_jax.train.job import Job
+from desloc_jax.version import __version__, commit
 
 
 def conclude(job: Job, workdir: pathlib.Path, syncs: Mapping[str, int]) -> dict[str, Any]:
@@ -107,7 +108,13 @@ def summarise(
     'local_adam_bytes_per_worker': local_adam_bytes,
     'ddp_ratio': ddp_bytes / sent if sent else None,
     'local_adam_ratio': local_adam_bytes / sent if sent else None,
-    'versions': {'jax': jax.__version__, 'optax': optax.__version__, 'flax': flax.__version__},
+    'versions': {
+      'desloc_jax': __version__,
+      'commit': commit(),
+      'jax': jax.__version__,
+      'optax': optax.__version__,
+      'flax': flax.__version__,
+    },
     'device': jax.devices()[0].device_kind,
     'devices': jax.device_count(),
   }
