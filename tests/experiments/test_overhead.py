@@ -158,7 +158,7 @@ def test_each_turn_is_a_row(tmp_path):
   path = tmp_path / 'turns.csv'
   options = [f'--config.{option}' for option in SMALL]
   process = command(
-    'overhead', TINY, '--cycles=1', f'--csv={path}', '--config.periods.params=4', *options
+    'systems.overhead', TINY, '--cycles=1', f'--csv={path}', '--config.periods.params=4', *options
   )
   output, errors = process.communicate()
   assert process.returncode == 0, errors

@@ -13,7 +13,7 @@ from tests.environment import environment
 FAULTS = """
 import resource, sys
 import numpy as np
-from desloc_jax.train import host_memory
+from desloc_jax.hosts import host_memory
 if sys.argv[1] == 'keep':
   host_memory.keep_freed_memory()
 def step():
