@@ -56,14 +56,15 @@ def _network(plan: Plan) -> str:
         name,
         period_text(dataclasses.replace(ledger, periods=plan.periods), config, name),
         format_bytes(size),
-        format_bytes(ledger.ring_bytes(size)),
-        f'{all_reduce_seconds(ledger, size, plan.link):#.4g}',
+        format_bytes(ledger.ring_bytes(size, name)),
+        f'{all_reduce_seconds(ledger, size, plan.link, name):#.4g}',
         format_bytes(a_day),
-        format_bytes(ledger.ring_bytes(a_day)),
+        format_bytes(ledger.ring_bytes(a_day, name)),
       )
     )
   a_day = ledger.bytes_per_step * steps_a_day
-  rows.append(('all', *[''] * 4, format_bytes(a_day), format_bytes(ledger.ring_bytes(a_day))))
+  ring = ledger.ring_bytes_per_step * steps_a_day
+  rows.append(('all', *[''] * 4, format_bytes(a_day), format_bytes(ring)))
   note = (
     f'Of each worker, {config.plan.bytes_per_value:g} bytes a value; a day has '
     f'{steps_a_day:,.0f} steps of this method.'

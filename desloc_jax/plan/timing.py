@@ -46,10 +46,16 @@ def compute_seconds(flops: float, devices: int, peak_flops: float, mfu: float) -
   return flops / (devices * peak_flops * mfu)
 
 
-def all_reduce_seconds(ledger: Ledger, payload_bytes: float, link: Link) -> float:
-  """Returns the seconds of a ring all-reduce: 2(W-1)/W bytes / bandwidth + 2(W-1) latencies."""
+def all_reduce_seconds(
+  ledger: Ledger, payload_bytes: float, link: Link, name: str | None = None
+) -> float:
+  """Returns the seconds of a ring all-reduce: 2(W-1)/W bytes / bandwidth + 2(W-1) latencies.
+
+  Of a quantity `name` that is no all-reduce the bytes are its own, and the latencies the same: those
+  of a slice to everybody and back.
+  """
   messages = 2 * (ledger.workers - 1)
-  return ledger.ring_bytes(payload_bytes) / link.bytes_per_s + messages * link.latency_s
+  return ledger.ring_bytes(payload_bytes, name) / link.bytes_per_s + messages * link.latency_s
 
 
 def step_time(ledger: Ledger, link: Link, compute_s: float, overlap: float = 0.0) -> StepTime:
@@ -63,7 +69,7 @@ def step_time(ledger: Ledger, link: Link, compute_s: float, overlap: float = 0.0
       Devices wait for every other sync.
   """
   seconds = sum(
-    all_reduce_seconds(ledger, size, link) / ledger.periods[name]
+    all_reduce_seconds(ledger, size, link, name) / ledger.periods[name]
     for name, size in ledger.bytes_per_sync.items()
   )
   hidden = overlap * compute_s if EVERY_STEP in ledger.bytes_per_sync else 0.0

@@ -115,17 +115,13 @@ def read_collectives(hlo_text: str) -> list[Collective]:
 def sync_bytes(
   collectives: Iterable[Collective], worker_of_device: Sequence[int]
 ) -> dict[str, int]:
-  """Returns the payload bytes of a device in one sync of each quantity, as they were compiled.
-
-  Of what is no all-reduce they are those of the all-reduce that sends as much, as in the ledger.
-  """
+  """Returns the payload bytes of a device in one sync of each quantity, as they were compiled."""
   found: dict[str, int] = {}
   for collective in collectives:
     name = sync_name(collective.source)
     if name is not None and collective.crosses(worker_of_device):
-      devices = max(map(len, collective.groups))
-      size = collective.sent_bytes * devices / (2 * (devices - 1)) * (collective.times or 1)
-      found[name] = found.get(name, 0) + round(size)
+      size = collective.payload_bytes * (collective.times or 1)
+      found[name] = found.get(name, 0) + size
   return found
 
 

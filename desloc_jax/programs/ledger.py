@@ -2,10 +2,10 @@
 
 `workers` is a manual mesh axis, so every exchange between workers is an explicit primitive of the
 jaxpr. The ledger walks it: an exchange must sit in a branch of a conditional, under the name scope
-of the quantity that it averages. Ring bytes are what each worker sends, read off the operands, in
-the dtype in which they travel. Payload bytes are those of the array whose ring all-reduce sends as
-much, 2(W-1)/W of it: of a plain mean, the averaged arrays once; of an int8 one, a quarter of them.
-Of the branches of a conditional the largest counts.
+of the quantity that it averages. Payload bytes are those of the operands, once: what one worker
+contributes, in the dtype in which it travels. Of the branches of a conditional the largest counts.
+Ring bytes are what each worker sends where all form a ring, by primitive (`BYTES_SENT`): 2(W-1)/W of the
+payload of an all-reduce, W-1 times that of a gather.
 
 That is what is written. XLA for CPUs sends some types wider (`WIDENED_ON_CPUS`), which counts where
 the platform is given; `hlo.sync_bytes` reads what a compiled program sends.
@@ -58,15 +58,13 @@ class Exchange:
 
   name: str | None  # The synced quantity, None outside any sync's name scope.
   primitive: str
-  operand_bytes: int  # Of one worker.
+  payload_bytes: int  # Of its operands, of one worker.
   conditional: bool  # In a branch of a conditional.
 
-  def payload_bytes(self, workers: int) -> int:
-    """Bytes of the array whose ring all-reduce among `workers` sends as much."""
-    if workers == 1:
-      return 0  # One worker has nobody to send to.
+  def ring_bytes(self, workers: int) -> float:
+    """Bytes that each of `workers` sends."""
     sent = BYTES_SENT.get(self.primitive, BYTES_SENT['psum'])  # pmax and others are all-reduces.
-    return round(self.operand_bytes * sent(workers) / BYTES_SENT['psum'](workers))
+    return self.payload_bytes * sent(workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +75,14 @@ class Ledger:
     workers: number of workers W.
     bytes_per_sync: payload bytes of one sync, by quantity.
     periods: steps between syncs, by quantity; infinite for what only a warm-up averages.
+    ring_factors: bytes that a worker sends around a ring for a byte of payload, by quantity; of an
+      all-reduce where there is none.
   """
 
   workers: int
   bytes_per_sync: Mapping[str, int]
   periods: Mapping[str, float]
+  ring_factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   @property
   def bytes_per_step(self) -> float:
@@ -96,9 +97,20 @@ class Ledger:
     """Number of syncs of each quantity in the first `steps` steps, averaging after the step."""
     return {name: int(steps // self.periods[name]) for name in self.bytes_per_sync}
 
-  def ring_bytes(self, payload_bytes: float) -> float:
-    """Bytes that each worker sends in ring all-reduces of `payload_bytes`."""
-    return 2 * (self.workers - 1) / self.workers * payload_bytes
+  def ring_bytes(self, payload_bytes: float, name: str | None = None) -> float:
+    """Bytes that each worker sends around a ring for a payload of `name`; None: of all-reduces."""
+    return self.ring_factors.get(name, BYTES_SENT['psum'](self.workers)) * payload_bytes
+
+  def ring_bytes_after(self, syncs: Mapping[str, int]) -> float:
+    """Bytes that each worker sends around a ring in that many syncs of each quantity."""
+    sizes = self.bytes_per_sync.items()
+    return sum(self.ring_bytes(size * syncs[name], name) for name, size in sizes)
+
+  @property
+  def ring_bytes_per_step(self) -> float:
+    """Bytes that each worker sends around a ring in a step, averaged over a long run."""
+    sizes = self.bytes_per_sync.items()
+    return sum(self.ring_bytes(size / self.periods[name], name) for name, size in sizes)
 
 
 def read_ledger(
@@ -124,22 +136,27 @@ def read_ledger(
     ValueError: something is averaged that `periods` does not name.
   """
   totals: dict[str, int] = {}
+  sent: dict[str, float] = {}
   for exchange in exchanges(jaxpr.jaxpr, axis_name, platform):
     allowed = exchange.conditional or exchange.name == EVERY_STEP
     if exchange.name not in (*periods, EVERY_STEP) and exchange.name is not None:
       raise ValueError(f'{exchange.name} is averaged, but periods has only {", ".join(periods)}.')
     if exchange.name is None or not allowed:
       raise UnconditionalExchangeError(
-        f'{exchange.primitive} of {exchange.operand_bytes} bytes over {axis_name!r} '
+        f'{exchange.primitive} of {exchange.payload_bytes} bytes over {axis_name!r} '
         f'{"in" if exchange.conditional else "outside"} a conditional'
         f' ({exchange.name or "not part of a sync"}): every step would pay for it.'
       )
-    size = exchange.payload_bytes(workers)
+    size = exchange.payload_bytes if workers > 1 else 0  # One worker has nobody to send to.
     totals[exchange.name] = totals.get(exchange.name, 0) + size
+    sent[exchange.name] = sent.get(exchange.name, 0.0) + exchange.ring_bytes(workers)
   known = {name: math.inf if period is None else period for name, period in periods.items()}
   known[EVERY_STEP] = 1
   periods = {name: period for name, period in known.items() if name in totals}
-  return Ledger(workers, {name: totals[name] for name in periods}, periods)
+  all_reduce = BYTES_SENT['psum'](workers)
+  factors = {name: sent[name] / totals[name] for name in periods if totals[name]}
+  factors = {n: factor for n, factor in factors.items() if not math.isclose(factor, all_reduce)}
+  return Ledger(workers, {name: totals[name] for name in periods}, periods, factors)
 
 
 def transform_ledger(
@@ -227,7 +244,7 @@ def _largest_branches(branches: Sequence[Sequence[Exchange]]) -> Iterator[Exchan
   """Yields of each quantity what the branch sends that sends the most of it: only one is taken."""
   for name in dict.fromkeys(exchange.name for branch in branches for exchange in branch):
     of_name = [[exchange for exchange in branch if exchange.name == name] for branch in branches]
-    yield from max(of_name, key=lambda found: sum(exchange.operand_bytes for exchange in found))
+    yield from max(of_name, key=lambda found: sum(exchange.payload_bytes for exchange in found))
 
 
 def _sent_bytes(aval: jax.core.ShapedArray, eqn: core.JaxprEqn, platform: str | None) -> int:

@@ -67,9 +67,16 @@ class Job:
 
   def bytes_after(self, syncs: Mapping[str, int]) -> int:
     """Returns the payload bytes of each worker, in this segment and before, after these syncs."""
+    return self.clock.segment.bytes_per_worker + self.ledger.bytes_after(self._here(syncs))
+
+  def ring_bytes_after(self, syncs: Mapping[str, int]) -> float:
+    """Returns what each worker sent around a ring; before this segment as if by all-reduces."""
+    before = self.ledger.ring_bytes(self.clock.segment.bytes_per_worker)
+    return before + self.ledger.ring_bytes_after(self._here(syncs))
+
+  def _here(self, syncs: Mapping[str, int]) -> dict[str, int]:
     before = self.clock.segment.syncs
-    here = {name: count - before.get(name, 0) for name, count in syncs.items()}
-    return self.clock.segment.bytes_per_worker + self.ledger.bytes_after(here)
+    return {name: count - before.get(name, 0) for name, count in syncs.items()}
 
 
 def make_job(
@@ -150,7 +157,9 @@ def check_compiled(
   worker_of_device = [i // devices for i in range(mesh.size)]
   collectives = read_collectives(compiled.as_text())
   for name, size in sync_bytes(collectives, worker_of_device).items():
-    counted, sent = ledger.bytes_per_sync.get(name, 0), devices * size
+    # What no all-reduce adds up is sent for each worker of a device.
+    apart = config.workers // mesh.shape[WORKERS] if name in ledger.ring_factors else 1
+    counted, sent = apart * ledger.bytes_per_sync.get(name, 0), devices * size
     # What is too small to be split over the devices of a worker is sent by each of them.
     if sent > 1.5 * counted + _SMALL or counted > 1.5 * sent + _SMALL:
       logging.warning(

@@ -103,7 +103,7 @@ def summarise(
     'periods': dict(job.periods),
     'syncs': dict(syncs),
     'bytes_per_worker': sent,
-    'ring_bytes_per_worker': job.ledger.ring_bytes(sent),
+    'ring_bytes_per_worker': job.ring_bytes_after(syncs),
     'ddp_bytes_per_worker': ddp_bytes,
     'local_adam_bytes_per_worker': local_adam_bytes,
     'ddp_ratio': ddp_bytes / sent if sent else None,

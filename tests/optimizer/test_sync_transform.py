@@ -107,12 +107,18 @@ def test_a_broken_worker_leaves_no_trace_in_what_is_sent_and_remembers():
   assert state.health.restarts.tolist() == [0, 1, 0, 0]
 
 
+def as_all_reduce(ledger, name):
+  """Bytes of the array whose ring all-reduce sends as much."""
+  sent = ledger.ring_bytes(ledger.bytes_per_sync[name], name)
+  return pytest.approx(sent * WORKERS / (2 * (WORKERS - 1)))
+
+
 def test_bytes_are_those_of_the_encodings():
   block = {'int8': BLOCK + 4, 'int4': BLOCK // 2 + 4}
   tx = transform({'params': SYNCS['int8'], 'mu': SYNCS['int4'], 'nu': SYNCS['mean']})
   ledger = transform_ledger(tx, PARAMS, PERIODS, WORKERS)
   blocks = 4  # 62 numbers, in 16s: one for each worker.
-  assert ledger.bytes_per_sync == {
+  assert {name: as_all_reduce(ledger, name) for name in ledger.bytes_per_sync} == {
     'params': blocks * block['int8'],
     'mu': blocks * block['int4'],
     'nu': SIZE,
@@ -122,7 +128,7 @@ def test_bytes_are_those_of_the_encodings():
 def test_bytes_of_what_each_worker_sends_to_every_other():
   ledger = transform_ledger(transform({'params': SYNCS['topk']}), PARAMS, PERIODS, WORKERS)
   message = 4 * (8 * 4 // 8 + 8 * 2 // 8 + 4 * 4)
-  assert ledger.ring_bytes(ledger.bytes_per_sync['params']) == (WORKERS - 1) * message
+  assert ledger.ring_bytes(ledger.bytes_per_sync['params'], 'params') == (WORKERS - 1) * message
 
 
 def test_without_a_memory_there_is_none_in_the_state():

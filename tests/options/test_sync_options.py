@@ -50,9 +50,14 @@ def test_a_run_with_memories_resumes_bit_for_bit_and_goes_on_with_other_workers(
   assert any(np.abs(x).max() > 0 for x in before.values())
 
 
+def as_all_reduce(ledger, name):
+  """Bytes of the array whose ring all-reduce over 4 workers sends as much."""
+  return pytest.approx(ledger.ring_bytes(ledger.bytes_per_sync[name], name) / 1.5)
+
+
 def test_the_ledger_of_a_run_knows_the_bytes(text):
   job = make_job(small_config(text, **{'sync.params': 'int8', 'sync.moments': 'int4'}))
-  sent = job.ledger.bytes_per_sync
+  sent = {name: as_all_reduce(job.ledger, name) for name in job.ledger.bytes_per_sync}
   blocks = math.ceil(job.parameters / 256)
   # On each of a worker's two devices as many for each of the four workers.
   blocks = 2 * 4 * math.ceil(math.ceil(blocks / 2) / 4)
@@ -67,7 +72,7 @@ def test_the_ledger_of_workers_that_share_a_device_is_that_of_separate_ones(text
   options = {'sync.params': 'int8', 'sync.nu': 'bf16'}
   job = make_job(small_config(text, **options), jax.devices()[:2])
   plain = make_job(small_config(text), jax.devices()[:1]).ledger.bytes_per_sync
-  sent = job.ledger.bytes_per_sync
+  sent = {name: as_all_reduce(job.ledger, name) for name in job.ledger.bytes_per_sync}
   assert plain['params'] == sent['mu'] == 4 * job.parameters
   assert sent['params'] == 4 * math.ceil(job.parameters / 256 / 4) * (256 + 4) + 8
 
@@ -107,6 +112,6 @@ def test_the_compiled_step_sends_the_ledgers_bytes_and_only_inside_conditionals(
   between = [c for c in read_collectives(job.train_step.as_text()) if c.crosses(worker_of_device)]
   assert between and all(c.conditional for c in between)
   assert {c.opcode for c in between} == {'all-to-all', 'all-gather'}
-  # Of a result each device gets (W - 1) / W from others, and a ring all-reduce sends twice that.
-  payload = 2 * sum(c.result_bytes for c in between) / 2
-  assert payload == sum(job.ledger.bytes_per_sync.values())
+  assert 2 * sum(c.payload_bytes for c in between) == sum(job.ledger.bytes_per_sync.values())
+  ring = job.ledger.ring_bytes_after(dict.fromkeys(job.ledger.bytes_per_sync, 1))
+  assert 2 * sum(c.sent_bytes for c in between) == pytest.approx(ring)

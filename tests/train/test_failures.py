@@ -47,7 +47,7 @@ def test_a_broken_worker_is_restarted_and_told_of(text, tmp_path, monkeypatch, c
   restarts = {line['step']: line['restarts'] for line in lines if 'restarts' in line}
   assert restarts == {step: [0, 0, 1, 0] for step in range(6, 13)}  # Seen at the sync of step 6.
   assert lines[-1]['val_loss'] < lines[0]['val_loss'] - 0.5
-  assert 'Step 6: worker 2 was not finite or had run away.' in capfd.readouterr().err
+  assert 'Step 6: worker 2 was not finite, had run away or was stuck.' in capfd.readouterr().err
   assert summary['syncs']['restarts'] == 1
   assert [line['synced'] for line in lines if 'restarts' in line.get('synced', [])] == [
     ['params', 'restarts']

@@ -18,7 +18,7 @@ from tests.runs import small_config, train_on_two as train
 
 HOLDER = """
 import pathlib, sys, time
-from desloc_jax.train import lock
+from desloc_jax.logs import lock
 with lock.hold(pathlib.Path(sys.argv[1])):
   print('held', flush=True)
   time.sleep(100)

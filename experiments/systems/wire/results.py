@@ -55,7 +55,7 @@ def _bytes_row(case: Case, window: Window) -> BytesRow:
     case.period,
     window.phase.steps,
     payload,
-    ledger.ring_bytes(payload),
+    ledger.ring_bytes_per_step,
     window.bytes_per_step,
   )
 
