@@ -105,14 +105,13 @@ def make_job(
   program = make_program(config, data.tokenizer.vocab_size, clock, mesh)
   params_like, (_, inner, periods, tx) = program.params_like, program.optimizer
   named, platform = sent_periods(periods), mesh_lib.platform(mesh)
-  # What separate workers would send.
-  ledger = transform_ledger(tx, params_like, named, config.workers, AXIS_NAMES, platform)
+  ledger = None
   if not is_local(mesh):
-    arguments = (program.state_like, program.tokens_like, program.active_like)
-    jaxpr = jax.make_jaxpr(program.step)(*arguments)
-    in_step = read_ledger(jaxpr, named, config.workers, platform=platform)
-    if mesh.shape[WORKERS] == config.workers:  # Else a row of the mesh sends for several workers.
-      ledger = in_step
+    ledger = read_ledger(program.traced.jaxpr, named, config.workers, platform=platform)
+  # What no all-reduce adds up, a row of the mesh sends for several workers.
+  if ledger is None or ledger.ring_factors and mesh.shape[WORKERS] != config.workers:
+    # What separate workers would send.
+    ledger = transform_ledger(tx, params_like, named, config.workers, AXIS_NAMES, platform)
 
   start = time.perf_counter()
   compiled = program.compile()
