@@ -107,7 +107,9 @@ def make_job(
   named, platform = sent_periods(periods), mesh_lib.platform(mesh)
   ledger = None
   if not is_local(mesh):
-    ledger = read_ledger(program.traced.jaxpr, named, config.workers, platform=platform)
+    arguments = (program.state_like, program.tokens_like, program.active_like)
+    jaxpr = jax.make_jaxpr(program.step)(*arguments)
+    ledger = read_ledger(jaxpr, named, config.workers, platform=platform)
   # What no all-reduce adds up, a row of the mesh sends for several workers.
   if ledger is None or ledger.ring_factors and mesh.shape[WORKERS] != config.workers:
     # What separate workers would send.

@@ -40,16 +40,15 @@ class Program:
   active_like: jax.ShapeDtypeStruct | None  # Boolean [workers], where workers come and go.
   step: Callable[..., tuple[TrainState, dict[str, Any]]]  # See `make_train_step`.
 
-  @functools.cached_property
-  def traced(self) -> jax.stages.Traced:
-    """The step as it is compiled, with the state donated and its shardings kept."""
+  def lower(self) -> jax.stages.Lowered:
+    """Returns the step as it is compiled, with the state donated and its shardings kept."""
     shardings = jax.tree.map(lambda x: x.sharding, self.state_like)
     jitted = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
-    return jitted.trace(self.state_like, self.tokens_like, self.active_like)
+    return jitted.lower(self.state_like, self.tokens_like, self.active_like)
 
   def compile(self) -> jax.stages.Compiled:
     """Returns the step compiled for the devices of its mesh."""
-    lowered = self.traced.lower()
+    lowered = self.lower()
     if mesh_lib.platform(self.mesh) != 'tpu':
       return lowered.compile()
     try:
