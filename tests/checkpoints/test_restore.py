@@ -260,7 +260,7 @@ used = int([l for l in open('/proc/self/status') if l.startswith('VmData')][0].s
 limit = used + int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 try:
-  np.ones((workers, 1024, 1024), np.float32)
+  np.ones((2 * workers, 1024, 1024), np.float32)  # Of two arrays: half of all.
   print('the limit does not bind')
 except MemoryError:
   pass
