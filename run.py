@@ -48,7 +48,7 @@ def main(argv):
   # Imported here, and the loop later, so that --help and values that cannot work answer at once.
   if _MODE.value != 'train':
     return print_before_booking(_MODE.value)
-  from desloc_jax.hosts import processes
+  from desloc_jax.hosts.joining import join
   from desloc_jax.options.checks import check_config
   from desloc_jax.paths import resolve
 
@@ -58,7 +58,7 @@ def main(argv):
   workdir = resolve(_WORKDIR.value or f'runs/{name}', '--workdir')
   from desloc_jax.train.loop import train
 
-  processes.join(
+  join(
     _COORDINATOR.value,
     _NUM_PROCESSES.value,
     _PROCESS_ID.value,

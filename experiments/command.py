@@ -12,7 +12,8 @@ from ml_collections import config_dict, config_flags
 
 from desloc_jax import commands
 from desloc_jax.errors import UserError
-from desloc_jax.hosts import exchange, processes
+from desloc_jax.hosts import joining
+from desloc_jax.hosts.peers import peers
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.table import flatten, options_help
 from desloc_jax.train import cli
@@ -58,12 +59,12 @@ def _run_all(experiments, options: argparse.Namespace, scale: Scale, args: Seque
   progress = Progress(everything, pathlib.Path(options.runs), tell)
   for name, experiment in experiments.items():
     results = run_all(runs[name], pathlib.Path(options.runs), progress)
-    if processes.writes():
+    if peers().is_first:
       report = experiment.report(results, scale)
       folder = pathlib.Path(options.results) / f'{name}-{scale.name}'
       command = shlex.join(['python', '-m', f'experiments.paper.{name}', *_own(args)])
       write_report(report, folder, name, command, options)
-    exchange.wait_for_all()  # Nobody leaves before the first process is through.
+    peers().wait_for_all()  # Nobody leaves before the first process is through.
 
 
 def write_report(
@@ -77,7 +78,7 @@ def write_report(
 
 def tell(line: str) -> None:
   """Prints a line of progress, of several processes in the first alone."""
-  if processes.writes():
+  if peers().is_first:
     print(line, flush=True)
 
 
@@ -135,7 +136,7 @@ def join(options: argparse.Namespace, config: config_dict.ConfigDict) -> None:
     UserError: only some of their three options are given, or the config cannot work.
   """
   check_config(config)
-  processes.join(
+  joining.join(
     options.coordinator,
     options.num_processes,
     options.process_id,

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from desloc_jax.errors import UserError
-from desloc_jax.hosts import exchange, processes
+from desloc_jax.hosts.peers import peers
 from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.logs.workdir import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, write_text
 from desloc_jax.options.checks import check_config
@@ -58,28 +58,24 @@ def run_all(runs: Sequence[Run], folder: pathlib.Path, progress: Progress) -> li
     if len(left) == len(waiting):  # The others are at it.
       time.sleep(_WAIT_S)
     waiting = left
-  return [read_result(run, folder) for run in runs] if processes.writes() else []
+  return [read_result(run, folder) for run in runs] if peers().is_first else []
 
 
 def _settle(run: Run, folder: pathlib.Path, progress: Progress) -> bool:
   """Trains a run if nobody else does; returns whether it is done."""
-  if _first_says(is_done(run, folder)):
+  first_finds = lambda run: peers().from_first(lambda: is_done(run, folder))
+  if first_finds(run):
     return True
-  if run.after and not _first_says(is_done(run.after, folder)):
+  if run.after and not first_finds(run.after):
     return False
   workdir = run.folder(folder)
   with contextlib.ExitStack() as stack:
-    mine = not processes.writes() or stack.enter_context(claim(workdir))
-    if not _first_says(mine):
+    if not peers().from_first(lambda: stack.enter_context(claim(workdir))):
       return False
-    if not _first_says(is_done(run, folder)):  # Else it ended between the look and the lock.
+    if not first_finds(run):  # Else it ended between the look and the lock.
       progress.begin(run)
       _train(run, folder)
   return True
-
-
-def _first_says(flag: bool) -> bool:
-  return exchange.anywhere(flag and processes.writes())
 
 
 @contextlib.contextmanager
@@ -102,17 +98,17 @@ def _train(run: Run, folder: pathlib.Path) -> None:
   """Trains a run, or the rest of it, and writes its result."""
   workdir = run.folder(folder)
   begin = time.monotonic()
-  if processes.writes():
+  if peers().is_first:
     (workdir / RESULT_FILE).unlink(missing_ok=True)  # Of a run whose checkpoints are wanted again.
   if run.after and not _begin_after(run.after, run, folder):
     summary, diverged = _so_far(run, workdir), f'{run.after.name} diverged'
   else:
     summary, diverged = _train_until_end(run, workdir)
-  if run.measure and not diverged and processes.writes():
+  if run.measure and not diverged and peers().is_first:
     summary['measured'] = run.measure(workdir)
   seconds = time.monotonic() - begin
   jax.clear_caches()  # Of hundreds of runs, programs would fill the memory.
-  if processes.writes():
+  if peers().is_first:
     result = {'summary': summary, 'diverged': diverged, 'seconds': seconds}
     write_text(workdir / RESULT_FILE, json.dumps(result, indent=2) + '\n')
     if not run.keeps_checkpoints:
@@ -121,7 +117,7 @@ def _train(run: Run, folder: pathlib.Path) -> None:
 
 def _train_until_end(run: Run, workdir: pathlib.Path) -> tuple[dict[str, Any], str]:
   """Returns the summary, and why the run diverged if it did."""
-  output = workdir / OUTPUT_FILE if processes.writes() else pathlib.Path(os.devnull)
+  output = workdir / OUTPUT_FILE if peers().is_first else pathlib.Path(os.devnull)
   with output.open('a') as file, contextlib.redirect_stdout(file):
     try:
       return train(run.config, workdir), ''
@@ -136,15 +132,19 @@ def _begin_after(before: Run, run: Run, folder: pathlib.Path) -> bool:
     Whether there is something to go on from: the run before may have diverged.
   """
   source, workdir = before.folder(folder), run.folder(folder)
-  if processes.writes() and not (workdir / CHECKPOINTS).exists():
-    for name in (CONFIG_FILE, METRICS_FILE):
-      write_text(workdir / name, (source / name).read_text())
-    if (source / CHECKPOINTS).exists():
-      partial = workdir / f'{CHECKPOINTS}.partial'
-      shutil.rmtree(partial, ignore_errors=True)
-      shutil.copytree(source / CHECKPOINTS, partial)
-      partial.rename(workdir / CHECKPOINTS)
-  return _first_says(not (processes.writes() and read_result(before, folder).diverged))
+
+  def copy() -> bool:
+    if not (workdir / CHECKPOINTS).exists():
+      for name in (CONFIG_FILE, METRICS_FILE):
+        write_text(workdir / name, (source / name).read_text())
+      if (source / CHECKPOINTS).exists():
+        partial = workdir / f'{CHECKPOINTS}.partial'
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source / CHECKPOINTS, partial)
+        partial.rename(workdir / CHECKPOINTS)
+    return not read_result(before, folder).diverged
+
+  return peers().from_first(copy)
 
 
 def _so_far(run: Run, workdir: pathlib.Path) -> dict[str, Any]:

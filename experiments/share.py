@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from desloc_jax.errors import UserError
-from desloc_jax.hosts import processes as processes_lib
+from desloc_jax.hosts.ending import belong_to_run
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def shared(processes: int, program: str, args: Sequence[str]) -> Iterator[None]:
   if processes == 1:
     yield
     return
-  processes_lib.belong_to_run(False)  # It has to end the others.
+  belong_to_run(False)  # It has to end the others.
   shares = [cores[index::processes] for index in range(processes)]
   command = [sys.executable, '-m', program, *args]
   environment = os.environ | {'TQDM_DISABLE': '1'}  # Bars of several processes would be one mess.

@@ -30,7 +30,7 @@ import numpy as np
 
 from desloc_jax import commands
 from desloc_jax.errors import unknown_choice, UserError
-from desloc_jax.hosts import exchange, processes
+from desloc_jax.hosts.peers import peers
 from desloc_jax.options.table import option, OPTIONS
 from desloc_jax.train import cli
 from experiments import command, plots
@@ -78,11 +78,11 @@ def _run_all(axes: Values, config: config_dict.ConfigDict, options, args: Sequen
   runs = make_runs(axes, config)
   folder = pathlib.Path(options.runs)
   results = run_all(runs, folder, Progress(with_those_before(runs), folder, command.tell))
-  if processes.writes():
+  if peers().is_first:
     report = make_report(axes, results)
     words = shlex.join(['python', '-m', 'experiments.sweep', *args])
     command.write_report(report, pathlib.Path(options.results), 'sweep', words, options)
-  exchange.wait_for_all()  # Nobody leaves before the first process is through.
+  peers().wait_for_all()  # Nobody leaves before the first process is through.
 
 
 def load_config(path: str | None) -> config_dict.ConfigDict:

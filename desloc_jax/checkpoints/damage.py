@@ -8,7 +8,7 @@ import pathlib
 import re
 
 from desloc_jax.errors import UserError
-from desloc_jax.hosts import processes
+from desloc_jax.hosts.peers import peers
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _NOT_BY_SYSTEM, _UNKNOWN = 0, -1
@@ -30,7 +30,7 @@ def damage_of(folder: pathlib.Path) -> Iterator[None]:
     raise
   except Exception as error:  # tensorstore raises of many kinds, each with pages of context.
     no_memory = isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED: Out of memory' in str(error)
-    if no_memory or processes.is_lost_peer(error):
+    if no_memory or peers().lost_by(error):
       raise
     if _number(error) not in (_NOT_BY_SYSTEM, *_MISSING):
       file = getattr(_root(error), 'filename', None) or folder
@@ -46,7 +46,7 @@ def one_line_error(what: str, folder: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    if processes.is_lost_peer(error):
+    if peers().lost_by(error):
       raise
     raise UserError(
       f'the checkpoint in {folder} {what}: {_reason(error)}. What was complete before is kept.'

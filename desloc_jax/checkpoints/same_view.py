@@ -5,13 +5,12 @@ is looked up by its name is then often there already.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import time
 
 from desloc_jax.errors import UserError
-from desloc_jax.hosts import agreement, exchange, processes
+from desloc_jax.hosts.peers import peers
 
 _PAUSE_S = 0.5
 
@@ -53,9 +52,8 @@ def agreed_steps(folder: pathlib.Path, wait_s: float) -> list[int]:
     def look(seen_by=seen_by) -> set[int]:
       return set(listed_steps(folder)) | {s for s in seen_by if (folder / str(s)).is_dir()}
 
-    own = agreement.together(look)
-    message = json.dumps([sorted(own), time.monotonic() > deadline])
-    views = [json.loads(text) for text in exchange.exchange_text(message)]
+    own = peers().together(look)
+    views = peers().gather([sorted(own), time.monotonic() > deadline])
     first, late = views[0]
     seen_by = {step: i for i, (steps, _) in reversed([*enumerate(views)]) for step in steps}
     if not seen_by or max(seen_by) in first:
@@ -75,8 +73,6 @@ def wait_until_visible(path: pathlib.Path, wait_s: float) -> None:
   Raises:
     UserError: on every process: one does not in `wait_s` seconds.
   """
-  if not processes.several():
-    return
   deadline = time.monotonic() + wait_s
 
   def look() -> None:
@@ -88,7 +84,7 @@ def wait_until_visible(path: pathlib.Path, wait_s: float) -> None:
         )
       time.sleep(_PAUSE_S)
 
-  agreement.together(look)
+  peers().together(look)
 
 
 def wait_until_none_is_extra(folder: pathlib.Path, wait_s: float) -> None:
@@ -97,17 +93,15 @@ def wait_until_none_is_extra(folder: pathlib.Path, wait_s: float) -> None:
   Raises:
     UserError: on every process: one still does after `wait_s` seconds.
   """
-  if not processes.several():
-    return
   deadline = time.monotonic() + wait_s
   while True:
-    own = json.dumps(agreement.together(lambda: listed_steps(folder)))
-    listed = {step for text in exchange.exchange_text(own) for step in json.loads(text)}
+    own = peers().together(lambda: listed_steps(folder))
+    listed = {step for steps in peers().gather(own) for step in steps}
 
     def look(listed=listed) -> tuple[list[int], bool]:
       return [s for s in listed if not (folder / str(s)).is_dir()], time.monotonic() > deadline
 
-    extra, late = agreement.from_first(look)
+    extra, late = peers().from_first(look)
     if not extra:
       return
     if late:

@@ -18,7 +18,7 @@ from desloc_jax.checkpoints.damage import CheckpointDamaged, damage_of, one_line
 from desloc_jax.checkpoints.leaves import LeafReader, named_leaves, PER_WORKER
 from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.errors import UserError
-from desloc_jax.hosts import agreement, exchange, processes
+from desloc_jax.hosts.peers import peers
 
 STATE = 'state'
 POSITION = 'position'
@@ -113,19 +113,19 @@ class Checkpoints:
         except ValueError as error:
           raise _damaged(step, error) from error
 
-    entries = agreement.from_first(first_has, also=(CheckpointDamaged,))
+    entries = peers().from_first(first_has, also=(CheckpointDamaged,))
     same_view.wait_until_visible(folder / checksums.FILE, self._view_s)
 
     def damage_in(some: Mapping[str, Sequence[int]]) -> tuple[str, str]:
       with damage_of(folder):
         return checksums.damaged_file(folder, some)
 
-    mine = checksums.share(entries, jax.process_count(), jax.process_index())
-    bad, _ = agreement.together(lambda: damage_in(mine))
-    for process, name in enumerate(exchange.exchange_text(bad)):
+    mine = checksums.share(entries, peers().count, peers().index)
+    bad, _ = peers().together(lambda: damage_in(mine))
+    for process, name in enumerate(peers().gather(bad)):
       if not name:
         continue
-      damage = agreement.from_first(lambda name=name: damage_in({name: entries[name]}))[1]
+      damage = peers().from_first(lambda name=name: damage_in({name: entries[name]}))[1]
       if damage:
         raise _damaged(step, damage)
       raise UserError(
@@ -144,7 +144,7 @@ class Checkpoints:
       with damage_of(self.folder / str(step)):
         return json.loads((self.folder / str(step) / POSITION / _POSITION_FILE).read_bytes())
 
-    return agreement.from_first(read, also=(CheckpointDamaged,))
+    return peers().from_first(read, also=(CheckpointDamaged,))
 
   def leaves(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes and dtypes of the saved arrays by name, from metadata alone.
@@ -158,7 +158,7 @@ class Checkpoints:
         tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.folder / str(step) / STATE))
         return {name: (leaf.shape, str(leaf.dtype)) for name, leaf in tree.items()}
 
-    leaves = agreement.from_first(read, also=(CheckpointDamaged,))
+    leaves = peers().from_first(read, also=(CheckpointDamaged,))
     return {n: jax.ShapeDtypeStruct(tuple(shape), dtype) for n, (shape, dtype) in leaves.items()}
 
   def restore(self, step: int, state_like: TrainState) -> TrainState:
@@ -174,7 +174,7 @@ class Checkpoints:
         pending = [reader.start(name, like) for name, like in named_leaves(state_like).items()]
         return [wait() for wait in pending]
 
-    leaves = agreement.together(read, also=(CheckpointDamaged,))
+    leaves = peers().together(read, also=(CheckpointDamaged,))
     return jax.tree.unflatten(jax.tree.structure(state_like), leaves)
 
   @contextlib.contextmanager
@@ -194,9 +194,9 @@ class Checkpoints:
       self.folder / f'damaged-{step}{suffix}' for suffix in ('', *map('-{}'.format, range(1, 1000)))
     )
     with one_line_error('cannot be set aside', folder):
-      if processes.writes():
+      if peers().is_first:
         folder.rename(next(name for name in names if not name.exists()))
-      exchange.wait_for_all()
+      peers().wait_for_all()
       if '_manager' in vars(self):
         self._manager.reload()
 

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 
-from desloc_jax.hosts import processes
+from desloc_jax.hosts import ending
 from desloc_jax.hosts.board import Board
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -123,26 +123,26 @@ class StopRequest:
   def _caught_one(self, number, frame) -> None:
     del frame
     for each, handler in self._previous.items():
-      signal.signal(each, signal.SIG_DFL if processes.may_be_ended() else handler)
+      signal.signal(each, signal.SIG_DFL if ending.may_be_ended() else handler)
 
   def _read_signals(self, pipe: int) -> None:
     """Reads the numbers of signals until the pipe is closed; exits as a shell has it at the second."""
     while number := os.read(pipe, 1):
       if number[0] not in self._numbers:
         continue
-      if self._caught is not None and processes.may_be_ended():
+      if self._caught is not None and ending.may_be_ended():
         os._exit(128 + number[0])
       self.ask(number[0])
     os.close(pipe)
 
   def _agree(self) -> None:
     """Waits until some process is asked to stop, and agrees with all on the last step."""
-    alone = self._board.count == 1
     asked = False
+    poll_s = _POLL_S if self._board.count > 1 else None  # Nobody else asks a process alone.
     while not self._closed.is_set() and not self._agreed.is_set():
       if not asked:
-        self._woken.wait(None if alone else _POLL_S)
-      elif not alone:
+        self._woken.wait(poll_s)
+      else:
         self._closed.wait(_SOON_S)
       with contextlib.suppress(Exception):  # Where process 0 is lost JAX ends this one.
         if self._caught is not None:
@@ -164,9 +164,9 @@ class StopRequest:
       return
     self.signal_number, self._last_step = signal_number, last_step(positions)
     self._agreed.set()
-    if self._last_step is None and processes.may_be_ended():
+    if self._last_step is None and ending.may_be_ended():
       stop = Interrupted(None, signal_number)
-      processes.leave(stop.exit_code, str(stop))
+      ending.leave(stop.exit_code, str(stop))
 
 
 def last_step(positions: Iterable[str]) -> int | None:

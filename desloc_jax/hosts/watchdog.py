@@ -13,7 +13,7 @@ import time
 
 from absl import logging
 
-from desloc_jax.hosts import processes
+from desloc_jax.hosts import ending
 from desloc_jax.hosts.board import Board
 
 SLOWER_THAN_MEDIAN = 20  # Times the median step: then a step is stuck.
@@ -31,7 +31,7 @@ class Watchdog:
   A step may take `timeout_s`, or 20 times the median of the steps before if that is more; what is not
   a step (all up to the first result, each batch of an evaluation, a save, the end) 10 times as long.
   After that the stacks of all threads go to stderr and to stuck-PROCESS.txt in the workdir, on all
-  processes of the run, and each ends with exit code `processes.PEER_LOST`. A process that is not there
+  processes of the run, and each ends with exit code `ending.PEER_LOST`. A process that is not there
   for the run alone, such as a notebook's, is told where it is stuck and left to its user.
 
   Time in which the process itself does not run counts for nothing: a laptop asleep, SIGSTOP.
@@ -106,39 +106,38 @@ class Watchdog:
         return
 
   def _another_is_stuck(self) -> str | None:
-    if self._board.count == 1:
-      return None
     with contextlib.suppress(Exception):  # Where process 0 is lost JAX ends this one.
       return self._board.read().get(_STUCK)
 
   def _tell_and_end(self, text: str) -> None:
-    if not processes.may_be_ended():
+    if not ending.may_be_ended():
       logging.warning('%s. Where each thread is:', text.removeprefix('error: '))
       os.write(2, _stacks())
       return
     teller = threading.Thread(target=self._tell, args=(text,), daemon=True)
     teller.start()
     teller.join(_TELL_S)
-    os._exit(processes.PEER_LOST)
+    os._exit(ending.PEER_LOST)
 
   def _tell(self, text: str) -> None:
     """Writes the stacks, tells the other processes, and ends this one; anything here may hang."""
     path = self._workdir / f'stuck-{self._board.index}.txt'
     text = f'{text}. The stacks of all threads are above and in {path}.'
-    processes.set_last_words(processes.PEER_LOST, text)
+    ending.set_last_words(ending.PEER_LOST, text)
     # Threads of their own: the workdir, process 0, or who reads stderr may be what is stuck.
     stacks = _stacks()
-    beside = [threading.Thread(target=_write, args=(path, stacks), daemon=True)]
-    if self._board.count > 1:
-      post = (_STUCK, str(self._board.index))
-      beside.append(threading.Thread(target=self._board.post, args=post, daemon=True))
+    post = (_STUCK, str(self._board.index))
+    beside = [
+      threading.Thread(target=_write, args=(path, stacks), daemon=True),
+      threading.Thread(target=self._board.post, args=post, daemon=True),
+    ]
     for thread in beside:
       thread.start()
     os.write(2, b'\n' + stacks)
     for thread in beside:
       thread.join(_OTHERS_S)
     time.sleep(_OTHERS_S if self._board.count > 1 else 0)
-    processes.leave(processes.PEER_LOST, text)
+    ending.leave(ending.PEER_LOST, text)
 
 
 def _stacks() -> bytes:

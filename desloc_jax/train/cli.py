@@ -12,6 +12,8 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from desloc_jax.errors import unknown_choice, UserError
+from desloc_jax.hosts import ending
+from desloc_jax.hosts.peers import peers
 
 USAGE_ERROR = 2
 DIVERGED = 3
@@ -38,11 +40,10 @@ def exit_with_one_line(main: Callable) -> Callable:
 
   @functools.wraps(main)
   def wrapped(argv):
-    from desloc_jax.hosts import processes
     from desloc_jax.hosts.interruption import Interrupted
     from desloc_jax.train.recorder import TrainingDiverged
 
-    processes.belong_to_run()
+    ending.belong_to_run()
     sys.unraisablehook = functools.partial(_tell_of_unraisable, sys.unraisablehook)
     try:
       main(argv)
@@ -51,20 +52,20 @@ def exit_with_one_line(main: Callable) -> Callable:
     except TrainingDiverged as error:
       fail(error, DIVERGED)
     except Interrupted as stop:
-      end(stop.exit_code, str(stop))
+      peers().end(stop.exit_code, str(stop))
     except KeyboardInterrupt:
       fail('interrupted before the first step', 130)
     except OSError as error:  # A disk that is full, a folder that is gone.
       fail(f'{error.filename or "a file"} cannot be used: {error.strerror or error}')
     except Exception as error:
-      if processes.is_lost_peer(error):
-        end(processes.PEER_LOST, 'error: lost contact with another process, which died or hangs.')
+      if peers().lost_by(error):
+        peers().end(
+          ending.PEER_LOST, 'error: lost contact with another process, which died or hangs.'
+        )
       if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
         fail(f'{_first_line(error)}. Less batch_size or more accumulation or devices may help.')
-      if processes.several():
-        traceback.print_exc()
-        end(1, 'error: see above.')
-      raise
+      traceback.print_exc()
+      peers().end(1, 'error: see above.')
 
   return wrapped
 
@@ -83,23 +84,12 @@ def fail(error: Exception | str, code: int = USAGE_ERROR) -> None:
   if any(line.startswith('Traceback') for line in lines):
     lines = lines[-1:]  # An error in the config file itself: ml_collections quotes its traceback.
   text = ' '.join(' '.join(lines).split()).removeprefix('desloc_jax.errors.UserError: ')
-  end(code, f'error: {text}')
+  peers().end(code, f'error: {text}')
 
 
 def _first_line(error: Exception) -> str:
   lines = str(error).strip().splitlines() or ['there is not enough memory']
   return lines[0][:300].rstrip('.')
-
-
-def end(code: int, text: str) -> None:
-  """Prints a last line and ends the process, or this one of several."""
-  if 'jax' in sys.modules:
-    from desloc_jax.hosts import processes
-
-    if processes.several():
-      processes.leave(code, text)
-  print(text, file=sys.stderr)
-  sys.exit(code)
 
 
 def check_config_loaded(values: flags.FlagValues = flags.FLAGS) -> None:

@@ -4,8 +4,7 @@ import json
 import pathlib
 
 from desloc_jax.checkpoints.state import TrainState
-from desloc_jax.hosts import exchange, processes
-from desloc_jax.hosts.agreement import together
+from desloc_jax.hosts.peers import peers
 from desloc_jax.logs.metrics import lost_steps, read_metrics
 from desloc_jax.logs.workdir import METRICS_FILE, write_text
 from desloc_jax.train.evaluate import Evaluator
@@ -20,15 +19,18 @@ def complete_metrics(job: Job, state: TrainState, step: int, workdir: pathlib.Pa
   Raises:
     UserError: what there is of metrics.jsonl is not of a run.
   """
-  lines = together(lambda: read_metrics(workdir) if processes.writes() else [])
-  lines = [line for line in lines if line['step'] <= step]
-  complete = any(line['step'] == step and 'val_loss' in line for line in lines)
-  if not exchange.anywhere(processes.writes() and not complete):
+
+  def is_complete() -> bool:
+    lines = read_metrics(workdir)
+    return any(line['step'] == step and 'val_loss' in line for line in lines)
+
+  if peers().from_first(is_complete):
     return
   evaluation = Evaluator(job)(state)
-  syncs = {name: int(count) for name, count in exchange.fetch(state.syncs).items()}
-  if not processes.writes():
+  syncs = {name: int(count) for name, count in peers().fetch(state.syncs).items()}
+  if not peers().is_first:
     return
+  lines = [line for line in read_metrics(workdir) if line['step'] <= step]
   lost = lost_steps(lines, step)
   print(f'{lost} Step {step} is evaluated again from its checkpoint.')
   lines.append(

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from desloc_jax.checkpoints.state import TrainState
-from desloc_jax.hosts import exchange
+from desloc_jax.hosts.peers import peers
 from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.job import Job
@@ -22,7 +22,7 @@ class Evaluator:
     self._job, self._arrived = job, arrived
     workers, _, batch_size, _ = job.tokens_like.shape
     batches = job.data.held_out.batches(workers, batch_size)
-    self._batches = [exchange.place(tokens, sharding) for tokens in batches]
+    self._batches = [mesh_lib.place(tokens, sharding) for tokens in batches]
     params = jax.tree.map(lambda x: x.sharding, job.state_like.params)
     self._local_mean = jax.jit(local_mean, out_shardings=params)
 
@@ -49,4 +49,4 @@ class Evaluator:
     in_flight = InFlight(self._arrived)
     losses = [in_flight.add(self._job.eval_step(params, tokens)) for tokens in self._batches]
     # Of several processes each has those of its own workers: one exchange brings them together.
-    return self._job.data.held_out.by_source(exchange.fetch(losses))
+    return self._job.data.held_out.by_source(peers().fetch(losses))

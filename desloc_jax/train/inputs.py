@@ -6,7 +6,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 
-from desloc_jax.hosts import exchange
+from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.job import Job
 
 
@@ -16,7 +16,7 @@ def step_inputs(job: Job, start: int) -> Iterator[tuple[jax.Array, jax.Array | N
   on_device = (
     (
       _place_tokens(job, tokens),
-      job.active and exchange.place(job.active(step), everywhere),
+      job.active and mesh_lib.place(job.active(step), everywhere),
     )
     for step, tokens in enumerate(job.data.stream.iterator(start), start + 1)
   )

@@ -15,7 +15,7 @@ import numpy as np
 from desloc_jax import model as model_lib
 from desloc_jax.checkpoints.segment import BEGINNING, Clock, make_clock, Segment
 from desloc_jax.checkpoints.state import TrainState
-from desloc_jax.hosts.agreement import compare, together
+from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, is_local, WORKERS
@@ -99,9 +99,9 @@ def make_job(
   check_config(config)
   clock = make_clock(config, segment)
   mesh = make_worker_mesh(config, devices)
-  local_workers = together(lambda: mesh_lib.local_workers(mesh, config.workers))
-  data = together(lambda: load_data(config, segment.stream_start, local_workers, texts))
-  compare({'data': data.fingerprint})
+  local_workers = peers().together(lambda: mesh_lib.local_workers(mesh, config.workers))
+  data = peers().together(lambda: load_data(config, segment.stream_start, local_workers, texts))
+  peers().compare({'data': data.fingerprint})
   program = make_program(config, data.tokenizer.vocab_size, clock, mesh)
   params_like, (_, inner, periods, tx) = program.params_like, program.optimizer
   named, platform = sent_periods(periods), mesh_lib.platform(mesh)

@@ -16,10 +16,9 @@ from ml_collections import config_dict
 from desloc_jax.checkpoints.renaming import check_renaming
 from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.checkpoints.store import Checkpoints
-from desloc_jax.hosts import exchange, processes
-from desloc_jax.hosts.agreement import check_agreement, together
-from desloc_jax.hosts.board import Board
+from desloc_jax.hosts.agreement import check_agreement
 from desloc_jax.hosts.interruption import Interrupted, StopRequest
+from desloc_jax.hosts.peers import peers
 from desloc_jax.hosts.platforms import check_platforms
 from desloc_jax.hosts.watchdog import Watchdog
 from desloc_jax.logs import lock
@@ -62,17 +61,16 @@ def train(
   check_config(config)
   check_platforms()
   keep_programs(config.compilation.cache)
-  workdir = together(lambda: resolve(workdir, '--workdir'))
-  board = Board()
+  workdir = peers().together(lambda: resolve(workdir, '--workdir'))
+  board = peers().make_board()
   with contextlib.ExitStack() as stack:
     watchdog = Watchdog(config.processes.stuck_timeout_s, workdir, board)
     stack.enter_context(watchdog)
     request = stack.enter_context(StopRequest(board))
-    together(functools.partial(check_workdir, workdir))
-    if_first = lambda: stack.enter_context(lock.hold(workdir)) if processes.writes() else None
-    together(if_first)
+    peers().together(functools.partial(check_workdir, workdir))
+    peers().on_first(lambda: stack.enter_context(lock.hold(workdir)))
     check_agreement(config, workdir)
-    together(lambda: processes.writes() and check_renaming(workdir))
+    peers().on_first(functools.partial(check_renaming, workdir))
     return _train(config, workdir, devices, request, watchdog)
 
 
@@ -93,14 +91,14 @@ def _train(
       complete_metrics(job, state, stop, workdir)
     else:
       made_with = flatten(config)
-    if processes.writes():
+    if peers().is_first:
       write_options(made_with, workdir)
     state = _run_steps(job, workdir, checkpoints, state, start, stop, changes, request, watchdog)
   finally:
     watchdog.enter('the end')
     checkpoints.close()
-  syncs = {name: int(count) for name, count in exchange.fetch(state.syncs).items()}
-  return report.conclude(job, workdir, syncs) if processes.writes() else {}
+  syncs = {name: int(count) for name, count in peers().fetch(state.syncs).items()}
+  return report.conclude(job, workdir, syncs) if peers().is_first else {}
 
 
 def _run_steps(
@@ -118,7 +116,7 @@ def _run_steps(
   if start == stop:
     return state
   config = job.config
-  if processes.writes():
+  if peers().is_first:
     job.data.warn_of_epochs(stop)
   evaluator = Evaluator(job, watchdog.beat)
   recorder = Recorder(job, workdir, start, stop, state)
@@ -149,7 +147,7 @@ def _run_steps(
         recorder.write(line)
         if saves:
           with watchdog.during('a checkpoint'):
-            finite = exchange.fetch(job.finite(state))
+            finite = peers().fetch(job.finite(state))
             check_finite_state(step, finite, can_be_left_out=bool(state.optimizer.health))
             checkpoints.save(step, state, position_after(job, step, recorder.syncs, finite))
         recorder.restart_clock()

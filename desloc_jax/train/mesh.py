@@ -5,10 +5,11 @@ import math
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 
 from desloc_jax.errors import UserError
+from desloc_jax.hosts.peers import peers
 from desloc_jax.model.splitting import BATCH_AXIS as FSDP, split_dimension
 from desloc_jax.optimizer.over_workers import WORKERS
 
@@ -102,12 +103,17 @@ def local_workers(mesh: Mesh, workers: int) -> range:
   rows = [
     row
     for row, devices in enumerate(mesh.devices)
-    if any(device.process_index == jax.process_index() for device in devices)
+    if any(device.process_index == peers().index for device in devices)
   ]
   if not rows:
-    raise UserError(f'process {jax.process_index()} has no device of this run.')
+    raise UserError(f'process {peers().index} has no device of this run.')
   a_row = workers // len(mesh.devices)
   return range(rows[0] * a_row, (rows[-1] + 1) * a_row)
+
+
+def place(array: np.ndarray, sharding: Sharding) -> jax.Array:
+  """Returns an array that every process has whole, on the devices; each takes its part."""
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def shardings(mesh: Mesh, tree, worker_axes):

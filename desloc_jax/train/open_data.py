@@ -6,11 +6,11 @@ import functools
 import os
 
 from absl import logging
-import jax
 from ml_collections import config_dict
 
 from desloc_jax import data as data_lib
 from desloc_jax.data.manifest import MANIFEST
+from desloc_jax.hosts.peers import peers
 from desloc_jax.options.table import worker_batch_size
 from desloc_jax.paths import local_path
 
@@ -145,5 +145,5 @@ def _verify(path: str) -> None:
   if not os.path.exists(os.path.join(path, MANIFEST)):
     return
   manifest = data_lib.read_manifest(path)
-  mine = manifest.shards[jax.process_index() :: jax.process_count()]
+  mine = peers().share(manifest.shards)
   data_lib.verify_shards(path, dataclasses.replace(manifest, shards=mine))

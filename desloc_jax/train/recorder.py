@@ -11,7 +11,7 @@ from absl import logging
 import numpy as np
 
 from desloc_jax.checkpoints.state import TrainState
-from desloc_jax.hosts import exchange, processes
+from desloc_jax.hosts.peers import peers
 from desloc_jax.logs.metrics import format_bytes, MetricsWriter, progress_bar
 from desloc_jax.optimizer.transform import HEALTH
 from desloc_jax.optimizer.triggers import steps_until_due
@@ -34,16 +34,16 @@ class Recorder:
   def __init__(self, job: Job, workdir: pathlib.Path, start: int, stop: int, state: TrainState):
     """Starts after step `start`, with `state`."""
     self._job = job
-    self._writer = MetricsWriter(workdir, start) if processes.writes() else None
+    self._writer = MetricsWriter(workdir, start) if peers().is_first else None
     self.lost = self._writer.lost if self._writer else ''
     if self.lost:
       logging.warning('%s', self.lost)
-    self._bar = progress_bar(start, stop, shown=processes.writes())
+    self._bar = progress_bar(start, stop, shown=peers().is_first)
     self._pending: list[tuple[int, Mapping[str, Any]]] = []
     self._interval_start = time.perf_counter()
     self._periods = scheduled_periods(job.periods, job.config, job.clock)
     self._counters: Mapping[str, Any] = {}
-    syncs, health = exchange.fetch((state.syncs, state.optimizer.health))
+    syncs, health = peers().fetch((state.syncs, state.optimizer.health))
     self._restarts = np.array(health.restarts if health else np.zeros(job.config.workers, int))
     self.syncs = {name: int(count) for name, count in syncs.items()}
 
@@ -64,7 +64,7 @@ class Recorder:
       TrainingDiverged: in one of them a loss or gradient norm is not finite, and it is not one
         of workers that can be left out while others stay.
     """
-    fetched = exchange.fetch([metrics for _, metrics in self._pending])
+    fetched = peers().fetch([metrics for _, metrics in self._pending])
     speed = self._speed(time.perf_counter())
     for (step, _), metrics in zip(self._pending, fetched, strict=True):
       check_finite(step, metrics, self._active(step))
@@ -106,7 +106,7 @@ class Recorder:
   def _tell_of_restarts(self, step: int, metrics: Mapping[str, Any]) -> None:
     restarts = metrics['health'].get('restarts', self._restarts)
     for worker in np.flatnonzero(restarts > self._restarts):
-      if processes.writes():
+      if peers().is_first:
         self._bar.write(
           f'Step {step}: worker {worker} was not finite, had run away or was stuck. It was left out '
           f'of the average and restarted from the consensus, restart {restarts[worker]} of this worker.',

@@ -23,7 +23,7 @@ from desloc_jax.checkpoints.segment import make_clock, Segment
 from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.checkpoints.store import Checkpoints
 from desloc_jax.errors import UserError
-from desloc_jax.hosts.agreement import together
+from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.options.changes import changed_options
 from desloc_jax.options.table import flatten
@@ -73,7 +73,7 @@ def _go_on(
 ) -> tuple[Job, TrainState, int, str]:
   position = _read_position(checkpoints, step)
   changed = list(changed_options(config, position['config']).values())
-  texts = together(lambda: open_texts(config))
+  texts = peers().together(lambda: open_texts(config))
   following, data_changed = data_changes(config, texts, position)
   changed += data_changed
   segment = following if changed else position['segment']
@@ -91,7 +91,7 @@ def _go_on(
   )
   plan = Transfer(job, before)
   with checkpoints.reader(step) as reader:
-    arrays = together(lambda: plan.read(reader), also=(CheckpointDamaged,))
+    arrays = peers().together(lambda: plan.read(reader), also=(CheckpointDamaged,))
   state, summary = plan.state(arrays)
   line = f'{", ".join(changed)}; {summary}'
   print(f'Going on after step {step} with changes: {line}.')

@@ -13,7 +13,6 @@ with local steps of DES-LOC. On hosts and links of your own start it in each pro
 import argparse
 from collections.abc import Sequence
 import dataclasses
-import json
 import math
 import pathlib
 import statistics
@@ -27,8 +26,8 @@ import numpy as np
 
 from desloc_jax import commands
 from desloc_jax.errors import UserError
-from desloc_jax.hosts import exchange, processes
 from desloc_jax.hosts.agreement import check_same_run
+from desloc_jax.hosts.peers import peers
 from desloc_jax.logs.metrics import progress_bar
 from desloc_jax.logs.workdir import write_text
 from desloc_jax.optimizer.methods import METHODS
@@ -126,7 +125,7 @@ def measure(config: config_dict.ConfigDict, turns: int) -> list[Turn]:
   training = Training(config)
   local = training if period_of(config) > 1 else Training(never_due(config))
   first = warmup_turns(steps)
-  bar = progress_bar(0, first + turns, processes.writes(), unit='turn')
+  bar = progress_bar(0, first + turns, peers().is_first, unit='turn')
   taken = []
   with bar:
     for _ in range(first + turns):
@@ -149,8 +148,8 @@ def take_turn(training: Training, local: Training, steps: int) -> Turn:
   own = steps - averaging
   made = own or steps
   here = _seconds(local, made), _seconds(training, averaging)
-  everywhere = [json.loads(text) for text in exchange.exchange_text(json.dumps(here))]
-  local_s, average_s = (np.array(seconds) for seconds in zip(*everywhere, strict=True))
+  everywhere = zip(*peers().gather(here), strict=True)
+  local_s, average_s = (np.array(seconds) for seconds in everywhere)
   slowest_step_s, mean_step_s = local_s.max() / made, free_step(local_s, made)
   return Turn(
     step_s=(own * slowest_step_s + average_s.max()) / steps,
@@ -180,7 +179,7 @@ def _seconds(training: Training, steps: int) -> list[float]:
   They begin where all others have come as far: else one that is ahead would wait in the average
   within its time, and the same wait be in the local steps of the slowest.
   """
-  exchange.wait_for_all()
+  peers().wait_for_all()
   start = time.perf_counter()
   taken = []
   for made in range(0, steps, STRETCH):
@@ -249,7 +248,7 @@ def main(argv: Sequence[str]) -> None:
   command.join(options, config)
   check_same_run(config, cycles=options.cycles)
   turns = measure(config, options.cycles * cycle_of(config))
-  if not processes.writes():
+  if not peers().is_first:
     return
   if options.csv:
     write_text(pathlib.Path(options.csv), csv_text(list(map(dataclasses.asdict, turns))))

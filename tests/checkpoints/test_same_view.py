@@ -8,7 +8,8 @@ import pytest
 
 from desloc_jax.checkpoints import same_view
 from desloc_jax.errors import UserError
-from desloc_jax.hosts import agreement, exchange, processes
+from desloc_jax.hosts import peers as peers_lib
+from desloc_jax.hosts.peers import Peers
 from desloc_jax.logs.metrics import read_metrics
 from experiments.several import config_arguments, start, start_command
 
@@ -103,24 +104,24 @@ def test_a_damaged_file_sends_all_to_the_checkpoint_before(text, at_six, tmp_pat
 
 @pytest.fixture
 def two(monkeypatch):
-  """As process 0 of two, the other of which says what is put into the list, one text a call."""
-  answers = []
-  monkeypatch.setattr(processes, 'several', lambda: True)
-  monkeypatch.setattr(exchange, 'exchange_text', lambda text: [text, answers.pop(0)])
+  """As process 0 of two, the other of which says what is put into the list, one value a call."""
+  answers, played = [], Peers()
+  monkeypatch.setattr(played, 'gather', lambda value: [value, answers.pop(0)])
+  monkeypatch.setattr(peers_lib, '_peers', played)
   monkeypatch.setattr(same_view, '_PAUSE_S', 0)
   return answers
 
 
-FINE = json.dumps([None, 'None'])
+FINE = [None, 'None']
 
 
 def test_the_first_looks_up_what_another_lists(two, tmp_path, monkeypatch):
   for step in (3, 6):
     (tmp_path / str(step)).mkdir()
   monkeypatch.setattr(same_view, 'listed_steps', lambda folder: [3])
-  two += [FINE, json.dumps([[3, 6], False]), FINE, json.dumps([[3, 6], False])]
+  two += [FINE, [[3, 6], False], FINE, [[3, 6], False]]
   assert same_view.agreed_steps(tmp_path, 10) == [6, 3] and not two
-  two += [FINE, json.dumps([[3, 9], False])] * 2
+  two += [FINE, [[3, 9], False]] * 2
   with pytest.raises(
     UserError, match='process 1 sees a checkpoint of step 9 .* process 0 does not'
   ):
@@ -132,23 +133,24 @@ def test_the_others_need_not_list_what_the_first_sees(two, tmp_path):
   (tmp_path / '6.orbax-checkpoint-tmp').mkdir()
   (tmp_path / 'damaged-9').mkdir()
   (tmp_path / '07').mkdir()
-  two += [FINE, json.dumps([[], False])]
+  two += [FINE, [[], False]]
   assert same_view.agreed_steps(tmp_path, 10) == [6]
   assert same_view.listed_steps(pathlib.Path(tmp_path, 'nothing')) == []
 
 
 def test_what_the_first_does_is_told(two, monkeypatch):
-  two.append(json.dumps([None, None, '']))
-  assert agreement.from_first(lambda: {'a': 1}) == {'a': 1}
-  two.append(json.dumps([None, None, '']))
+  two.append([None, None, ''])
+  played = peers_lib.peers()
+  assert played.from_first(lambda: {'a': 1}) == {'a': 1}
+  two.append([None, None, ''])
 
   def refuse():
     raise UserError('no')
 
   with pytest.raises(UserError, match='no'):
-    agreement.from_first(refuse)
-  monkeypatch.setattr(processes, 'writes', lambda: False)  # Now as the other one.
-  texts = [json.dumps([None, 1, 'torn']), '']
-  monkeypatch.setattr(exchange, 'exchange_text', lambda text: texts)
+    played.from_first(refuse)
+  monkeypatch.setattr(played, 'index', 1)  # Now as the other one.
+  ends = [[None, 1, 'torn'], [None, None, '']]
+  monkeypatch.setattr(played, 'gather', lambda value: ends)
   with pytest.raises(KeyError, match='torn'):
-    agreement.from_first(refuse, also=(KeyError,))
+    played.from_first(refuse, also=(KeyError,))

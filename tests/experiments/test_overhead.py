@@ -1,7 +1,6 @@
 """What averaging costs, measured beside the local steps of the same run."""
 
 import csv
-import json
 import re
 import time
 import types
@@ -11,7 +10,7 @@ import pytest
 
 from configs import tiny
 from desloc_jax.errors import UserError
-from desloc_jax.hosts import exchange
+from desloc_jax.hosts.peers import peers
 from experiments.scales import changed
 from experiments.several import free_port
 from experiments.systems.overhead import (
@@ -110,7 +109,7 @@ def test_a_turn_is_the_local_steps_and_the_average(clock, monkeypatch):
   def wait():
     clock.now += 100  # Is none of the steps' time.
 
-  monkeypatch.setattr(exchange, 'wait_for_all', wait)
+  monkeypatch.setattr(peers(), 'wait_for_all', wait)
   training = Timed(clock, 2, average_s=78)
   assert take_turn(training, training, 40) == Turn(step_s=3.95, waiting_s=0, local_step_s=2)
   assert training.steps == [15, 15, 9, 1]
@@ -123,11 +122,10 @@ def test_beside_a_method_without_local_steps_are_those_of_another(clock):
 
 
 def test_the_average_waits_for_the_slowest_process_and_local_steps_for_none(clock, monkeypatch):
-  def with_a_slower_one(text):
-    slower = [[2 * seconds for seconds in part] for part in json.loads(text)]
-    return [text, json.dumps(slower)]
+  def with_a_slower_one(parts):
+    return [parts, [[2 * seconds for seconds in part] for part in parts]]
 
-  monkeypatch.setattr(exchange, 'exchange_text', with_a_slower_one)
+  monkeypatch.setattr(peers(), 'gather', with_a_slower_one)
   training = Timed(clock, 1)
   turn = take_turn(training, training, 32)
   assert (turn.step_s, turn.waiting_s) == (2, 0.5 * 31 / 32)

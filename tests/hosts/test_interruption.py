@@ -7,21 +7,17 @@ import time
 
 import pytest
 
-from desloc_jax.hosts import board as board_lib, interruption
+from desloc_jax.hosts import interruption
+from desloc_jax.hosts.board import Board
 from desloc_jax.hosts.interruption import Interrupted, last_step, StopRequest
 
 
-class Board(board_lib.Board):
-  """Notes that are in the same dictionary for all who are played."""
-
-  def __init__(self, notes, index, count):
-    super().__init__()
-    self._own, self.index, self.count = notes, index, count
-
-
 def boards(count):
-  notes = {}
-  return [Board(notes, index, count) for index in range(count)]
+  """Returns boards whose notes are in the same dictionary for all who are played."""
+  played, notes = [Board(count, index) for index in range(count)], {}
+  for board in played:
+    board._notes = notes
+  return played
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from desloc_jax.errors import UserError
-from desloc_jax.hosts import processes as processes_lib
+from desloc_jax.hosts.ending import PEER_LOST
+from desloc_jax.hosts.joined import Joined
+from desloc_jax.hosts.joining import join
+from desloc_jax.hosts.peers import Peers
 from desloc_jax.logs.metrics import read_metrics
 from experiments.several import kill, start, wait_for_step
 from experiments.systems.faults import trouble
@@ -77,7 +80,7 @@ def test_a_process_that_is_killed_is_noticed_by_all_others(victim, options, tmp_
   killed = time.monotonic()
   codes, errors = finish(started)
   assert time.monotonic() - killed < 30
-  assert codes == [-9 if i == victim else processes_lib.PEER_LOST for i in range(3)], errors
+  assert codes == [-9 if i == victim else PEER_LOST for i in range(3)], errors
   for text in (text for i, text in enumerate(errors) if i != victim):
     # JAX's own threads may still write of it as the process ends.
     ours = [line for line in text.splitlines() if line.startswith('error: ')]
@@ -125,7 +128,7 @@ def test_reads_that_hang_in_one_process_end_both(culprit, options, tmp_path, mon
   wait_for_training(tmp_path / 'run', started)
   trouble.tell(tmp_path / 'trouble', 'stuck', culprit)
   codes, errors = finish(started, timeout=60)
-  assert codes == [processes_lib.PEER_LOST] * 2, errors
+  assert codes == [PEER_LOST] * 2, errors
   for text in errors:
     ours = [line for line in text.splitlines() if line.startswith('error: ')]
     assert len(ours) == 1 and 'stuck' in ours[0], text
@@ -145,13 +148,13 @@ def test_reads_that_hang_in_one_process_end_both(culprit, options, tmp_path, mon
 )
 def test_numbers_that_cannot_be_right_are_refused(membership, message):
   with pytest.raises(UserError, match=message):
-    processes_lib.join(*membership, 10, 10)
+    join(*membership, 10, 10)
 
 
-def test_what_a_lost_process_causes_is_told_from_other_errors(monkeypatch):
-  monkeypatch.setattr(processes_lib, 'several', lambda: True)
+def test_what_a_lost_process_causes_is_told_from_other_errors():
+  lost_by = Joined(2, 0).lost_by
   lost = ValueError('UNKNOWN: Gloo all-reduce failed: Connection closed by peer')
   wrapped = RuntimeError('orbax failed')
   wrapped.__cause__ = lost
-  assert processes_lib.is_lost_peer(lost) and processes_lib.is_lost_peer(wrapped)
-  assert not processes_lib.is_lost_peer(ValueError('RESOURCE_EXHAUSTED: no space'))
+  assert lost_by(lost) and lost_by(wrapped) and not Peers().lost_by(lost)
+  assert not lost_by(ValueError('RESOURCE_EXHAUSTED: no space')) and not lost_by(None)

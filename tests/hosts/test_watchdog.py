@@ -106,12 +106,12 @@ def test_a_notebook_is_told_and_not_ended(tmp_path, capfd):
 
 STUCK_WRITES = """
 import os, pathlib, sys, threading, time
-from desloc_jax.hosts import processes
+from desloc_jax.hosts import ending
 from desloc_jax.hosts.board import Board
 from desloc_jax.hosts.watchdog import Watchdog
 from desloc_jax.hosts import watchdog
 watchdog._TELL_S = 2
-processes.belong_to_run()
+ending.belong_to_run()
 os.set_blocking(2, False)
 try:
   while os.write(2, bytes(4096)): pass

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from desloc_jax.errors import UserError
-from desloc_jax.hosts import agreement, clusters, exchange
+from desloc_jax.hosts import clusters, joined
+from desloc_jax.hosts.peers import Peers
 from desloc_jax.train import mesh as mesh_lib
 from experiments.several import free_port, ROOT
 from tests.environment import environment
@@ -220,11 +221,11 @@ def test_a_pod_that_cannot_find_the_others_does_not_train_alone(monkeypatch):
 
 def test_differences_are_named(monkeypatch):
   others = {'a': 1, 'b': None, 'd': 'x' * 200}
-  texts = lambda text: [text, text, agreement.json.dumps(others)]
-  monkeypatch.setattr(exchange, 'exchange_text', texts)
-  agreement.compare(dict(others))
+  three = Peers()
+  monkeypatch.setattr(three, 'gather', lambda values: [values, values, others])
+  three.compare(dict(others))
   with pytest.raises(UserError, match=r'processes 0 and 2 .* a \(2 and 1\), c \(3 and unset\), b '):
-    agreement.compare({'a': 2, 'c': 3, 'd': others['d']})
+    three.compare({'a': 2, 'c': 3, 'd': others['d']})
 
 
 class Device:
@@ -279,12 +280,10 @@ def test_values_come_from_whoever_has_them(monkeypatch):
     np.arange(8, dtype=np.int32).reshape(4, 2), NamedSharding(mesh, P('workers'))
   )
   owners = [(i // 2, (slice(i, i + 1), slice(None))) for i in range(4)]
-  monkeypatch.setattr(exchange, 'several', lambda: True)
-  monkeypatch.setattr(exchange, '_is_here', lambda leaf: leaf.ndim == 0)
-  monkeypatch.setattr(exchange, '_owners', lambda leaf: iter(owners))
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  other = bytes([1]) + np.array([[9, 8], [7, 6]], np.int32).tobytes()
-  monkeypatch.setattr(exchange, '_all_gather', lambda message, size: [message, other])
-  (fetched, scalar), any_flag = exchange.fetch_and_ask((rows, jax.numpy.float32(3)), False)
+  monkeypatch.setattr(joined, '_is_here', lambda leaf: leaf.ndim == 0)
+  monkeypatch.setattr(joined, '_owners', lambda leaf: iter(owners))
+  other = np.array([[9, 8], [7, 6]], np.int32).tobytes()
+  monkeypatch.setattr(joined, '_all_gather', lambda message, size: [message, other])
+  fetched, scalar = joined.Joined(2, 0).fetch((rows, jax.numpy.float32(3)))
   np.testing.assert_array_equal(fetched, [[0, 1], [2, 3], [9, 8], [7, 6]])
-  assert scalar == 3 and any_flag
+  assert scalar == 3

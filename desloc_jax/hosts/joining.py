@@ -1,4 +1,4 @@
-"""One run in several processes, by `jax.distributed`: joining, and losing one of them.
+"""Joining the other processes of a run, by `jax.distributed`.
 
 When a process dies or hangs, the others say so in one line and end with exit code `PEER_LOST`, so
 that whatever started them can start again with what is left. JAX notices a closed connection at
@@ -7,45 +7,28 @@ once and a silent process by its heartbeat; it then raises, or ends the process 
 
 from collections.abc import Iterator
 import contextlib
-import ctypes
 import os
 import signal
 import sys
 import tempfile
 import threading
-import time
 
 import jax
 from jax.experimental import multihost_utils
 
 from desloc_jax.errors import UserError
 from desloc_jax.hosts import clusters, host_memory
+from desloc_jax.hosts.ending import (
+  BAD_START,
+  catch_aborts,
+  go_last,
+  leave,
+  set_last_words,
+  write_to,
+)
+from desloc_jax.hosts.joined import Joined
+from desloc_jax.hosts.peers import set_peers
 from desloc_jax.hosts.platforms import check_platforms
-
-BAD_START = 2
-PEER_LOST = 4
-
-# Texts of the errors that a lost process causes, of types that vary: gloo, NCCL, coordination.
-_LOST = (
-  'Gloo',
-  'NCCL',
-  'coordination service',
-  'CoordinationService',
-  'heartbeat',
-  'Socket closed',
-)
-
-# Of this run, and of this process among them.
-_count, _index = 1, 0
-_may_be_ended = False
-
-_stderr = 2
-_leaving = threading.Lock()
-_code_said: int | None = None
-_abort_means = (
-  PEER_LOST,
-  'error: another process, or process 0 that coordinates them, died or hangs.',
-)
 
 
 def join(
@@ -56,6 +39,8 @@ def join(
   heartbeat_timeout_s: int,
 ) -> None:
   """Makes this process one of several, where it is; returns when all of them are there.
+
+  From then on they are `peers()`.
 
   Args:
     coordinator: 'HOST:PORT' of process 0, the same for all.
@@ -82,15 +67,14 @@ def join(
   others = f'all {count} processes' if count else f'all processes of {cluster}'
   alone = '; --num_processes=1 trains alone' if cluster else ''
   where = f' at {coordinator}' if coordinator else ''
-  global _abort_means, _count, _index
-  _index = index or 0  # Asking JAX would wait for the others.
-  while_running = _abort_means
-  _abort_means = (
+  too_late = (
     BAD_START,
     f'error: not {others} met{where} within {start_timeout_s} s (processes.start_timeout_s): one is '
     f'missing, two have one id, or the address is wrong{alone}.',
   )
-  _catch_aborts()
+  while_running = set_last_words(*too_late)
+  go_last(not index)  # Where it is not given, asking JAX would wait for the others.
+  catch_aborts()
   jax.config.update('jax_enable_preemption_service', False)  # It would swallow SIGTERM.
   with _quick_to_interrupt(), _without_stacks():
     try:
@@ -109,12 +93,15 @@ def join(
       leave(BAD_START, f'error: {error}')
     except Exception as error:  # Of many types.
       if cluster == 'TPU' and 'should be defined' in str(error):
+        go_last(False)
         return  # Chips of one host that belong to no pod.
       if 'DEADLINE_EXCEEDED' in str(error):
-        leave(*_abort_means)
+        leave(*too_late)
       leave(BAD_START, f'error: the processes did not find each other: {_first_line(error)}{alone}')
-  _abort_means = while_running
-  _count, _index = found, jax.process_index()
+  set_last_words(*while_running)
+  if found > 1:
+    set_peers(Joined(found, jax.process_index()))
+  go_last(found > 1 and jax.process_index() == 0)
   if jax.default_backend() == 'cpu':
     host_memory.keep_freed_memory()
 
@@ -133,18 +120,18 @@ def _quick_to_interrupt() -> Iterator[None]:
 @contextlib.contextmanager
 def _without_stacks() -> Iterator[None]:
   """Keeps what JAX's C++ writes to stderr from it, a page before an abort, unless all goes well."""
-  global _stderr
   sys.stderr.flush()
   with tempfile.TemporaryFile() as kept:
-    _stderr = os.dup(2)
+    stderr = os.dup(2)
+    before = write_to(stderr)
     os.dup2(kept.fileno(), 2)
     try:
       yield
     finally:
       sys.stderr.flush()
-      os.dup2(_stderr, 2)
-      os.close(_stderr)
-      _stderr = 2
+      os.dup2(stderr, 2)
+      os.close(stderr)
+      write_to(before)
       kept.seek(0)
       os.write(2, kept.read())
 
@@ -159,90 +146,6 @@ def _check_membership(coordinator: str | None, count: int | None, index: int | N
     raise UserError(
       f'--process_id is {index}; expected 0 to {count - 1} with --num_processes={count}.'
     )
-
-
-def several() -> bool:
-  """Returns whether the run is one of several processes."""
-  return _count > 1
-
-
-def count() -> int:
-  """Returns the number of processes of the run."""
-  return _count
-
-
-def index() -> int:
-  """Returns which of them this is, from 0."""
-  return _index
-
-
-def belong_to_run(alone: bool = True) -> None:
-  """Says whether this process is there for the run alone, and may be ended at any moment by it.
-
-  Unlike a notebook's, or one that has other processes to end.
-  """
-  global _may_be_ended
-  _may_be_ended = alone
-
-
-def may_be_ended() -> bool:
-  """Returns whether this process is there for the run alone."""
-  return _may_be_ended
-
-
-def writes() -> bool:
-  """Returns whether this process writes the logs: the first one alone does."""
-  return _index == 0
-
-
-def is_lost_peer(error: BaseException | None) -> bool:
-  """Returns whether an error comes of another process that is gone."""
-  if error is None or not several():
-    return False
-  return any(text in str(error) for text in _LOST) or is_lost_peer(
-    error.__cause__ or error.__context__
-  )
-
-
-def leave(code: int, text: str = '') -> None:
-  """Ends the process at once, with a last line; JAX would wait minutes for the others at exit."""
-  global _code_said
-  with _leaving:
-    first = _code_said is None
-    if first:
-      _code_said = code
-      sys.stdout.flush()
-      sys.stderr.flush()
-      if text:
-        os.write(_stderr, f'{text}\n'.encode())
-      os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # What C++ threads have to say now is noise.
-  # Where the coordinator goes, the others are aborted: it goes last.
-  time.sleep(2 if writes() or not first else 0)
-  os._exit(_code_said)
-
-
-def set_last_words(code: int, text: str) -> None:
-  """Sets what is said, and the exit code, where JAX's C++ aborts this process."""
-  global _abort_means
-  _abort_means = code, text
-
-
-def _on_abort(_: int) -> None:
-  leave(*_abort_means)
-
-
-# Kept as long as the process lives: C calls it.
-_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)(_on_abort)
-
-
-def _catch_aborts() -> None:
-  """Has `_on_abort` run where JAX's C++ calls abort(), even while Python waits for a device.
-
-  Python's own handlers only run between instructions of the main thread.
-  """
-  libc = ctypes.CDLL(None)
-  libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, type(_HANDLER)]
-  libc.signal(signal.SIGABRT, _HANDLER)
 
 
 def _first_line(error: BaseException) -> str:
