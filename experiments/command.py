@@ -15,7 +15,8 @@ from desloc_jax.errors import UserError
 from desloc_jax.hosts import joining
 from desloc_jax.hosts.peers import peers
 from desloc_jax.options.checks import check_config
-from desloc_jax.options.table import flatten, options_help
+from desloc_jax.options.listing import options_help
+from desloc_jax.options.table import flatten
 from desloc_jax.train import cli
 from experiments import report as report_lib
 from experiments.progress import Progress

@@ -14,13 +14,12 @@ from ml_collections import config_dict
 from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.logs.workdir import CHECKPOINTS
 from desloc_jax.model import flops_per_token
-from desloc_jax.options.changes import RESUMABLE
+from desloc_jax.options.changes import restart_words
 from desloc_jax.options.table import flatten, model_config, worker_batch_size
 
 RESULT_FILE = 'result.json'
-# These change nothing that is computed, but what is recorded of it.
+# A restart may change these, but what is recorded depends on them.
 _RECORDED = ('stop_at', 'log_every', 'eval.')
-_NOT_IN_KEY = tuple(name for name in RESUMABLE if name not in _RECORDED)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +45,8 @@ class Run:
   @functools.cached_property
   def key(self) -> str:
     """A hash of all that the result depends on."""
-    options = {n: v for n, v in flatten(self.config).items() if not n.startswith(_NOT_IN_KEY)}
+    counts = lambda name: name.startswith(_RECORDED) or 'always' not in restart_words(name)
+    options = {name: value for name, value in flatten(self.config).items() if counts(name)}
     measured = self.measure and f'{self.measure.__module__}.{self.measure.__qualname__}'
     text = json.dumps([options, self.after and self.after.key, measured], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

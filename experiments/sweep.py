@@ -31,7 +31,7 @@ import numpy as np
 from desloc_jax import commands
 from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.hosts.peers import peers
-from desloc_jax.options.table import option, OPTIONS
+from desloc_jax.options.table import find_row, option, OPTIONS
 from desloc_jax.train import cli
 from experiments import command, plots
 from experiments.progress import Progress
@@ -107,7 +107,7 @@ def parse_axes(args: Sequence[str], config: config_dict.ConfigDict) -> dict[str,
   axes = {}
   for arg in args:
     name, _, values = arg.removeprefix('--sweep').removeprefix('.').partition('=')
-    if name not in OPTIONS and not name.startswith('data.sources.'):
+    if find_row(name) is None:
       raise unknown_choice('option --sweep.', name, OPTIONS)
     texts = [text.strip() for text in _BETWEEN_VALUES.split(values)]
     if not all(texts):

@@ -4,15 +4,19 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from desloc_jax import errors
+from desloc_jax import errors, valid
 
-COMPUTE_DTYPES = ('float32', 'bfloat16')
-REMAT = ('none', 'dots', 'full')
-ATTENTION = ('auto', 'xla', 'cudnn')
-
-_LIMIT = 2**31  # Of the size of an axis: indices are int32.
-_FLOAT32_LIMIT = 2.0**128
 _CUDNN_MAX_HEAD_DIM = 128  # Hopper and later take 256, Ampere and Ada no more than this.
+# What each field of `GPTConfig` may be.
+VALID = {
+  **dict.fromkeys(('vocab_size', 'layers', 'width', 'heads', 'seq_len'), valid.at_least(1)),
+  **dict.fromkeys(('mlp_ratio', 'loss_chunk'), valid.at_least(1)),
+  'rope_base': valid.ABOVE_ONE,
+  **dict.fromkeys(('qk_norm', 'tie_embeddings'), valid.ANY),
+  'compute_dtype': valid.one_of(('float32', 'bfloat16')),
+  'remat': valid.one_of(('none', 'dots', 'full')),
+  'attention': valid.one_of(('auto', 'xla', 'cudnn')),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,30 +62,12 @@ class GPTConfig:
   loss_chunk: int = 2048
 
   def __post_init__(self):
-    for field in ('vocab_size', 'layers', 'width', 'heads', 'seq_len', 'mlp_ratio', 'loss_chunk'):
-      value = getattr(self, field)
-      if type(value) is not int or not 1 <= value < _LIMIT:
-        raise errors.UserError(
-          f'{field} is {value!r}: it must be a whole number of at least 1, below {_LIMIT}.'
-        )
-    if type(self.rope_base) not in (int, float) or not 1 < self.rope_base < _FLOAT32_LIMIT:
-      raise errors.UserError(
-        f'rope_base is {self.rope_base!r}: it must be a number above 1, below {_FLOAT32_LIMIT}.'
-      )
-    for field in ('qk_norm', 'tie_embeddings'):
-      if type(getattr(self, field)) is not bool:
-        raise errors.UserError(f'{field} is {getattr(self, field)!r}: it must be True or False.')
-    for field, choices in (
-      ('compute_dtype', COMPUTE_DTYPES),
-      ('remat', REMAT),
-      ('attention', ATTENTION),
-    ):
-      if getattr(self, field) not in choices:
-        raise errors.unknown_choice(field, getattr(self, field), choices)
-    if max(3, self.mlp_ratio) * self.width >= _LIMIT:
+    for field in dataclasses.fields(self):
+      valid.check_value(field.name, getattr(self, field.name), field.type, VALID[field.name])
+    if max(3, self.mlp_ratio) * self.width >= valid.LIMIT:
       raise errors.UserError(
         f'width is {self.width} with mlp_ratio {self.mlp_ratio}: 3 * width and mlp_ratio * width '
-        f'must be below {_LIMIT}.'
+        f'must be below {valid.LIMIT}.'
       )
     if self.width % (2 * self.heads):
       raise errors.UserError(

@@ -1,33 +1,11 @@
 """What may differ between a run and the one whose checkpoint it goes on from."""
 
 from collections.abc import Mapping
-import re
 
 from ml_collections import config_dict
 
 from desloc_jax.errors import UserError
-from desloc_jax.options.table import ALLOWABLE, default_config, flatten
-
-# What may differ between the runs that share a workdir: nothing here changes what is computed (a
-# mesh and a loss chunk change the order of sums, and so the last bits).
-RESUMABLE = (
-  'stop_at',
-  'log_every',
-  'mesh.',
-  'eval.',
-  'checkpoint.',
-  'restore.',
-  'processes.',
-  'model.loss_chunk',
-  'plan.',
-  'topology',
-  'data.verify',
-  'compilation.',
-)
-# Names of data, which is compared by its content.
-BY_CONTENT = re.compile(r'data\.(tokenizer|validation_fraction|sources\..*\.(path|where))')
-# What may differ where the number of workers does, which always may.
-FOLLOW_WORKERS = ('workers', 'worker_weights', 'accumulation', 'failures.away')
+from desloc_jax.options.table import ALLOWABLE, default_config, find_row, flatten
 
 
 def changed_options(config: config_dict.ConfigDict, before: Mapping[str, object]) -> dict[str, str]:
@@ -51,21 +29,17 @@ def changed_options(config: config_dict.ConfigDict, before: Mapping[str, object]
   changed = {
     name: f'{name} (was {before.get(name)!r}, is {now.get(name)!r})'
     for name in dict.fromkeys([*now, *before])
-    if before.get(name) != now.get(name)
-    and not name.startswith(RESUMABLE)
-    and not BY_CONTENT.fullmatch(name)
+    if before.get(name) != now.get(name) and not {'always', 'content'} & set(restart_words(name))
   }
-  permitted = [prefix for name in allowed_names(config) for prefix in ALLOWABLE[name]]
-  follows_workers = lambda name: name in FOLLOW_WORKERS or name.endswith('.worker_weights')
-  refused = [
-    name
-    for name in changed
-    if not name.startswith(tuple(permitted))
-    and not ('workers' in changed and follows_workers(name))
-  ]
+  permitted = {*allowed_words(config), *(['workers'] if 'workers' in changed else [])}
+  refused = [name for name in changed if not permitted & set(restart_words(name))]
   if refused:
-    groups = [g for g, options in ALLOWABLE.items() if any(n.startswith(options) for n in refused)]
-    hint = f', or permit it by --config.restore.allow={",".join(groups)}' if groups else ''
+    # The first word of a row permits least.
+    words = [word for name in refused for word in restart_words(name)[:1] if word in ALLOWABLE]
+    each = len(words) == len(refused)
+    hint = (
+      f', or permit it by --config.restore.allow={",".join(dict.fromkeys(words))}' if each else ''
+    )
     raise UserError(
       f'the workdir holds a run of another config: {", ".join(changed[name] for name in refused)}. '
       f'Use another --workdir, or the config that it was made with{hint}.'
@@ -73,6 +47,12 @@ def changed_options(config: config_dict.ConfigDict, before: Mapping[str, object]
   return changed
 
 
-def allowed_names(config: config_dict.ConfigDict) -> list[str]:
+def restart_words(name: str) -> list[str]:
+  """Returns the words of when a restart may change an option; none if it is not known any more."""
+  row = find_row(name)
+  return row.restart.split() if row else []
+
+
+def allowed_words(config: config_dict.ConfigDict) -> list[str]:
   """Returns the parts of `restore.allow`."""
-  return [name for name in map(str.strip, config.restore.allow.split(',')) if name]
+  return [word for word in map(str.strip, config.restore.allow.split(',')) if word]

@@ -1,71 +1,21 @@
 """Refuses configurations that cannot work, before anything is compiled."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import math
 import re
 
 from ml_collections import config_dict
 
 from desloc_jax.errors import unknown_choice, UserError
-from desloc_jax.optimizer.inner import INNER_OPTIMIZERS, REFUSED
-from desloc_jax.optimizer.methods import METHODS, MULTIPLES
-from desloc_jax.optimizer.schedules import SCHEDULES
-from desloc_jax.optimizer.syncs import SYNCS
-from desloc_jax.optimizer.transform import TIMINGS
-from desloc_jax.options.changes import allowed_names
+from desloc_jax.optimizer.inner import REFUSED
+from desloc_jax.optimizer.methods import MULTIPLES
+from desloc_jax.options.changes import allowed_words
 from desloc_jax.options.failures import parse_away
-from desloc_jax.options.table import ALLOWABLE, FIELDS, option, worker_batch_size
+from desloc_jax.options.table import ALLOWABLE, find_row, OPTIONS, worker_batch_size
 from desloc_jax.options.topology import parse_topology
-from desloc_jax.options.types import check_types
+from desloc_jax.valid import check_value, FLOAT32_LIMIT, LIMIT
 
-_LIMIT = 2**31  # Of the integers that steps and sizes are counted in on devices.
-_FLOAT32_LIMIT, _FLOAT32_LEAST = 2.0**128, 2.0**-126
-_MOST_WORKERS = 2**16  # Each has a few Python objects of its own.
-
-# (the least that a value may be, what it must be below): options.
-_RANGES = {
-  (1, _MOST_WORKERS): ('workers',),
-  (1, _LIMIT): (
-    'batch_size', 'accumulation', 'seq_len', 'steps', 'log_every', 'checkpoint.keep',
-    'period_growth', 'failures.steps', 'stop_at', 'processes.start_timeout_s',
-    'processes.heartbeat_timeout_s', 'sync.block', 'sync.keep', 'sync.chunk',
-  ),
-  (0, _LIMIT): (
-    'seed', 'global_batch_size', 'health.warmup_syncs', 'mesh.fsdp', 'eval.every',
-    'eval.sequences', 'checkpoint.every', 'model.vocab_size', 'schedule.warmup_steps',
-    'sync_warmup_steps', 'plan.devices_per_worker', 'processes.stuck_timeout_s',
-  ),
-  (0, _FLOAT32_LIMIT): (
-    'inner.learning_rate', 'inner.eps', 'inner.eps_root', 'inner.alpha', 'inner.clip_norm',
-    'inner.clip_value', 'sync.eta', 'inner.weight_decay', 'outer.learning_rate', 'plan.latency_ms',
-  ),
-}  # fmt: skip
-# What is expected, in words and as a condition, of which options.
-_EXPECTED = (
-  ('a number in [0, 1)', lambda x: 0 <= x < 1, (
-    'inner.b1', 'inner.b2', 'inner.b3', 'inner.momentum', 'outer.momentum',
-    'data.validation_fraction', 'health.decay', 'failures.rate', 'plan.overlap',
-  )),
-  ('a share in [0, 1]', lambda x: 0 <= x <= 1, (
-    'schedule.decay_fraction', 'inner.w', 'sync.decay',
-  )),
-  ('a finite number above 0', lambda x: 0 < x < math.inf, (
-    'plan.bandwidth_gbps', 'plan.bytes_per_value', 'plan.peak_tflops', 'plan.memory_gb',
-  )),
-  ('a share in (0, 1]', lambda x: 0 < x <= 1, ('plan.mfu', 'plan.memory_fraction')),
-  ('a share in (0, 1)', lambda x: 0 < x < 1, ('plan.share',)),
-  ('0, or a finite number above 1', lambda x: x == 0 or 1 < x < math.inf, ('health.threshold',)),
-)  # fmt: skip
-_CHOICES = {
-  'method': METHODS,
-  'inner.name': INNER_OPTIMIZERS,
-  'schedule.name': SCHEDULES,
-  'timing': TIMINGS,
-  'schedule.unit': ('steps', 'tokens'),
-  'sync.params': SYNCS,
-  'sync.moments': SYNCS,
-  'data.on_bad': ('error', 'skip'),
-}
+_FLOAT32_LEAST = 2.0**-126
 
 
 def check_config(config: config_dict.ConfigDict) -> None:
@@ -74,63 +24,67 @@ def check_config(config: config_dict.ConfigDict) -> None:
   Raises:
     UserError: names the option, its value and what would be valid.
   """
-  check_types(config)
-  for (least, limit), names in _RANGES.items():
-    for name in names:
-      _check_range(config, name, least, limit)
+  _check_options(config)
   _check_periods(config)
-  for expected, fits, names in _EXPECTED:
-    for name in names:
-      if (value := option(config, name)) is not None and not fits(value):
-        raise UserError(f'{name} is {value!r}; expected {expected}.')
-  _check_choices(config)
-  parse_away(config.failures.away, config.workers)
-  if config.topology:
-    parse_topology(config.topology)
+  _check_texts(config)
   _check_weights(config)
   _check_sizes(config)
 
 
-def _check_range(
-  config: config_dict.ConfigDict, name: str, least: int, limit: float = _LIMIT
-) -> None:
-  value = option(config, name)
-  if value is not None and not least <= value < limit:
-    raise UserError(f'{name} is {value!r}; expected a number >= {least}, below {limit}.')
+def _check_options(config: config_dict.ConfigDict) -> None:
+  """Checks that the options are there, each with a value that its row takes, and no others."""
+  present = dict(_leaves(config))
+  sources = {n.rpartition('.')[0] for n in present if n.startswith('data.sources.')}
+  required = [name for name in OPTIONS if not name.startswith('data.sources.')]
+  required += [f'{source}.path' for source in sources or ['data.sources.text']]
+  if missing := [name for name in required if name not in present]:
+    raise UserError(
+      f'the config lacks {", ".join(missing)}; begin it with default_config() as configs/ do.'
+    )
+  if (optimizer := present['inner.name']) in REFUSED:
+    raise UserError(f'inner.name {optimizer!r} is not supported: {REFUSED[optimizer]}.')
+  for name, value in present.items():
+    row = find_row(name)
+    if row is None:
+      raise unknown_choice('option', name, OPTIONS)
+    if value is not None or not row.may_be_unset:
+      check_value(name, value, row.kind, row.valid)
+
+
+def _leaves(node: Mapping[str, object], prefix: str = '') -> Iterator[tuple[str, object]]:
+  for key, value in node.items():
+    if isinstance(value, Mapping | config_dict.ConfigDict) and value:
+      yield from _leaves(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
 
 
 def _check_periods(config: config_dict.ConfigDict) -> None:
-  for name in config.periods:
-    _check_range(config, f'periods.{name}', 0)
   # States without a period of their own get a multiple of the parameters'.
-  multiple = max(MULTIPLES.values())
-  _check_range(config, 'periods.params', 0, _LIMIT // multiple)
-  longest = max(multiple * config.periods.params, *(p or 0 for p in config.periods.values()))
-  if longest * config.period_growth >= _LIMIT:
+  longest = max(
+    max(MULTIPLES.values()) * config.periods.params, *(p or 0 for p in config.periods.values())
+  )
+  if longest * config.period_growth >= LIMIT:
     raise UserError(
-      f'period_growth is {config.period_growth!r}; expected less than {_LIMIT / longest:g}, as '
+      f'period_growth is {config.period_growth!r}; expected less than {LIMIT / longest:g}, as '
       f'there are periods of up to {longest} steps.'
     )
 
 
-def _check_choices(config: config_dict.ConfigDict) -> None:
-  if (name := config.inner.name) in REFUSED:
-    raise UserError(f'inner.name {name!r} is not supported: {REFUSED[name]}.')
-  for name, choices in _CHOICES.items():
-    if option(config, name) not in choices:
-      raise unknown_choice(name, option(config, name), choices)
-  for name in FIELDS:
-    if (sync := config.sync[name]) is not None and sync not in SYNCS:
-      raise unknown_choice(f'sync.{name}', sync, SYNCS)
+def _check_texts(config: config_dict.ConfigDict) -> None:
+  """Checks the options that are written in a form of their own."""
+  parse_away(config.failures.away, config.workers)
+  if config.topology:
+    parse_topology(config.topology)
   try:
     re.compile(config.sync.exempt)
   except re.error as error:
     raise UserError(
       f'sync.exempt is {config.sync.exempt!r}, no regular expression: {error}.'
     ) from error
-  for name in allowed_names(config):
-    if name not in ALLOWABLE:
-      raise unknown_choice('restore.allow', name, ALLOWABLE)
+  for word in allowed_words(config):
+    if word not in ALLOWABLE:
+      raise unknown_choice('restore.allow', word, ALLOWABLE)
 
 
 def _check_weights(config: config_dict.ConfigDict) -> None:
@@ -143,7 +97,7 @@ def _check_weights(config: config_dict.ConfigDict) -> None:
 
 
 def _are_weights(values: Sequence[float]) -> bool:
-  return min(values) >= 0 and max(values) >= _FLOAT32_LEAST and sum(values) < _FLOAT32_LIMIT
+  return min(values) >= 0 and max(values) >= _FLOAT32_LEAST and sum(values) < FLOAT32_LIMIT
 
 
 def _check_sizes(config: config_dict.ConfigDict) -> None:
@@ -164,9 +118,9 @@ def _check_sizes(config: config_dict.ConfigDict) -> None:
       f'accumulation is {config.accumulation}, which does not divide the {batch_size} sequences of '
       f'a worker. Valid: {_divisors(batch_size)}.'
     )
-  if (tokens := config.workers * batch_size * config.seq_len) >= _LIMIT:
+  if (tokens := config.workers * batch_size * config.seq_len) >= LIMIT:
     size = 'global_batch_size' if config.global_batch_size else 'workers * batch_size'
-    raise UserError(f'{size} * seq_len is {tokens} tokens a step; expected less than {_LIMIT}.')
+    raise UserError(f'{size} * seq_len is {tokens} tokens a step; expected less than {LIMIT}.')
   if config.seq_len > config.model.seq_len:
     raise UserError(
       f'seq_len is {config.seq_len}, longer than the model takes '

@@ -121,21 +121,18 @@ def check_option_names(args: Sequence[str]) -> None:
   Raises:
     UserError: there is no such option; names the nearest one.
   """
-  from desloc_jax.options.table import OPTIONS
+  from desloc_jax.options.table import find_row, OPTIONS
 
   for arg in (arg for arg in args if arg.startswith('-')):
     name = arg.lstrip('-').partition('=')[0]
     if name.startswith('config.'):
       name = name.removeprefix('config.')
-      if name.startswith('data.sources.'):  # Sources are named by the config file.
-        group, _, key = name.rpartition('.')
-        name = f'data.sources.text.{key}' if group.count('.') == 2 else name
-      if name not in OPTIONS:
+      if find_row(name) is None:
         raise unknown_choice('option --config.', name, OPTIONS)
 
 
 def _print_help(program: str) -> None:
-  from desloc_jax.options.table import options_help
+  from desloc_jax.options.listing import options_help
 
   own = flags.FLAGS.get_flags_for_module(program)
   # Without docstrings under PYTHONOPTIMIZE=2.

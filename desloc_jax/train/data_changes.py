@@ -13,7 +13,7 @@ from ml_collections import config_dict
 from desloc_jax import data as data_lib
 from desloc_jax.checkpoints.segment import Segment
 from desloc_jax.errors import UserError
-from desloc_jax.options.changes import allowed_names
+from desloc_jax.options.changes import allowed_words
 from desloc_jax.train.open_data import Texts
 
 
@@ -37,7 +37,7 @@ def data_changes(
   _check_tokenizer(config, texts, position)
   origins = _origins(texts.contents, before)
   changes = _in_words(texts.contents, before, origins, following.consumed)
-  if 'data' not in allowed_names(config):
+  if 'data' not in allowed_words(config):
     raise UserError(
       f'the data has changed since the checkpoint of step {following.step} was written: '
       f'{", ".join(changes)}. Use the data that the run began with, another --workdir, or permit '

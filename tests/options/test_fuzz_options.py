@@ -36,8 +36,7 @@ NAMES = {'data.sources.text.where': 'field'}
 
 
 def kind_of(name):
-  default = OPTIONS[name][0]
-  return default if isinstance(default, type) else type(default)
+  return OPTIONS[name].kind
 
 
 def values(name):
