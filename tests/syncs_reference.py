@@ -31,6 +31,11 @@ def uniform(bits):
   return code
 
 
+def four_levels(x):
+  scale = sent_as_float32(1.25 * np.abs(x).mean())
+  return scale * (np.clip(np.floor(x / (scale or 1)), -2, 1) + 0.5)
+
+
 def logarithmic(bits):
   def code(x):
     if not x.any():
@@ -69,6 +74,8 @@ def slices(code, block):
   encode = in_blocks(code, block)
 
   def channel(z, weights):
+    length = z.shape[1]
+    z = np.pad(z, [(0, 0), (0, -length % block)])  # What fills the last block need not become zero.
     sent = np.stack([encode(row) for row in z])
     mean = np.average(sent, axis=0, weights=weights)
     agreed = encode(mean)
@@ -80,7 +87,7 @@ def slices(code, block):
       if share[worker] > 0:
         mine = owner == worker
         sent[worker, mine] += (agreed - mean)[mine] / share[worker]
-    return sent, agreed
+    return sent[:, :length], agreed[:length]
 
   return channel
 

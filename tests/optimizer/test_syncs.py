@@ -31,12 +31,13 @@ CHANNELS = {
 
 
 def quantised(number_of_bits, decay=0.9, logarithms=False):
-  code = reference.logarithmic if logarithms else reference.uniform
+  if logarithms:
+    code = reference.logarithmic(number_of_bits)
+  else:
+    code = reference.four_levels if number_of_bits == 2 else reference.uniform(number_of_bits)
   return (
     syncs.quantised(number_of_bits, BLOCK, decay, logarithms),
-    lambda: reference.Feedback(
-      reference.slices(code(number_of_bits), BLOCK), decay, SHAPE, positive=logarithms
-    ),
+    lambda: reference.Feedback(reference.slices(code, BLOCK), decay, SHAPE, positive=logarithms),
   )
 
 
@@ -205,6 +206,23 @@ def test_the_memory_removes_the_bias_of_rounding():
   assert moved(1.0) == pytest.approx(0.02, rel=0.05)
 
 
+@pytest.mark.parametrize('kind', ['normal', 'one alone', 'zeros among them', 'all the same'])
+def test_two_bits_leave_less_than_there_was(kind):
+  x = np.random.default_rng(0).normal(size=64)
+  x = {
+    'normal': x,
+    'one alone': np.eye(64)[3],
+    'zeros among them': x * (x > 1),
+    'all the same': 0 * x + 1,
+  }[kind]
+  encoding = syncs.four_levels(64)
+  error = x - np.asarray(encoding.decode(encoding.encode(jnp.asarray(x, jnp.float32)), jnp.float32))
+  most = (x**2).sum() - 0.85 * 64 * np.abs(x).mean() ** 2
+  assert (error**2).sum() <= most * (1 + 1e-5)
+  if kind == 'normal':
+    assert (error**2).mean() < 0.15 * (x**2).mean()  # .12 of many numbers.
+
+
 def test_two_bits_with_memory_stay_bounded():
   """The second error weighs W times as much on one worker: it must not feed itself."""
   workers, sync = 16, syncs.quantised(2, 64)
@@ -245,7 +263,7 @@ EVERY = {
   'int8': syncs.quantised(8, BLOCK),
   'int4': syncs.quantised(4, BLOCK),
   'topk': syncs.topk(3, BLOCK),
-  'ef21': syncs.ef21(syncs.in_slices(syncs.uniform(2, BLOCK))),
+  'ef21': syncs.ef21(syncs.in_slices(syncs.four_levels(BLOCK))),
   'econtrol': syncs.econtrol(syncs.to_everybody(syncs.largest(3, BLOCK))),
   'exempt': syncs.exempt(syncs.quantised(8, BLOCK), 'bias|scalar'),
   'anchored': syncs.anchored(syncs.topk(3, BLOCK)),
@@ -368,7 +386,8 @@ def reduce_alone(sync):
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda: syncs.quantised(3), '3 bits for a number; expected 2, 4 or 8'),
+    (lambda: syncs.quantised(3), '3 bits for a number; expected 32, 16, 8, 4 or 2'),
+    (lambda: syncs.uniform(2), '2 bits for a number; expected 4, 8'),
     (lambda: syncs.quantised(8, decay=1.5), r'decay of a memory must be in \[0, 1\], got 1.5'),
     (lambda: syncs.topk(keep=65, chunk=64), 'cannot keep 65 of 64'),
     (lambda: syncs.topk(average='some'), "average is 'some'; expected 'senders' or 'all'"),

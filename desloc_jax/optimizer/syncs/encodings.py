@@ -40,10 +40,10 @@ def uniform(bits: int, block: int = 256) -> Encoding:
     s = \frac{\max_i |x_i|}{2^{b-1} - 1}, \quad q_i = \mathrm{round}(x_i / s)
 
   Args:
-    bits: of a number, b: 2, 4 or 8.
+    bits: of a number, b: 4 or 8; for 2 see `four_levels`.
     block: numbers that share a scale.
   """
-  _check_bits(bits)
+  _check_bits(bits, 4, 8)
   most = 2 ** (bits - 1) - 1
 
   def encode(x):
@@ -55,6 +55,34 @@ def uniform(bits: int, block: int = 256) -> Encoding:
   def decode(rows, dtype):
     scale = from_bytes(rows[..., :4]).astype(dtype)
     return (unpack(rows[..., 4:], bits, block).astype(jnp.int32) - most).astype(dtype) * scale
+
+  return Encoding(block, encode, decode)
+
+
+def four_levels(block: int = 256) -> Encoding:
+  r"""Two bits: a sign, and whether a number is large among those of its block.
+
+  .. math::
+    s = \frac54 \frac1n \sum_i |x_i|, \quad
+    q_i = \mathrm{clip}(\lfloor x_i / s \rfloor, -2, 1) + \tfrac12
+
+  The spacing is the best for normal numbers. Whatever they are, the error is smaller than x: its
+  square is at most :math:`\|x\|^2 - 0.85 n (\mathrm{mean} |x|)^2`. The largest number as scale, as
+  in `uniform`, would make zeros of most.
+
+  Args:
+    block: numbers that share a scale, which is sent in float32.
+  """
+
+  def encode(x):
+    scale = (1.25 * jnp.abs(x).mean(axis=-1, keepdims=True)).astype(jnp.float32)
+    levels = jnp.floor(x / jnp.where(scale > 0, scale, 1))
+    codes = (jnp.clip(levels, -2, 1) + 2).astype(jnp.int32)
+    return jnp.concatenate([to_bytes(scale), pack(codes, 2)], axis=-1)
+
+  def decode(rows, dtype):
+    scale = from_bytes(rows[..., :4]).astype(dtype)
+    return (unpack(rows[..., 4:], 2, block).astype(dtype) - 1.5) * scale
 
   return Encoding(block, encode, decode)
 
@@ -75,7 +103,7 @@ def logarithmic(bits: int, block: int = 256) -> Encoding:
     bits: of a number, b: 2, 4 or 8.
     block: numbers that share a range.
   """
-  _check_bits(bits)
+  _check_bits(bits, 2, 4, 8)
   steps = 2**bits - 2
 
   def encode(x):
@@ -99,6 +127,6 @@ def logarithmic(bits: int, block: int = 256) -> Encoding:
   return Encoding(block, encode, decode, positive=True)
 
 
-def _check_bits(bits: int) -> None:
-  if bits not in (2, 4, 8):
-    raise ValueError(f'{bits} bits for a number; expected 2, 4 or 8.')
+def _check_bits(bits: int, *choices: int) -> None:
+  if bits not in choices:
+    raise ValueError(f'{bits} bits for a number; expected {", ".join(map(str, choices))}.')

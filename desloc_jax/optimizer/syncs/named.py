@@ -17,6 +17,7 @@ TAKE = {
   'block': ('int8', 'int4', 'int2', 'ef21', 'econtrol'),
   'keep': ('topk',),
   'chunk': ('topk',),
+  'average': ('topk',),
   'decay': (*BITS, 'topk'),
   'eta': ('econtrol',),
   'exempt': SYNCS[1:],
@@ -32,6 +33,7 @@ def make_sync(
   block: int = 256,
   keep: int = 64,
   chunk: int = 4096,
+  average: str = 'senders',
   decay: float | None = None,
   eta: float = 0.1,
   exempt: str = '',
@@ -44,6 +46,7 @@ def make_sync(
     block: numbers that share a scale.
     keep: of a chunk, in topk.
     chunk: of topk.
+    average: of topk, over the 'senders' of a coordinate or over 'all'.
     decay: of the memory of topk and of what sends fewer bits; None: the sync's own.
     eta: of econtrol.
     exempt: a regular expression of the paths of arrays that are averaged by the mean; empty:
@@ -64,7 +67,7 @@ def make_sync(
       f'{name} could make {quantity} negative; for it there are {", ".join(("mean", *BITS))}.'
     )
   elif name == 'topk':
-    sync = topk(keep, chunk, **memory)
+    sync = topk(keep, chunk, average=average, **memory)
     sync = sync if quantity == 'params' else anchored(sync)
   else:
     channel = in_slices(uniform(4, block))

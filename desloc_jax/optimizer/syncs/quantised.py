@@ -3,7 +3,13 @@
 import jax.numpy as jnp
 
 from desloc_jax.optimizer.syncs.channels import in_slices
-from desloc_jax.optimizer.syncs.encodings import Encoding, floats, logarithmic, uniform
+from desloc_jax.optimizer.syncs.encodings import (
+  Encoding,
+  floats,
+  four_levels,
+  logarithmic,
+  uniform,
+)
 from desloc_jax.optimizer.syncs.feedback import with_feedback
 from desloc_jax.optimizer.syncs.sync import Sync
 
@@ -25,7 +31,8 @@ def quantised(
   bit; with a reference to within rounding, as `X - (X - x)` is not `x`.
 
   Args:
-    bits: of a number: 32 (float32), 16 (bfloat16), 8, 4 or 2 (whole multiples of a block's scale).
+    bits: of a number: 32 (float32), 16 (bfloat16), 8 or 4 (whole multiples of a block's scale), or
+      2 (`four_levels`).
     block: numbers that share a scale.
     decay: of the memory, beta; 0: plain rounding.
     logarithms: whether to encode 8 bits and fewer as logarithms, and to take back what was sent in
@@ -46,7 +53,11 @@ def quantised(
 
 def encoding(bits: int, block: int = 256, logarithms: bool = False) -> Encoding:
   """Returns the encoding of `quantised`."""
+  if bits not in (32, 16, 8, 4, 2):
+    raise ValueError(f'{bits} bits for a number; expected 32, 16, 8, 4 or 2.')
   if bits in (16, 32):
     dtype = jnp.float32 if bits == 32 else jnp.bfloat16
     return floats(dtype, block)._replace(positive=logarithms)
-  return logarithmic(bits, block) if logarithms else uniform(bits, block)
+  if logarithms:
+    return logarithmic(bits, block)
+  return four_levels(block) if bits == 2 else uniform(bits, block)

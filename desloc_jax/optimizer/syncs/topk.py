@@ -9,6 +9,8 @@ from desloc_jax.optimizer.syncs.encodings import Encoding
 from desloc_jax.optimizer.syncs.feedback import with_feedback
 from desloc_jax.optimizer.syncs.sync import Sync
 
+AVERAGES = ('senders', 'all')  # Of a coordinate: over the workers that sent it, or all there are.
+
 
 def topk(
   keep: int = 64, chunk: int = 4096, bits: int = 2, decay: float = 0.95, average: str = 'senders'
@@ -41,8 +43,8 @@ def topk(
   References:
     Sarfi et al., `SparseLoCo <https://arxiv.org/abs/2508.15706>`_, 2025
   """
-  if average not in ('senders', 'all'):
-    raise ValueError(f"average is {average!r}; expected 'senders' or 'all'.")
+  if average not in AVERAGES:
+    raise ValueError(f'average is {average!r}; expected {" or ".join(map(repr, AVERAGES))}.')
   channel = to_everybody(largest(keep, chunk, bits), senders_only=average == 'senders')
   return with_feedback(channel, decay, needs_reference=True)
 
