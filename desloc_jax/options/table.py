@@ -16,7 +16,7 @@ from desloc_jax.model.gpt_config import VALID as MODEL
 from desloc_jax.optimizer.inner import INNER_OPTIMIZERS
 from desloc_jax.optimizer.methods import METHODS, MULTIPLES
 from desloc_jax.optimizer.schedules import SCHEDULES
-from desloc_jax.optimizer.syncs import SYNCS
+from desloc_jax.optimizer.syncs import AVERAGES, SYNCS
 from desloc_jax.optimizer.transform import TIMINGS
 from desloc_jax.valid import (
   ABOVE_ONE_OR_ZERO,
@@ -124,6 +124,8 @@ OPTIONS = {
     'numbers that share a scale in int8, int4, int2, ef21 and econtrol'),
   'sync.keep': Option(64, at_least(1), 'sync method', 'numbers of a chunk that topk sends'),
   'sync.chunk': Option(4096, at_least(1), 'sync method', 'numbers of a chunk of topk'),
+  'sync.average': Option('senders', one_of(AVERAGES), 'sync method',
+    "of topk: over the workers that sent a coordinate, or over 'all'"),
   'sync.decay': Option(float, SHARE, 'sync method',
     "of the memory of what was not sent; 0: none; unset: the sync's own"),
   'sync.eta': Option(0.1, NOT_NEGATIVE, 'sync method', 'weight of the error in econtrol'),
