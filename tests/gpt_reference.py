@@ -52,8 +52,8 @@ def loss_and_grads(config):
   return jax.jit(jax.value_and_grad(loss))(params(TINY), tokens(3, 18))
 
 
-def reference_norm(x, scale):
-  return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+def reference_norm(x, scale, eps):
+  return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
 
 
 def reference_rope(x_BxLxHxK, base):
@@ -67,23 +67,30 @@ def reference_rope(x_BxLxHxK, base):
 def reference_hidden(p, tokens_BxL, config):
   p = jax.tree.map(lambda x: np.asarray(x, np.float64), p)
   x = p['embedding'][np.asarray(tokens_BxL)]
-  batch, length, width = x.shape
+  batch, length, _ = x.shape
+  kv_heads, dim, eps = config.kv_heads or config.heads, config.head_dim, config.norm_eps
+  silu = lambda x: x / (1 + np.exp(-x))
   for i in range(config.layers):
     block = jax.tree.map(lambda x, i=i: x[i], p['blocks'])
-    h = reference_norm(x, block['attention_norm']['scale']) @ block['qkv']['kernel']
-    q, k, v = (part.reshape(batch, length, config.heads, -1) for part in np.split(h, 3, axis=-1))
+    h = reference_norm(x, block['attention_norm']['scale'], eps) @ block['qkv']['kernel']
+    sizes = np.array([config.heads, kv_heads, kv_heads]) * dim
+    parts = np.split(h, np.cumsum(sizes)[:-1], axis=-1)
+    q, k, v = (part.reshape(batch, length, -1, dim) for part in parts)
     if config.qk_norm:
-      q = reference_norm(q, block['query_norm']['scale'])
-      k = reference_norm(k, block['key_norm']['scale'])
+      q = reference_norm(q, block['query_norm']['scale'], eps)
+      k = reference_norm(k, block['key_norm']['scale'], eps)
     q, k = reference_rope(q, config.rope_base), reference_rope(k, config.rope_base)
-    scores = np.einsum('bqhk,bshk->bhqs', q, k) / math.sqrt(q.shape[-1])
+    k, v = (np.repeat(part, config.heads // kv_heads, axis=2) for part in (k, v))
+    scores = np.einsum('bqhk,bshk->bhqs', q, k) / math.sqrt(dim)
     scores = np.exp(np.where(np.tri(length, dtype=bool), scores, -np.inf))
     weights = scores / scores.sum(-1, keepdims=True)
-    h = np.einsum('bhqs,bshk->bqhk', weights, v).reshape(batch, length, width)
+    h = np.einsum('bhqs,bshk->bqhk', weights, v).reshape(batch, length, -1)
     x = x + h @ block['attention_out']['kernel']
-    h = reference_norm(x, block['mlp_norm']['scale']) @ block['mlp_up']['kernel']
-    x = x + (h / (1 + np.exp(-h))) @ block['mlp_down']['kernel']
-  return reference_norm(x, p['final_norm']['scale'])
+    h = reference_norm(x, block['mlp_norm']['scale'], eps)
+    up = h @ block['mlp_up']['kernel']
+    hidden = silu(h @ block['mlp_gate']['kernel']) * up if config.mlp == 'gated' else silu(up)
+    x = x + hidden @ block['mlp_down']['kernel']
+  return reference_norm(x, p['final_norm']['scale'], eps)
 
 
 def reference_losses(hidden_BxLxD, embedding_VxD, targets_BxL):

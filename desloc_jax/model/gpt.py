@@ -1,9 +1,10 @@
-"""A decoder-only transformer: RMSNorm, rotary positions, causal attention, a SiLU MLP,
-embeddings that are tied unless the config says otherwise, and no biases.
+"""A decoder-only transformer: RMSNorm, rotary positions, causal attention, a SiLU MLP that may be
+gated, embeddings that are tied unless the config says otherwise, and no biases.
 
 Shapes are in the names, as in https://github.com/google-deepmind/nanodo:
 
-  B: sequences, L: tokens in a sequence, D: width, H: heads, K: head dimension, V: vocabulary
+  B: sequences, L: tokens in a sequence, D: width, V: vocabulary, F: hidden size of the MLP
+  H: heads, G: heads of keys and values, K: head dimension, S: positions that a cache has room for
 
 The parameters of the blocks are stacked on a leading axis of length `layers` and the blocks run as
 one scan, so that the time to compile does not grow with depth. The whole tree, all of it float32:
@@ -11,19 +12,20 @@ one scan, so that the time to compile does not grow with depth. The whole tree, 
   embedding                [V, D]             input lookup, and output projection if tied
   output_embedding         [V, D]             output projection if not tied
   blocks/attention_norm/scale    [layers, D]
-  blocks/qkv/kernel              [layers, D, 3D]
+  blocks/qkv/kernel              [layers, D, (H + 2G) K]
   blocks/query_norm/scale        [layers, K]        only with qk_norm
   blocks/key_norm/scale          [layers, K]        only with qk_norm
-  blocks/attention_out/kernel    [layers, D, D]
+  blocks/attention_out/kernel    [layers, H K, D]
   blocks/mlp_norm/scale          [layers, D]
-  blocks/mlp_up/kernel           [layers, D, mlp_ratio * D]
-  blocks/mlp_down/kernel         [layers, mlp_ratio * D, D]
+  blocks/mlp_gate/kernel         [layers, D, F]     only with mlp 'gated'
+  blocks/mlp_up/kernel           [layers, D, F]
+  blocks/mlp_down/kernel         [layers, F, D]
   final_norm/scale         [D]
 """
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -32,6 +34,7 @@ import jax.numpy as jnp
 
 from desloc_jax import errors
 from desloc_jax.model.gpt_config import GPTConfig
+from desloc_jax.model.rope import apply_rope, rope_tables
 from desloc_jax.model.splitting import over_batch_parts, split_batch
 
 Params = dict[str, Any]
@@ -39,6 +42,19 @@ Params = dict[str, Any]
 _INIT_STDDEV = 0.02  # GPT-2; the projections back into the residual stream get less, see `Block`.
 _PROJECTION = 'projection'
 METRICS, ACTIVATION_NORM = 'metrics', 'activation_norm'  # What `GPT` sows besides its result.
+CACHE = 'cache'  # Keys and values of the tokens read so far, where `GPT` reads on.
+
+
+class Positions(NamedTuple):
+  """Where the tokens are in their sequences.
+
+  Attributes:
+    rope: float32 (cos, sin), each [L, K / 2].
+    start: int32 scalar, tokens of each sequence that the cache holds; None: there is no cache.
+  """
+
+  rope: tuple[jax.Array, jax.Array]
+  start: jax.Array | None
 
 
 def init_params(config: GPTConfig, key: jax.Array) -> Params:
@@ -46,6 +62,12 @@ def init_params(config: GPTConfig, key: jax.Array) -> Params:
   # Only shapes matter here, so no attention kernel is asked for one token, which it may not take.
   config = dataclasses.replace(config, attention='xla')
   return GPT(config).init(key, jnp.zeros((1, 1), jnp.int32))['params']
+
+
+def empty_cache(config: GPTConfig, batch: int) -> Params:
+  """Returns room for the keys and values of `batch` sequences of `seq_len` tokens, for `GPT`."""
+  shape = (config.layers, batch, config.seq_len, config.key_heads, config.head_dim)
+  return {'blocks': {name: jnp.zeros(shape, config.dtype) for name in ('keys', 'values')}}
 
 
 def logits(params: Params, hidden_BxLxD: jax.Array) -> jax.Array:
@@ -78,11 +100,14 @@ class GPT(nn.Module):
   config: GPTConfig
 
   @nn.compact
-  def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
+  def __call__(self, tokens_BxL: jax.Array, start: jax.Array | None = None) -> jax.Array:
     """Returns the normalised hidden states [B, L, D] in the compute dtype.
 
     Args:
       tokens_BxL: integers in [0, vocab_size). One above that range gives NaN, from its position on.
+      start: to read on, the tokens of each sequence that were read before, whose keys and values are
+        in the collection `CACHE`, which must be mutable: these tokens join them. At most
+        `seq_len - L`; more is not noticed.
 
     Raises:
       errors.UserError: the sequences are longer than `config.seq_len`, or `config.attention` is
@@ -99,14 +124,22 @@ class GPT(nn.Module):
     x_BxLxD = look_up(embedding_VxD, tokens_BxL, config.dtype)
     blocks = nn.scan(
       _remat(Block, config.remat),
-      variable_axes={'params': 0},
+      variable_axes={'params': 0, CACHE: 0},
       split_rngs={'params': True},
       in_axes=nn.broadcast,
       length=config.layers,
     )(config, name='blocks')
-    x_BxLxD, _ = blocks(x_BxLxD, rope_tables(length, config.head_dim, config.rope_base))
+    x_BxLxD, _ = blocks(x_BxLxD, self._positions(length, start))
     self.sow(METRICS, ACTIVATION_NORM, root_mean_square(x_BxLxD))
-    return nn.RMSNorm(dtype=config.dtype, name='final_norm')(x_BxLxD)
+    return nn.RMSNorm(config.norm_eps, config.dtype, name='final_norm')(x_BxLxD)
+
+  def _positions(self, length: int, start: jax.Array | None) -> Positions:
+    config = self.config
+    known = length if start is None else config.seq_len
+    rope = rope_tables(known, config.head_dim, config.rope_base, config.rope_scaling)
+    if start is not None:
+      rope = tuple(jax.lax.dynamic_slice_in_dim(table, start, length) for table in rope)
+    return Positions(rope, start)
 
 
 class Block(nn.Module):
@@ -115,9 +148,7 @@ class Block(nn.Module):
   config: GPTConfig
 
   @nn.compact
-  def __call__(
-    self, x_BxLxD: jax.Array, rope: tuple[jax.Array, jax.Array]
-  ) -> tuple[jax.Array, None]:
+  def __call__(self, x_BxLxD: jax.Array, positions: Positions) -> tuple[jax.Array, None]:
     config = self.config
     # 2 * layers sums go into the residual stream: this keeps its variance at initialisation from
     # growing with depth (GPT-2, section 2.3).
@@ -125,34 +156,60 @@ class Block(nn.Module):
 
     x_BxLxD = split_batch(x_BxLxD)
     h_BxLxD = self._norm('attention_norm', x_BxLxD)
-    h_BxLxD = self._attend(self._project('qkv', h_BxLxD, 3 * config.width), rope)
+    features = (config.heads + 2 * config.key_heads) * config.head_dim
+    h_BxLxD = self._attend(self._project('qkv', h_BxLxD, features), positions)
     x_BxLxD += self._project('attention_out', h_BxLxD, config.width, residual_stddev)
 
     h_BxLxD = self._norm('mlp_norm', x_BxLxD)
-    h_BxLxF = nn.silu(self._project('mlp_up', h_BxLxD, config.mlp_ratio * config.width))
+    h_BxLxF = self._project('mlp_up', h_BxLxD, config.hidden)
+    if config.mlp == 'gated':
+      h_BxLxF *= nn.silu(self._project('mlp_gate', h_BxLxD, config.hidden))
+    else:
+      h_BxLxF = nn.silu(h_BxLxF)
     x_BxLxD += self._project('mlp_down', h_BxLxF, config.width, residual_stddev)
     return x_BxLxD, None
 
-  def _attend(self, qkv_BxLx3D: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+  def _attend(self, qkv_BxLxE: jax.Array, positions: Positions) -> jax.Array:
     config = self.config
-    batch, length, _ = qkv_BxLx3D.shape
-    qkv_BxLx3xHxK = qkv_BxLx3D.reshape(batch, length, 3, config.heads, config.head_dim)
-    q_BxLxHxK, k_BxLxHxK, v_BxLxHxK = jnp.unstack(qkv_BxLx3xHxK, axis=2)
+    batch, length, _ = qkv_BxLxE.shape
+    heads_BxLxNxK = qkv_BxLxE.reshape(batch, length, -1, config.head_dim)
+    ends = (config.heads, config.heads + config.key_heads)
+    q_BxLxHxK, k_BxLxGxK, v_BxLxGxK = jnp.split(heads_BxLxNxK, ends, axis=2)
     if config.qk_norm:
       q_BxLxHxK = self._norm('query_norm', q_BxLxHxK)
-      k_BxLxHxK = self._norm('key_norm', k_BxLxHxK)
+      k_BxLxGxK = self._norm('key_norm', k_BxLxGxK)
+    q_BxLxHxK = apply_rope(q_BxLxHxK, positions.rope)
+    k_BxLxGxK = apply_rope(k_BxLxGxK, positions.rope)
+    mask_LxS, implementation = None, attention_implementation(config)
+    if positions.start is not None:
+      k_BxLxGxK, v_BxLxGxK, mask_LxS = self._remember(k_BxLxGxK, v_BxLxGxK, positions.start)
+      implementation = 'xla'
     out_BxLxHxK = jax.nn.dot_product_attention(
-      apply_rope(q_BxLxHxK, rope),
-      apply_rope(k_BxLxHxK, rope),
-      v_BxLxHxK,
-      is_causal=True,
-      implementation=attention_implementation(config),
+      q_BxLxHxK,
+      k_BxLxGxK,
+      v_BxLxGxK,
+      mask=None if mask_LxS is None else mask_LxS[None, None],
+      is_causal=mask_LxS is None,
+      implementation=implementation,
     )
-    return out_BxLxHxK.reshape(batch, length, config.width)
+    return out_BxLxHxK.reshape(batch, length, -1)
+
+  def _remember(self, keys_BxLxGxK: jax.Array, values_BxLxGxK: jax.Array, start: jax.Array):
+    """Puts keys and values behind the `start` ones of the cache; returns all, [B, S, G, K], and a
+    boolean [L, S]: which of them each token sees."""
+    config = self.config
+    found = []
+    for name, new in (('keys', keys_BxLxGxK), ('values', values_BxLxGxK)):
+      shape = (new.shape[0], config.seq_len, *new.shape[2:])
+      kept = self.variable(CACHE, name, jnp.zeros, shape, new.dtype)
+      kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, new, start, axis=1)
+      found.append(kept.value)
+    last_L = start + jnp.arange(keys_BxLxGxK.shape[1])
+    return *found, jnp.arange(config.seq_len) <= last_L[:, None]
 
   def _norm(self, name: str, x: jax.Array) -> jax.Array:
     # Flax takes the mean square in float32 whatever the dtype of the input and the output.
-    return nn.RMSNorm(dtype=self.config.dtype, name=name)(x)
+    return nn.RMSNorm(self.config.norm_eps, self.config.dtype, name=name)(x)
 
   def _project(
     self, name: str, x: jax.Array, features: int, stddev: float = _INIT_STDDEV
@@ -215,21 +272,3 @@ def attention_implementation(config: GPTConfig) -> str:
   if config.attention == 'auto':
     return 'cudnn' if on_gpu and config.cudnn_can_attend else 'xla'
   return config.attention
-
-
-def rope_tables(length: int, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
-  """Returns float32 (cos, sin), each [length, head_dim / 2], of the angles position * frequency.
-
-  Source: RoFormer, https://arxiv.org/abs/2104.09864, equation 15.
-  """
-  frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-  angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
-  return jnp.cos(angles), jnp.sin(angles)
-
-
-def apply_rope(x_BxLxHxK: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Returns x with the pairs (i, i + K/2) of each head turned by their angle; x's dtype is kept."""
-  cos, sin = (table[:, None, :] for table in rope)
-  first, second = jnp.split(x_BxLxHxK, 2, axis=-1)
-  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return turned.astype(x_BxLxHxK.dtype)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from desloc_jax import errors, model
-from desloc_jax.model import gpt
+from desloc_jax.model import gpt, rope
 from tests.gpt_reference import (
   loss_and_grads,
   params,
@@ -20,16 +20,60 @@ from tests.gpt_reference import (
   tokens,
 )
 
+OTHERS = {
+  'qk_norm': {'qk_norm': True},
+  'gated': {'mlp': 'gated', 'mlp_hidden': 40, 'norm_eps': 1e-5},
+  'kv_heads': {'kv_heads': 2, 'head_size': 12, 'rope_base': 500.0},
+  'all': {'qk_norm': True, 'mlp': 'gated', 'kv_heads': 1, 'head_size': 10, 'rope_base': 5e5},
+}
 
-@pytest.mark.parametrize('qk_norm', [False, True])
-def test_hidden_states_match_the_reference(qk_norm):
-  config = dataclasses.replace(TINY, qk_norm=qk_norm)
+
+@pytest.mark.parametrize('changes', [{}, *OTHERS.values()], ids=['default', *OTHERS])
+def test_hidden_states_match_the_reference(changes):
+  config = dataclasses.replace(TINY, **changes)
   batch = tokens(3, 17)
   hidden = jax.jit(model.GPT(config).apply)({'params': params(config)}, batch)
   assert hidden.shape == (3, 17, 32) and hidden.dtype == jnp.float32
   np.testing.assert_allclose(
     hidden, reference_hidden(params(config), batch, config), rtol=1e-3, atol=1e-4
   )
+
+
+@pytest.mark.parametrize('changes', [{}, OTHERS['all']], ids=['default', 'all'])
+def test_reading_on_from_a_cache_is_reading_at_once(changes):
+  config, batch = dataclasses.replace(TINY, **changes), tokens(3, 17)
+  at_once = model.GPT(config).apply({'params': params(config)}, batch)
+
+  @jax.jit
+  def read_on(cache, new, start):
+    variables = {'params': params(config), gpt.CACHE: cache}
+    return model.GPT(config).apply(variables, new, start, mutable=[gpt.CACHE])
+
+  cache, parts, start = gpt.empty_cache(config, 3), [], 0
+  for length in (9, 1, 7):
+    hidden, kept = read_on(cache, batch[:, start : start + length], start)
+    cache, start = kept[gpt.CACHE], start + length
+    parts.append(hidden)
+  np.testing.assert_allclose(jnp.concatenate(parts, 1), at_once, rtol=1e-4, atol=1e-5)
+
+
+def test_scaled_frequencies_are_those_of_llama_3():
+  base, dim, (factor, low, high, positions) = 500_000.0, 128, (8.0, 1.0, 4.0, 8192.0)
+  frequencies = base ** -(np.arange(0, dim, 2) / dim)
+  expected = []
+  for frequency in frequencies:
+    wavelength = 2 * math.pi / frequency
+    if wavelength < positions / high:
+      expected.append(frequency)
+    elif wavelength > positions / low:
+      expected.append(frequency / factor)
+    else:
+      smooth = (positions / wavelength - low) / (high - low)
+      expected.append((1 - smooth) * frequency / factor + smooth * frequency)
+  found = rope.scale_frequencies(jnp.asarray(frequencies), factor, low, high, positions)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  scaled = rope.rope_tables(64, dim, base, (factor, low, high, positions))
+  assert not np.allclose(scaled[1], rope.rope_tables(64, dim, base)[1])
 
 
 def test_hidden_states_see_no_later_token():
@@ -43,8 +87,8 @@ def test_hidden_states_see_no_later_token():
 
 def test_rope_scores_depend_on_distance_alone():
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
-  tables = gpt.rope_tables(32, 16, 10_000.0)
-  q, k = (gpt.apply_rope(jnp.tile(x, (1, 32, 1, 1)), tables)[0, :, 0] for x in (q, k))
+  tables = rope.rope_tables(32, 16, 10_000.0)
+  q, k = (rope.apply_rope(jnp.tile(x, (1, 32, 1, 1)), tables)[0, :, 0] for x in (q, k))
   scores = np.asarray(q @ k.T)
   for distance in range(-31, 32):
     diagonal = np.diagonal(scores, distance)
@@ -81,6 +125,12 @@ def test_too_long_a_sequence_is_refused():
     ({'heads': 3}, 'width is 32 with heads 3: it must be a multiple of 6'),
     ({'heads': 32}, 'width is 32 with heads 32: it must be a multiple of 64'),
     ({'rope_base': math.nan}, 'rope_base is nan'),
+    ({'norm_eps': 0.0}, 'norm_eps is 0.0'),
+    ({'rope_scaling': (8.0, 4.0, 1.0, 8192.0)}, 'rope_scaling is .* four above 0'),
+    ({'kv_heads': 3}, 'kv_heads is 3 with heads 4: it must divide them'),
+    ({'head_size': 7}, 'head_size is 7: it must be even'),
+    ({'mlp': 'gate'}, "mlp 'gate' .* 'gated'"),
+    ({'mlp_hidden': -1}, 'mlp_hidden is -1'),
     ({'qk_norm': 1}, 'qk_norm is 1'),
     ({'tie_embeddings': 'no'}, "tie_embeddings is 'no'"),
     ({'compute_dtype': 'bfloat'}, "compute_dtype 'bfloat' .* 'bfloat16'"),

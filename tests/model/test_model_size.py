@@ -58,6 +58,14 @@ def test_parameter_count_is_that_of_the_tree(name, qk_norm):
   assert count / 1e6 == pytest.approx(nominal, rel=tolerance)
 
 
+def test_parameter_count_of_a_gated_model_with_fewer_key_heads():
+  config = dataclasses.replace(
+    TINY, mlp='gated', mlp_hidden=40, kv_heads=2, head_size=12, qk_norm=True
+  )
+  tree = jax.eval_shape(functools.partial(model.init_params, config), jax.random.key(0))
+  assert model.parameter_count(config) == sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def test_an_untied_output_counts_once_more_and_changes_no_other_initial_value():
   untied = dataclasses.replace(TINY, tie_embeddings=False)
   before, after = (model.init_params(config, jax.random.key(3)) for config in (TINY, untied))
