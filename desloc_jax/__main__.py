@@ -9,6 +9,7 @@ from desloc_jax.errors import unknown_choice
 
 # name: the module whose main takes the rest of the command line, and an example of that.
 COMMANDS = {
+  'train': ('desloc_jax.train.main', '--config=configs/tiny.py'),
   'prepare': (
     'desloc_jax.data.prepare', '--input=texts/ --output=data/mine --tokenizer=gpt2',
   ),
@@ -16,6 +17,7 @@ COMMANDS = {
     'desloc_jax.data.train_tokenizer',
     '--input=texts/ --vocab_size=8192 --output=tokenizer.json',
   ),
+  'options': ('desloc_jax.options.listing', '> options.md'),
   'plot': ('desloc_jax.logs.plot', 'runs/tiny'),
   'checkpoints': ('desloc_jax.checkpoints.listing', 'runs/tiny'),
 }  # fmt: skip

@@ -40,9 +40,9 @@ def one_of(choices: Collection[str]) -> Valid:
 
 ANY = Valid(lambda _: True)
 NOT_NEGATIVE = at_least(0, FLOAT32_LIMIT)
-POSITIVE = Valid(lambda x: 0 < x < math.inf, 'above 0')
+POSITIVE = Valid(lambda x: 0 < x < math.inf, 'above 0, finite')
 ABOVE_ONE = Valid(lambda x: 1 < x < FLOAT32_LIMIT, 'above 1, below 2**128')
-ABOVE_ONE_OR_ZERO = Valid(lambda x: x == 0 or 1 < x < math.inf, 'above 1, or 0')
+ABOVE_ONE_OR_ZERO = Valid(lambda x: x == 0 or 1 < x < math.inf, 'above 1 and finite, or 0')
 BELOW_ONE = Valid(lambda x: 0 <= x < 1, 'in [0, 1)')
 SHARE = Valid(lambda x: 0 <= x <= 1, 'in [0, 1]')
 POSITIVE_SHARE = Valid(lambda x: 0 < x <= 1, 'in (0, 1]')

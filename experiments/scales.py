@@ -2,7 +2,7 @@
 
 `cpu`: minutes on two cores, a model of 0.1M on the built-in text as bytes; no run reads a text
 twice. `gpu`: one card, a model of 16M. `paper`: 135M in the paper's own setting, for a pod. Both
-take the paper's data under data/ (see configs/common.py), or the built-in text as `gpu:sotu`,
+take the paper's data under data/ (see configs/gpt.py), or the built-in text as `gpu:sotu`,
 `paper:sotu`. `test`: seconds a run, to see that the code works.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from configs import gpt_1_7b, gpt_1b, gpt_16m, gpt_135m, gpt_360m, gpt_720m, tiny
+from configs import gpt, tiny
 from desloc_jax.errors import unknown_choice
 from desloc_jax.options.table import flatten
 from experiments.runs import Run
@@ -124,14 +124,14 @@ def _gpu(data: str) -> Scale:
     'schedule.warmup_steps': 128, 'eval.every': 128, 'eval.sequences': 256, 'model.remat': 'none',
   }  # fmt: skip
   sizes = _shapes((2, 128, 2), (4, 256, 4), (6, 384, 6), (12, 768, 12))
-  return Scale('gpu', changed(gpt_16m.get_config(data), options), 3, 16, 64, sizes)
+  return Scale('gpu', changed(gpt.get_config(f'16m:{data}'), options), 3, 16, 64, sizes)
 
 
 def _paper(data: str) -> Scale:
-  config = gpt_135m.get_config(data)
+  config = gpt.get_config(f'135m:{data}')
   sizes = {
-    module.__name__.removeprefix('configs.'): _difference(module.get_config(data), config)
-    for module in (gpt_135m, gpt_360m, gpt_720m, gpt_1b, gpt_1_7b)
+    f'gpt_{size}': _difference(gpt.get_config(f'{size}:{data}'), config)
+    for size in ('135m', '360m', '720m', '1b', '1_7b')
   }
   return Scale('paper', config, 3, 16, 256, sizes)
 

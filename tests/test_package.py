@@ -2,12 +2,16 @@
 
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 
 import pytest
 
 import desloc_jax
 from desloc_jax import version
+from tests.environment import environment
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
@@ -34,6 +38,23 @@ def test_extras_are_the_requirement_files(extra, file):
 
 def test_the_transform_alone_needs_jax_and_optax_of_the_same_versions():
   assert set(PROJECT['dependencies']) <= set(listed('requirements-cpu.txt'))
+
+
+def test_where_it_is_installed_the_configs_are_found(tmp_path):
+  wheel = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['hatch']['build']['targets'][
+    'wheel'
+  ]
+  for folder in wheel['packages']:
+    ignored = shutil.ignore_patterns('*.xz', '*.tiktoken', '__pycache__')
+    shutil.copytree(ROOT / folder, tmp_path / 'site' / folder, ignore=ignored)
+  for source, place in wheel['force-include'].items():
+    shutil.copytree(ROOT / source, tmp_path / 'site' / place)
+  result = subprocess.run(
+    [sys.executable, '-m', 'desloc_jax', 'train', '--config=configs/gpt_1b.py:stou'],
+    cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    env=environment(PYTHONPATH=str(tmp_path / 'site')),
+  )  # fmt: skip
+  assert result.returncode == 2 and "Did you mean 'sotu'" in result.stderr, result.stderr
 
 
 def test_the_version_is_known():

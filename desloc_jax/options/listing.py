@@ -1,26 +1,72 @@
-"""The table of options for people: `python run.py --help`, and docs/options.md."""
+"""The table of options for people: `python run.py --help`, and docs/options.md.
 
+python -m desloc_jax options > docs/options.md
+"""
+
+from collections.abc import Iterator, Sequence
+import itertools
+import textwrap
+
+from desloc_jax import commands
 from desloc_jax.options.table import ALLOWABLE, Option, OPTIONS
 from desloc_jax.valid import expected
 
+_WIDTH, _COLUMN = 100, 42
 _RESTARTS = f"""\
-In brackets: when a restart may change the option. [always]; [workers]: where their number changes,
-as it always may; [content]: where the text that it names stays the same; otherwise where
---config.restore.allow has one of the words, of {', '.join(ALLOWABLE)}."""
+when a restart may change it. always; workers: where their number changes, as it always may;
+content: where the text that it names stays the same; else where --config.restore.allow has one of
+its words, of {', '.join(ALLOWABLE)}."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Prints docs/options.md."""
+  with commands.one_line_errors():
+    commands.make_parser('desloc_jax options', __doc__ or '').parse_args(argv)
+    print(options_page(), end='')
 
 
 def options_help() -> str:
   """Returns the options by group, for `--help`."""
-  lines, group = [f'options, each with its default.\n{_RESTARTS}'], None
-  for name, row in OPTIONS.items():
-    if (head := name.rpartition('.')[0]) != group:
-      lines.append(f'\n{head or "run"}:')
-      group = head
-    lines.append(
-      f'  --config.{name}={_default(row)}  {expected(row.kind, row.valid)}  {_restart(row)}'
-    )
-    lines.append(f'      {row.meaning}')
+  lines = [f'options, each with its default, what it takes and, in brackets,\n{_RESTARTS}']
+  for group, names in _groups():
+    lines.append(f'\n{group}:')
+    for name in names:
+      row = OPTIONS[name]
+      facts = f'{expected(row.kind, row.valid)} [{_restart(row)}]'
+      lines += textwrap.wrap(
+        f'{f"  --config.{name}={_default(row)}":{_COLUMN - 1}} {facts}',
+        _WIDTH,
+        subsequent_indent=' ' * _COLUMN,
+        break_long_words=False,
+      )
+      lines += textwrap.wrap(row.meaning, _WIDTH, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
   return '\n'.join(lines)
+
+
+def options_page() -> str:
+  """Returns the options as a page of Markdown."""
+  lines = [
+    '# Options\n',
+    'Each is given as `--config.NAME=VALUE`, or set by a file of `configs/`. This page is what',
+    '`python -m desloc_jax options` prints; `python run.py --help` lists the same.\n',
+    f'Behind `restart` stands {_RESTARTS}',
+  ]
+  for group, names in _groups():
+    lines += [
+      f'\n## {group}\n',
+      '| option | default | takes | restart | meaning |',
+      '|---' * 5 + '|',
+    ]
+    for name in names:
+      row = OPTIONS[name]
+      cells = (f'`{name}`', f'`{_default(row)}`', expected(row.kind, row.valid), _restart(row))
+      lines.append(f'| {" | ".join([*cells, row.meaning.replace("|", chr(92) + "|")])} |')
+  return '\n'.join(lines) + '\n'
+
+
+def _groups() -> Iterator[tuple[str, Iterator[str]]]:
+  for group, names in itertools.groupby(OPTIONS, lambda name: name.rpartition('.')[0]):
+    yield group or 'run', names
 
 
 def _default(row: Option) -> str:
@@ -28,4 +74,4 @@ def _default(row: Option) -> str:
 
 
 def _restart(row: Option) -> str:
-  return f'[{", ".join(row.restart.split()) or "never"}]'
+  return ', '.join(row.restart.split()) or 'never'

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 import difflib
 import functools
-import glob
+import importlib
 import os
+import pathlib
 import sys
 import traceback
 
@@ -17,12 +18,43 @@ from desloc_jax.hosts.peers import peers
 
 USAGE_ERROR = 2
 DIVERGED = 3
+# Beside the current folder, where configs/ may be: in an installed package, in a checkout.
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_FOLDERS = (_PACKAGE, _PACKAGE.parent)
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-  """Parses the command line for `absl.app.run`; ends the process on --help and on errors."""
+def find_config_files(args: Sequence[str]) -> list[str]:
+  """Returns arguments of which `--config=configs/FILE` names a file of ours if there is none here."""
+  names = [None, *args]
+  found = []
+  for before, arg in zip(names, args, strict=False):
+    flag, equals, path = arg.rpartition('=') if arg.startswith('--config=') else ('', '', arg)
+    if equals or before == '--config':
+      arg = f'{flag}{equals}{_find(path)}'
+    found.append(arg)
+  return found
+
+
+def _find(path: str) -> str:
+  if path.startswith('configs/') and not os.path.exists(path.partition(':')[0]):
+    for folder in _FOLDERS:
+      if os.path.isfile(folder / path.partition(':')[0]):
+        if folder == _PACKAGE:  # They import each other by the name that they have in a checkout.
+          sys.modules.setdefault('configs', importlib.import_module('desloc_jax.configs'))
+        return str(folder / path)
+  return path
+
+
+def parse_flags(
+  argv: Sequence[str], module: str = '__main__', usage: str | None = None
+) -> list[str]:
+  """Parses the command line for `absl.app.run`; ends the process on --help and on errors.
+
+  The help is `usage`, or else the docstring of the program, then the flags that `module` defined.
+  """
   if {'--help', '-h', '-help', '--helpfull', '--helpshort'} & set(argv[1:]):
-    _print_help(argv[0])
+    # Without docstrings under PYTHONOPTIMIZE=2.
+    _print_help(usage or sys.modules['__main__'].__doc__ or argv[0], module)
     sys.exit(0)
   try:
     check_option_names(argv[1:])
@@ -105,7 +137,7 @@ def check_config_loaded(values: flags.FlagValues = flags.FLAGS) -> None:
   # What follows a colon is the argument of get_config.
   path = config_flags.get_config_filename(values['config']).partition(':')[0]
   if not os.path.isfile(path):
-    near = difflib.get_close_matches(path, glob.glob('configs/*.py'), n=1, cutoff=0.3)
+    near = difflib.get_close_matches(path, _config_files(), n=1, cutoff=0.3)
     hint = f' Did you mean {near[0]}?' if near else ''
     raise UserError(f'the config file {path} does not exist.{hint}')
   if not isinstance(config, config_dict.ConfigDict):
@@ -113,6 +145,11 @@ def check_config_loaded(values: flags.FlagValues = flags.FLAGS) -> None:
       f'get_config of {path} returns {type(config).__name__}; expected a ConfigDict, from '
       'desloc_jax.options.table.default_config().'
     )
+
+
+def _config_files() -> list[str]:
+  folders = [pathlib.Path(), *_FOLDERS]
+  return sorted({f'configs/{p.name}' for f in folders for p in (f / 'configs').glob('*.py')})
 
 
 def check_option_names(args: Sequence[str]) -> None:
@@ -131,12 +168,11 @@ def check_option_names(args: Sequence[str]) -> None:
         raise unknown_choice('option --config.', name, OPTIONS)
 
 
-def _print_help(program: str) -> None:
+def _print_help(usage: str, module: str) -> None:
   from desloc_jax.options.listing import options_help
 
-  own = flags.FLAGS.get_flags_for_module(program)
-  # Without docstrings under PYTHONOPTIMIZE=2.
-  lines = [sys.modules['__main__'].__doc__ or f'Options of {program}', 'flags:']
+  own = flags.FLAGS.get_flags_for_module(module)
+  lines = [usage, 'flags:']
   lines += [f'  --{flag.name}={flag.default or ""}\n      {flag.help}' for flag in own]
   try:
     print('\n'.join([*lines, options_help()]), flush=True)

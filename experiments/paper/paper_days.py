@@ -13,7 +13,7 @@ import statistics
 
 import numpy as np
 
-from configs import gpt_1b
+from configs import gpt
 from desloc_jax.plan import make_plan, Plan
 from desloc_jax.plan.timing import all_reduce_seconds, Link, step_time
 from desloc_jax.programs.ledger import EVERY_STEP, Ledger
@@ -59,7 +59,7 @@ def link(gbps: float) -> Link:
 
 def plan_of(size: str) -> Plan:
   """Returns the plan of a model of `SHAPES`, trained as gpt_1b is."""
-  config = gpt_1b.get_config()
+  config = gpt.get_config('1b')
   layers, width, heads = SHAPES[size]
   config.model.update({'layers': layers, 'width': width, 'heads': heads})
   return make_plan(config)

@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 import numpy as np
 
-from configs import gpt_1b
+from configs import gpt
 from desloc_jax.errors import UserError
 from desloc_jax.plan import Plan
 from desloc_jax.tables import align
@@ -76,7 +76,7 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
     f'One setting: {TOKENS_PER_PARAMETER} tokens a parameter, batches of {batch:,.0f} tokens and '
     f'{count:.1f} H100s at an MFU of 0.4 for all three.',
     f'```\n{align(explanations(fits, plans))}\n```',
-    f'The {best:.2f} fit, given {gpt_1b.get_config().workers} workers that average float32 over '
+    f'The {best:.2f} fit, given {gpt.get_config("1b").workers} workers that average float32 over '
     f"{PAPER_GBPS:g} Gb/s each: H100s at an MFU of 0.4, if a batch is the paper's 2.1M tokens "
     f'or else if a run is {TOKENS_PER_PARAMETER} tokens a parameter.',
   ]

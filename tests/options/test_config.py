@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -9,11 +10,13 @@ from absl import logging
 import jax
 import pytest
 
+from configs import gpt
 from desloc_jax.checkpoints.segment import BEGINNING, make_clock
 from desloc_jax.errors import UserError
 from desloc_jax.model import parameter_count
 from desloc_jax.options import table as config_lib
 from desloc_jax.options.checks import check_config
+from desloc_jax.options.listing import options_page
 from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.build_optimizer import FEW_AVERAGES, make_optimizer
 from tests.environment import environment
@@ -22,14 +25,14 @@ from tests.runs import small_config
 ROOT = pathlib.Path(__file__).parents[2]
 ONE_DEVICE = environment()
 PAPER_SIZES = {
-  'gpt_16m': 16_042_240,
-  'gpt_125m': 123_636_480,
-  'gpt_135m': 148_486_464,
-  'gpt_360m': 402_310_080,
-  'gpt_720m': 707_184_640,
-  'gpt_1b': 1_311_213_568,
-  'gpt_1_7b': 1_713_899_520,
-  'gpt_13b': 12_841_210_880,
+  '16m': 16_042_240,
+  '125m': 123_636_480,
+  '135m': 148_486_464,
+  '360m': 402_310_080,
+  '720m': 707_184_640,
+  '1b': 1_311_213_568,
+  '1_7b': 1_713_899_520,
+  '13b': 12_841_210_880,
 }
 
 
@@ -37,35 +40,37 @@ def load(name):
   return importlib.import_module(f'configs.{name}')
 
 
-@pytest.mark.parametrize('name', PAPER_SIZES)
-def test_paper_configs_are_valid_and_as_large_as_they_say(name):
-  module = load(name)
-  config = module.get_config()
+@pytest.mark.parametrize('size', gpt.SIZES)
+def test_the_sizes_of_gpt_are_valid_and_as_they_say(size):
+  config = gpt.get_config(size)
   check_config(config)
-  size = parameter_count(config_lib.model_config(config, vocab_size=50_257))
-  assert size == PAPER_SIZES[name]
-  assert f'{size:,}' in module.__doc__ and f'configs/{name}.py' in module.__doc__
-  assert f'{config.steps:,} steps' in module.__doc__
-  assert config.workers * config.batch_size * config.seq_len == (
-    2**18 if name == 'gpt_16m' else 2**21
-  )
+  parameters = parameter_count(config_lib.model_config(config, vocab_size=50_257))
+  assert parameters == PAPER_SIZES[size]
+  tokens = config.workers * config.batch_size * config.seq_len
+  assert tokens == (2**18 if size == '16m' else 2**21)
+  period = config.periods.params
+  counts = [config.steps // (multiple * period) for multiple in (1, 3, 6)]
+  (row,) = re.findall(rf'^{size} .*', gpt.__doc__, re.MULTILINE)
+  assert row.replace(',', '').split() == [
+    size, str(parameters), f'{tokens * config.steps / 1e9:.1f}B', str(config.steps),
+    *map(str, counts), str(period), f'{period / 1.5:.2f}x',
+  ]  # fmt: skip
   assert sum(source.weight for source in config.data.sources.values()) == pytest.approx(1.0)
-  assert set(module.get_config('sotu').data.sources) == {'text'}
+  with_text = gpt.get_config(f'{size}:sotu')
+  assert set(with_text.data.sources) == {'text'}
+  old = load(f'gpt_{size}')
+  assert old.get_config() == config and old.get_config('sotu') == with_text
   with pytest.raises(UserError, match="'stou' is unknown. Did you mean 'sotu'"):
-    module.get_config('stou')
+    old.get_config('stou')
 
 
 def test_tiny_is_valid():
   check_config(load('tiny').get_config())
 
 
-CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py') if path.stem != 'common')
-
-
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', ['tiny', *gpt.SIZES])
 def test_periods_warm_up_and_evaluations_fit_the_length_of_the_run(name, monkeypatch):
-  module = load(name)
-  config = module.get_config()
+  config = load('tiny').get_config() if name == 'tiny' else gpt.get_config(name)
   warnings = []
   monkeypatch.setattr(logging, 'warning', lambda *message: warnings.append(message))
   params = {'kernel': jax.ShapeDtypeStruct((2, 2), 'float32')}
@@ -78,15 +83,8 @@ def test_periods_warm_up_and_evaluations_fit_the_length_of_the_run(name, monkeyp
   assert 6 <= config.steps // config.eval.every
   assert 3 < config.steps // config.checkpoint.every
   assert config.log_every <= config.steps / 60
-  if name in PAPER_SIZES:
+  if name in gpt.SIZES:
     assert config.eval.every % config.periods.params == 0  # At syncs.
-    assert (
-      f'parameters {counts["params"]} times (every {periods["params"]} steps), first moment '
-      f'{counts["mu"]} ({periods["mu"]}), second {counts["nu"]} ({periods["nu"]:,}).'
-    ) in module.__doc__
-    tokens = config.steps * config.workers * config.batch_size * config.seq_len
-    assert f'{tokens / 1e9:.1f}B in {config.steps:,} steps' in module.__doc__
-    assert f'{config.periods.params / 1.5:.2f}x less than DDP' in module.__doc__
 
 
 @pytest.mark.parametrize(
@@ -183,7 +181,7 @@ BAD = {
   'failures.away': ('4:1-2', 'workers from 0 to 3'),
   'failures.rate': (1.5, r'in \[0, 1\)'),
   'health.decay': (1.0, r'in \[0, 1\)'),
-  'health.threshold': (0.5, 'health.threshold is 0.5; expected a number above 1, or 0'),
+  'health.threshold': (0.5, 'health.threshold is 0.5; expected a number above 1 and finite, or 0'),
   'method': ('deslok', "Did you mean 'desloc'"),
   'timing': ('mid', 'Valid: post, pre'),
   'inner.name': ('adan', "Did you mean 'adam'"),
@@ -279,6 +277,11 @@ def test_help_lists_every_option():
   for name in config_lib.OPTIONS:
     assert f'--config.{name}=' in result.stdout
   assert '--workdir' in result.stdout
+
+
+def test_docs_list_every_option():
+  page = (ROOT / 'docs' / 'options.md').read_text()
+  assert page == options_page(), 'python -m desloc_jax options > docs/options.md'
 
 
 def test_a_prepared_folder_of_another_tokenizer_is_refused(text, tmp_path):

@@ -93,7 +93,7 @@ def test_the_ledger_of_workers_that_share_a_device_is_that_of_separate_ones(text
     ({'sync.params': 'int8', 'sync.exempt': '('}, 'sync.exempt is .*no regular expression'),
     (
       {'sync.params': 'int8', 'sync.decay': 1.5},
-      r'sync.decay is 1.5; expected a share in \[0, 1\]',
+      r'sync.decay is 1.5; expected a number in \[0, 1\]',
     ),
   ],
 )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import gpt_1b
+from configs import gpt
 from desloc_jax import model as model_lib
 from desloc_jax.errors import UserError
 from desloc_jax.options.changes import changed_options
@@ -153,16 +153,16 @@ def test_a_model_fits_into_what_jax_takes_of_a_device(share, verdict):
 
 
 BAD = {
-  'plan.bandwidth_gbps': (0.0, 'plan.bandwidth_gbps is 0.0; expected a finite number above 0'),
+  'plan.bandwidth_gbps': (0.0, 'plan.bandwidth_gbps is 0.0; expected a number above 0, finite'),
   'plan.latency_ms': (-1.0, 'plan.latency_ms is -1.0'),
   'plan.bytes_per_value': (float('nan'), 'plan.bytes_per_value is nan'),
   'plan.overlap': (1.0, r'plan.overlap is 1.0; expected a number in \[0, 1\)'),
   'plan.devices_per_worker': (-1, 'plan.devices_per_worker is -1'),
   'plan.peak_tflops': (float('inf'), 'plan.peak_tflops is inf'),
-  'plan.mfu': (40.0, r'plan.mfu is 40.0; expected a share in \(0, 1\]'),
+  'plan.mfu': (40.0, r'plan.mfu is 40.0; expected a number in \(0, 1\]'),
   'plan.memory_gb': (0.0, 'plan.memory_gb is 0.0'),
-  'plan.memory_fraction': (1.5, r'plan.memory_fraction is 1.5; expected a share in \(0, 1\]'),
-  'plan.share': (1.0, r'plan.share is 1.0; expected a share in \(0, 1\)'),
+  'plan.memory_fraction': (1.5, r'plan.memory_fraction is 1.5; expected a number in \(0, 1\]'),
+  'plan.share': (1.0, r'plan.share is 1.0; expected a number in \(0, 1\)'),
 }
 
 
@@ -221,7 +221,7 @@ def test_no_single_setting_explains_the_paper(paper_plans):
 def test_the_planner_alone_gives_the_days_of_7b(paper_plans):
   """8 H100s at an MFU of 0.34 and 0.23M tokens a step, which is 19 tokens a parameter in all."""
   run = paper_days.fit('7B', paper_plans['7B'], 0.24)
-  config = gpt_1b.get_config()
+  config = gpt.get_config('1b')
   layers, width, heads = paper_days.SHAPES['7B']
   config.model.update({'layers': layers, 'width': width, 'heads': heads})
   config.plan.update({'latency_ms': 0.0, 'overlap': 0.24, 'devices_per_worker': 2})
@@ -276,4 +276,4 @@ def test_the_command_refuses_a_bad_value_in_one_line():
     cwd=ROOT, capture_output=True, text=True, timeout=60,
   )  # fmt: skip
   assert result.returncode == 2
-  assert result.stderr == 'error: plan.mfu is 2.0; expected a share in (0, 1].\n'
+  assert result.stderr == 'error: plan.mfu is 2.0; expected a number in (0, 1].\n'
