@@ -1,5 +1,6 @@
 """The package as pip sees it: what each extra installs is what the requirement files do."""
 
+import inspect
 import pathlib
 import re
 import shutil
@@ -55,6 +56,18 @@ def test_where_it_is_installed_the_configs_are_found(tmp_path):
     env=environment(PYTHONPATH=str(tmp_path / 'site')),
   )  # fmt: skip
   assert result.returncode == 2 and "Did you mean 'sotu'" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize('name', desloc_jax.__all__)
+def test_public_names_are_annotated(name):
+  found = getattr(desloc_jax, name)
+  methods = (
+    [f for key, f in vars(found).items() if key[0] != '_'] if isinstance(found, type) else []
+  )
+  for function in filter(inspect.isfunction, [found, *methods]):
+    signature = inspect.signature(function)
+    kinds = [p.annotation for key, p in signature.parameters.items() if key != 'self']
+    assert inspect.Signature.empty not in [*kinds, signature.return_annotation], function
 
 
 def test_the_version_is_known():

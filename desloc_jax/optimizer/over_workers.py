@@ -1,6 +1,7 @@
 """Runs one worker's program on all workers, on any number of devices down to one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ REPLICAS = 'replicas'
 AXIS_NAMES = (WORKERS, REPLICAS)
 
 
-def over_workers(function: Callable, mesh: Mesh, in_axes, out_axes) -> Callable:
+def over_workers(function: Callable, mesh: Mesh, in_axes: Any, out_axes: Any) -> Callable:
   """Maps `function` of one worker over all: over devices by shard_map, and on each by vmap.
 
   With one worker a device its arrays have no axis for workers inside `function`.

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import operator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,7 +26,7 @@ class Timetable:
   times: np.ndarray
   multiple: int = 1
 
-  def count(self, done):
+  def count(self, done: jax.typing.ArrayLike) -> jax.Array:
     """Returns the number of averages in the first `done` steps, which may be traced."""
     lib = np if isinstance(done, int | np.integer) else jnp
     times = lib.asarray(self.times, np.int32)
@@ -118,7 +119,7 @@ def periods_from_half_lives(
     multiples = PAPER_MULTIPLES
   else:
     multiples = {name: max(1, round(half_life(b) / params)) for name, b in decays.items()}
-  return {'params': params} | {name: multiple * params for name, multiple in multiples.items()}
+  return {'params': params, **{name: each * params for name, each in multiples.items()}}
 
 
 def grown(period: int, growth: float, steps: int, step):
@@ -146,7 +147,7 @@ def growing_timetables(
   """
   numbers = [period for period in periods.values() if period is not None]
   if not numbers:
-    return dict(periods)
+    return dict.fromkeys(periods)
   shortest = min(numbers)
   together = _growing_times(shortest, growth, steps, last)
 
@@ -162,7 +163,8 @@ def growing_timetables(
 
 def _growing_times(period: int, growth: float, steps: int, last: int) -> np.ndarray:
   """Returns the times at which the steps since the one before reach the period of their step."""
-  times, previous = [], 0
+  times: list[int] = []
+  previous = 0
   while True:
     time = previous + 1
     while time <= last and (now := int(grown(period, growth, steps, time - 1))) > time - previous:

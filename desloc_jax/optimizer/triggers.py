@@ -14,7 +14,7 @@ def due_now(
   step: jax.Array,
   coin_key: jax.Array | None,
   warmup_steps: int,
-  done: jax.Array | None = None,
+  done: jax.Array,
 ) -> dict[str, jax.Array]:
   """Returns, by quantity, a boolean scalar: is it to be averaged at this step?
 

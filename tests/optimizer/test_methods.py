@@ -108,7 +108,8 @@ def test_stochastic_syncs_follow_their_coins(timing):
   periods, key = {'params': 4, 'mu': 6, 'nu': 10}, jax.random.key(3)
   zero = dict.fromkeys(periods, jnp.int32(0))
   coins = [
-    [bool(x) for x in due_now(periods, zero, jnp.int32(t), key, 0).values()] for t in range(STEPS)
+    [bool(x) for x in due_now(periods, zero, jnp.int32(t), key, 0, t).values()]
+    for t in range(STEPS)
   ]
   shares = np.mean(coins, axis=0)
   np.testing.assert_allclose(shares, [1 / 4, 1 / 6, 1 / 10], atol=0.12)

@@ -227,7 +227,7 @@ def test_synced_tells_of_every_step_of_a_warm_up(timing, warmup):
 def test_synced_tells_of_every_coin(timing):
   periods, key = adam_periods(2, 2, 2), jax.random.key(1)
   zero = dict.fromkeys(periods, jnp.int32(0))
-  coins = [due_now(periods, zero, jnp.int32(t), key, 0) for t in range(12)]
+  coins = [due_now(periods, zero, jnp.int32(t), key, 0, t) for t in range(12)]
   expected = [{name for name, now in coin.items() if now} for coin in coins]
   assert expected[0]  # Some at the very first step.
   assert syncs_of(desloc(ADAM, periods, timing=timing, coin_key=key), 12) == expected
