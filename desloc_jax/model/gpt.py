@@ -34,6 +34,7 @@ import jax.numpy as jnp
 
 from desloc_jax import errors
 from desloc_jax.model.gpt_config import GPTConfig
+from desloc_jax.model.product import product
 from desloc_jax.model.rope import apply_rope, rope_tables
 from desloc_jax.model.splitting import over_batch_parts, split_batch
 
@@ -228,9 +229,9 @@ class Block(nn.Module):
 
 
 def _split_product(x, kernel, dimension_numbers, precision=None):
-  """`jax.lax.dot_general` with the sequences of x, and the kernel, split over a worker's devices."""
-  product = lambda kernel, x: jax.lax.dot_general(x, kernel, dimension_numbers, precision)
-  return over_batch_parts(product, kernel, x)
+  """`product`, as `nn.Dense` asks for it, with x and the kernel split over a worker's devices."""
+  del dimension_numbers, precision  # The last dimension against the first, as in every `nn.Dense`.
+  return over_batch_parts(lambda kernel, x: product(x, kernel), kernel, x)
 
 
 def _remat(block: type[nn.Module], remat: str) -> type[nn.Module]:
