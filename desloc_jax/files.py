@@ -2,27 +2,50 @@
 
 from collections.abc import Iterator
 import contextlib
+import fcntl
+import glob
 import os
+import secrets
+import time
 from typing import BinaryIO
+
+_SUFFIX = '.partial'
+_LOCKED_WITHIN_S = 10  # From when a file is made until its writer holds it.
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
   """Opens a temporary neighbour of `path` for writing and renames it to `path` at the end.
 
-  A process killed at any moment leaves the old `path` or the new one, never a part of it; the
-  `.partial` file that may stay behind is overwritten by the next attempt.
+  A process killed at any moment leaves the old `path` or the new one, never a part of it. Of several
+  that write it at once each has a neighbour of its own, and the content of the last one stays. The
+  next attempt removes what killed ones have left.
   """
-  path = os.fspath(path)
-  partial = path + '.partial'
-  with contextlib.suppress(FileNotFoundError):
-    os.unlink(partial)  # It may be a link to a file elsewhere, which is not to be written.
-  with open(partial, 'xb') as file:
-    yield file
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
-  _sync_folder(os.path.dirname(path) or '.')
+  folder, name = os.path.split(os.path.abspath(path))
+  _remove_left(folder, name)
+  partial = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}{_SUFFIX}')
+  try:
+    with open(partial, 'xb') as file:
+      with contextlib.suppress(OSError):  # Some file systems have no locks: there it may stay.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+      os.replace(partial, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.unlink(partial)
+    raise
+  _sync_folder(folder)
+
+
+def _remove_left(folder: str, name: str) -> None:
+  """Removes the neighbours of `name` that nobody writes any more."""
+  for left in glob.glob(os.path.join(glob.escape(folder), f'.{glob.escape(name)}.*{_SUFFIX}')):
+    with contextlib.suppress(OSError), open(left, 'rb') as file:
+      if time.time() - os.fstat(file.fileno()).st_mtime > _LOCKED_WITHIN_S:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(left)
 
 
 def _sync_folder(folder: str) -> None:

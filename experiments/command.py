@@ -11,6 +11,7 @@ from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
 from desloc_jax import commands
+from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
 from desloc_jax.hosts import joining
 from desloc_jax.hosts.peers import peers
@@ -25,7 +26,7 @@ from experiments.runs import Run, with_those_before
 from experiments.scales import make_scale, Scale, SCALES
 from experiments.share import shared
 
-RUNS, RESULTS = 'runs/experiments', 'experiments/results'
+RUNS = pathlib.Path('runs/experiments')
 
 
 def main(experiment: types.ModuleType) -> None:
@@ -93,13 +94,12 @@ def parse(program: str, description: str, args: Sequence[str]) -> tuple[argparse
   parser.add_argument(
     '--scale', default='cpu', help=f'{", ".join(SCALES)}; gpu:sotu for the built-in text'
   )
-  parser.add_argument('--seeds', type=int, help='of each variant; default: of the scale')
-  parser.add_argument(
-    '--results', action=commands.LocalPath, default=RESULTS, help='results go to a folder in it'
+  commands.add_options(
+    parser,
+    seeds=Option(int, 'of each variant; default: of the scale', least=1),
+    results=Option(report_lib.RESULTS, 'results go to a folder in it'),
   )
   options, rest = parser.parse_known_args(args)
-  if options.seeds is not None and options.seeds < 1:
-    raise UserError(f'--seeds is {options.seeds}; expected at least 1.')
   scale = make_scale(options.scale)
   override(scale.config, rest)
   return options, scale.with_seeds(options.seeds or scale.seeds)
@@ -109,25 +109,25 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
   """Returns a parser of what experiments and sweeps have in common; its help lists all options."""
   parser = commands.make_parser(program, description)
   parser.epilog = f'--config.NAME=VALUE changes an option of all runs:\n{options_help()}'
-  add = parser.add_argument
-  add(
-    '--runs',
-    action=commands.LocalPath,
-    default=RUNS,
-    help='folder of the runs, which processes may share (%(default)s)',
+  commands.add_options(
+    parser,
+    runs=Option(RUNS, 'folder of the runs, which processes may share'),
+    processes=Option(
+      1, 'so many at once on this machine, which divide runs and cores; for small runs'
+    ),
   )
-  add('--processes', type=int, default=1,
-      help='so many at once on this machine, which divide runs and cores; for small runs')  # fmt: skip
   add_processes(parser)
   return parser
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
   """Adds the options of one of several processes, which `join` reads."""
-  add = parser.add_argument
-  add('--coordinator', help='HOST:PORT of process 0, if each run is of several processes')
-  add('--num_processes', type=int, help='how many they are')
-  add('--process_id', type=int, help='which of them this is, from 0')
+  commands.add_options(
+    parser,
+    coordinator=Option(str, 'HOST:PORT of process 0, if each run is of several processes'),
+    num_processes=Option(int, 'how many they are'),
+    process_id=Option(int, 'which of them this is, from 0'),
+  )
 
 
 def join(options: argparse.Namespace, config: config_dict.ConfigDict) -> None:

@@ -20,6 +20,7 @@ from desloc_jax.options.table import default_config, flatten
 from desloc_jax.tables import align
 from experiments.runs import Result
 
+RESULTS = pathlib.Path('experiments/results')
 CONFIDENCE = 0.95
 # Of a summary, in results.csv.
 _SUMMARY = (
@@ -164,6 +165,12 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
   writer.writeheader()
   writer.writerows(rows)
   return file.getvalue().replace('\r\n', '\n')
+
+
+def write_rows(rows: Sequence[Sequence[Any]], path: pathlib.Path) -> None:
+  """Writes a CSV file; the first row names the columns."""
+  columns, *rest = rows
+  write_text(path, csv_text([dict(zip(columns, row, strict=True)) for row in rest]))
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

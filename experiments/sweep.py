@@ -29,6 +29,7 @@ from ml_collections import config_dict, config_flags
 import numpy as np
 
 from desloc_jax import commands
+from desloc_jax.commands import Option
 from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.hosts.peers import peers
 from desloc_jax.options.table import find_row, option, OPTIONS
@@ -48,15 +49,11 @@ _WIDE = 8.0  # Ratio of values from which an axis is logarithmic.
 
 def main(argv: Sequence[str]) -> None:
   parser = command.make_parser('experiments.sweep', __doc__)
-  parser.add_argument('--config', help='a file of configs/')
-  parser.add_argument(
-    '--scale', help=f'instead: {", ".join(SCALES)}; gpu:sotu for the built-in text'
-  )
-  parser.add_argument(
-    '--results',
-    action=commands.LocalPath,
-    default='runs/sweep',
-    help='folder of results (%(default)s)',
+  commands.add_options(
+    parser,
+    config=Option(str, 'a file of configs/'),
+    scale=Option(str, f'instead: {", ".join(SCALES)}; gpu:sotu for the built-in text'),
+    results=Option(pathlib.Path('runs/sweep'), 'folder of results'),
   )
   options, rest = parser.parse_known_args(argv[1:])
   if options.config and options.scale:

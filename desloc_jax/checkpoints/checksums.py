@@ -1,6 +1,6 @@
 """Checksums of a folder's files: orbax would read a flipped bit as another number."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 import json
 import operator
@@ -17,15 +17,51 @@ _BLOCK_BYTES = 2**22
 _THREADS = 8
 
 
-def sign(folder: pathlib.Path, parts: Sequence[str]) -> None:
-  """Writes size and CRC-32 of every file under these parts of `folder` into its checksums.json."""
+def note(folder: pathlib.Path, part: pathlib.Path, index: int) -> None:
+  """Leaves size and CRC-32 of every file under `part`, inside `folder`, for `sign`.
+
+  Args:
+    folder: of the checkpoint.
+    part: what process `index` has written.
+    index: of the process.
+  """
+  _write(_note(folder, index), {name: _entry(path) for name, path in _files(folder, part)})
+
+
+def sign(folder: pathlib.Path, parts: Sequence[str], count: int) -> None:
+  """Writes size and CRC-32 of every file under these parts of `folder` into its checksums.json.
+
+  What one of `count` processes noted is not read again, unless it has another size now.
+  """
+  noted = {}
+  for path in (_note(folder, index) for index in range(count)):
+    if path.exists():
+      noted |= json.loads(path.read_bytes())
+      path.unlink()
   entries = {
-    path.relative_to(folder).as_posix(): [path.stat().st_size, _crc(path)]
+    name: noted[name] if noted.get(name, [None])[0] == path.stat().st_size else _entry(path)
     for part in parts
-    for path in sorted((folder / part).rglob('*'))
-    if path.is_file()
+    for name, path in _files(folder, folder / part)
   }
-  with atomic_write(folder / FILE) as file:
+  _write(folder / FILE, entries)
+
+
+def _note(folder: pathlib.Path, index: int) -> pathlib.Path:
+  return folder / f'checksums-{index}.json'
+
+
+def _files(folder: pathlib.Path, part: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
+  for path in sorted(part.rglob('*')):
+    if path.is_file():
+      yield path.relative_to(folder).as_posix(), path
+
+
+def _entry(path: pathlib.Path) -> list[int]:
+  return [path.stat().st_size, _crc(path)]
+
+
+def _write(path: pathlib.Path, entries: Mapping[str, Sequence[int]]) -> None:
+  with atomic_write(path) as file:
     file.write(json.dumps(entries, indent=1).encode())
 
 

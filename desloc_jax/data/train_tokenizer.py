@@ -8,12 +8,14 @@ It knows every byte, so it can encode any text, and closes documents with <|endo
 import argparse
 from collections.abc import Iterator, Sequence
 import os
+import pathlib
 import sys
 
 import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from desloc_jax import commands, files
+from desloc_jax.commands import Option
 from desloc_jax.data import splits
 from desloc_jax.data.reading import documents
 from desloc_jax.data.reading.bad_records import ON_BAD_HELP
@@ -56,37 +58,22 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, progress: bool = True
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = commands.make_parser('desloc_jax tokenizer', __doc__)
-  add = parser.add_argument
-  add(
-    '--input',
-    required=True,
-    metavar='PATH[,PATH..]',
-    help='what to learn from: sotu, '
-    f'hf:NAME[:CONFIG[:SPLIT]], or files, folders or patterns of {READABLE} files',
+  commands.add_options(
+    parser,
+    input=Option(
+      str,
+      'what to learn from, several separated by commas: sotu, hf:NAME[:CONFIG[:SPLIT]], or files, '
+      f'folders or patterns of {READABLE} files',
+      required=True,
+    ),
+    output=Option(pathlib.Path, 'the tokenizer.json to write', required=True),
+    vocab_size=Option(8192, f'number of ids, at least {_SMALLEST}'),
+    validation_fraction=Option(
+      0.0, 'leave out the documents that this fraction holds out in training'
+    ),
+    text_column=Option('text', 'field that holds the text'),
+    on_bad=Option('error', ON_BAD_HELP),
   )
-  add(
-    '--output',
-    action=commands.LocalPath,
-    required=True,
-    metavar='FILE',
-    help='the tokenizer.json to write',
-  )
-  add(
-    '--vocab_size',
-    type=int,
-    default=8192,
-    metavar='N',
-    help='number of ids, at least 257 (default %(default)s)',
-  )
-  add(
-    '--validation_fraction',
-    type=float,
-    default=0.0,
-    metavar='F',
-    help='leave out the documents that this fraction holds out in training (default: none)',
-  )
-  add('--text_column', default='text', help='field that holds the text (default %(default)s)')
-  add('--on_bad', default='error', help=ON_BAD_HELP)
   return parser.parse_args(argv)
 
 

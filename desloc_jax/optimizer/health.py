@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from desloc_jax.optimizer.averaging import AxisName, match_varying, Share, worker_count
+from desloc_jax.optimizer.averaging import (
+  at_least_float32,
+  AxisName,
+  match_varying,
+  Share,
+  worker_count,
+)
 from desloc_jax.optimizer.suspects import HealthCheck, Reports, suspects
 
 
@@ -89,13 +95,23 @@ def look_around(
   )
 
 
-def skip_step(skips: jax.Array, before: Any, after: Any) -> Any:
-  """Returns the numbers of `before` where `skips`, and counts of steps as they are `after`."""
+def skip_step(ballot: Vote, now: jax.Array, before: Any, after: Any) -> Any:
+  """Returns the numbers of `before` of a worker that restarts `now`, else all as it is `after`.
+
+  Counts of steps are always as they are `after`. In a conditional, where no worker restarts, so that
+  a choice between the two is not compiled into the step, whose roundings it would change.
+  """
 
   def choose(x, y):
-    return jnp.where(skips, x, y) if jnp.issubdtype(x.dtype, jnp.inexact) else y
+    return jnp.where(ballot.restarts, x, y) if jnp.issubdtype(x.dtype, jnp.inexact) else y
 
-  return jax.tree.map(choose, before, after)
+  return jax.lax.cond(
+    now & ballot.any_restarts,
+    lambda before, after: jax.tree.map(choose, before, after),
+    lambda _, after: after,
+    before,
+    after,
+  )
 
 
 def vote(
@@ -198,8 +214,8 @@ def record(
 
 def distance(local: optax.Params, consensus: optax.Params) -> jax.Array:
   """Returns ||local - consensus||, a float32 scalar."""
-  change = optax.tree.sub(local, consensus)
-  return optax.tree.norm(optax.tree.cast(change, jnp.float32))
+  change = optax.tree.sub(at_least_float32(local), at_least_float32(consensus))
+  return optax.tree.norm(change).astype(jnp.float32)
 
 
 def _exchange(own: Reports, axis_name: AxisName) -> tuple[Reports, jax.Array]:

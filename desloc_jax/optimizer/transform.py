@@ -433,10 +433,8 @@ def desloc(
       updates, state, ballot = sync(state, params, share, value)
       stepped = local_step(grads, state, **extra_args)
       if ballot is not None:  # The gradient of a worker that restarts was taken elsewhere.
-        skips = ballot.restarts & (state.counters['params'] <= 0)
-        kept = health_lib.skip_step(
-          skips, (state.params, state.inner), (stepped.params, stepped.inner)
-        )
+        before, after = (state.params, state.inner), (stepped.params, stepped.inner)
+        kept = health_lib.skip_step(ballot, state.counters['params'] <= 0, before, after)
         stepped = stepped._replace(params=kept[0], inner=kept[1])
       state = stepped
     else:

@@ -13,7 +13,6 @@ Writes experiments/results/alarms.csv and alarms.md, a row a setting.
 
 import argparse
 from collections.abc import Iterator, Sequence
-import csv
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -25,12 +24,15 @@ import numpy as np
 from configs import tiny
 from desloc_jax import commands
 from desloc_jax.checkpoints.state import TrainState
-from desloc_jax.errors import unknown_choice, UserError
+from desloc_jax.commands import Option
+from desloc_jax.errors import unknown_choice
+from desloc_jax.logs.workdir import write_text
 from desloc_jax.tables import align
 from desloc_jax.train.evaluate import Evaluator
 from desloc_jax.train.inputs import step_inputs
 from desloc_jax.train.job import Job, make_job
 from desloc_jax.train.recorder import check_finite, TrainingDiverged
+from experiments.report import markdown, RESULTS, write_rows
 from experiments.scales import changed
 from experiments.systems.alarm_settings import (
   BACK,
@@ -131,15 +133,13 @@ def row(setting: Setting, steps: int) -> tuple[str, ...]:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   """Returns the options of the command line."""
   parser = commands.make_parser('experiments.systems.alarms', __doc__)
-  add = parser.add_argument
-  add('--settings', default='', help='names from the table, separated by semicolons (default: all)')
-  add(
-    '--steps', type=int, default=800, help='of a run, half where one breaks (default: %(default)s)'
+  commands.add_options(
+    parser,
+    settings=Option('', 'names from the table, separated by semicolons; else all'),
+    steps=Option(800, 'of a run, half where one breaks', least=4 * BREAKS_AT),
+    results=Option(RESULTS, 'folder of the tables'),
   )
-  add('--results', default='experiments/results', help='folder of the tables')
   options = parser.parse_args(argv)
-  if options.steps < 4 * BREAKS_AT:
-    raise UserError(f'--steps is {options.steps}; expected at least {4 * BREAKS_AT}.')
   by_name = {setting.name: setting for setting in SETTINGS}
   names = [name.strip() for name in options.settings.split(';') if name.strip()] or [*by_name]
   for name in names:
@@ -158,12 +158,8 @@ def main():
     print(f'{" | ".join(rows[-1])}  ({time.monotonic() - start:.0f} s)', flush=True)
   print(align([COLUMNS, *rows]))
   results = pathlib.Path(arguments.results)
-  results.mkdir(parents=True, exist_ok=True)
-  with (results / 'alarms.csv').open('w', newline='') as file:
-    csv.writer(file).writerows([COLUMNS, *rows])
-  lines = [COLUMNS, ['---'] * len(COLUMNS), *rows]
-  text = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-  (results / 'alarms.md').write_text(f'{text}\n')
+  write_rows([COLUMNS, *rows], results / 'alarms.csv')
+  write_text(results / 'alarms.md', markdown([COLUMNS, *rows]) + '\n')
 
 
 if __name__ == '__main__':

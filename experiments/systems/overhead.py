@@ -25,6 +25,7 @@ from ml_collections import config_dict
 import numpy as np
 
 from desloc_jax import commands
+from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
 from desloc_jax.hosts.agreement import check_same_run
 from desloc_jax.hosts.peers import peers
@@ -207,16 +208,16 @@ def parse(args: Sequence[str]) -> tuple[argparse.Namespace, config_dict.ConfigDi
   """
   parser = commands.make_parser('experiments.systems.overhead', __doc__)
   parser.epilog = f'--config.NAME=VALUE changes an option:\n{options_help()}'
-  add = parser.add_argument
-  add('--config', help='a file of configs/')
-  add('--cycles', type=int, default=3, help='of all periods (default: %(default)s)')
-  add('--csv', action=commands.LocalPath, help='a file to write the turns to, unrounded')
+  commands.add_options(
+    parser,
+    config=Option(str, 'a file of configs/'),
+    cycles=Option(3, 'of all periods', least=1),
+    csv=Option(pathlib.Path, 'a file to write the turns to, unrounded'),
+  )
   command.add_processes(parser)
   options, rest = parser.parse_known_args(args)
   config = load_config(options.config)
   command.override(config, rest)
-  if options.cycles < 1:
-    raise UserError(f'--cycles is {options.cycles}; expected at least 1.')
   if options.csv and not pathlib.Path(options.csv).parent.is_dir():
     raise UserError(f'--csv is {options.csv}; its folder does not exist.')
   if not (METHODS[config.method].gradients or config.periods.params > 0):

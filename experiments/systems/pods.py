@@ -19,8 +19,10 @@ import jax
 from tqdm import tqdm
 
 from desloc_jax import commands
+from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import format_bytes
+from desloc_jax.logs.workdir import write_text
 from desloc_jax.plan import compile_step, CompiledStep
 from desloc_jax.plan.compile_table import (
   BETWEEN,
@@ -31,6 +33,7 @@ from desloc_jax.plan.compile_table import (
   traffic,
 )
 from desloc_jax.tables import align
+from experiments.report import csv_text, RESULTS
 
 TEXTS = ('config', 'topology')
 # Config, topology, micro-batches of a step.
@@ -113,8 +116,11 @@ def table(rows: Sequence[dict[str, object]]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line."""
   parser = commands.make_parser('experiments.systems.pods', __doc__)
-  parser.add_argument('--results', action=commands.LocalPath, default='experiments/results')
-  parser.add_argument('--only', default='', help='compile those whose name has this, keep others')
+  commands.add_options(
+    parser,
+    results=Option(RESULTS, 'folder of the table'),
+    only=Option('', 'compile those whose name has this, keep others'),
+  )
   with commands.one_line_errors():
     _compile_all(parser.parse_args(argv))
 
@@ -127,7 +133,6 @@ def _compile_all(args: argparse.Namespace) -> None:
     raise UserError(f'--only is {args.only!r}; expected a part of one of: {", ".join(names)}.')
   results = pathlib.Path(args.results)
   path = results / 'pods.csv'
-  results.mkdir(parents=True, exist_ok=True)
   rows = _read(path) if args.only else {}
   bar = tqdm(chosen, unit='step')
   for name in bar:
@@ -154,12 +159,8 @@ def _read(path: pathlib.Path) -> dict[str, dict[str, object]]:
 
 
 def _write(path: pathlib.Path, rows: Sequence[dict[str, object]]) -> None:
-  with path.open('w', newline='') as file:
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(
-      {key: f'{x:.15g}' if isinstance(x, float) else x for key, x in row.items()} for row in rows
-    )
+  shown = lambda x: f'{x:.15g}' if isinstance(x, float) else x
+  write_text(path, csv_text([{key: shown(x) for key, x in row.items()} for row in rows]))
 
 
 if __name__ == '__main__':

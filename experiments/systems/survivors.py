@@ -15,7 +15,6 @@ Writes experiments/results/survivors.csv and survivors.png.
 
 import argparse
 from collections.abc import Sequence
-import csv
 import os
 import pathlib
 import random
@@ -25,9 +24,11 @@ import time
 from matplotlib.figure import Figure
 
 from desloc_jax import commands
+from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.tables import align
+from experiments.report import RESULTS, write_rows
 from experiments.several import last_step, start, wait_for_step
 from experiments.systems.faults.runs import CONFIG
 from experiments.systems.faults.trouble import tell
@@ -69,24 +70,14 @@ def end_by(
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   """Returns the options of the command line."""
   parser = commands.make_parser('experiments.systems.survivors', __doc__)
-  add = parser.add_argument
-  add('--steps', type=int, default=200, help='of the whole run, at least 40 (default: %(default)s)')
-  add('--seed', type=int, default=0, help='of who is killed (default: %(default)s)')
-  add(
-    '--runs',
-    action=commands.LocalPath,
-    default='runs/survivors',
-    help='new folder of the two runs (default: %(default)s)',
-  )
-  add(
-    '--results',
-    action=commands.LocalPath,
-    default='experiments/results',
-    help='folder of table and plot',
+  commands.add_options(
+    parser,
+    steps=Option(200, 'of the whole run', least=40),
+    seed=Option(0, 'of who is killed'),
+    runs=Option(pathlib.Path('runs/survivors'), 'new folder of the two runs'),
+    results=Option(RESULTS, 'folder of table and plot'),
   )
   options = parser.parse_args(argv)
-  if options.steps < 40:
-    raise UserError(f'--steps is {options.steps}; expected at least 40.')
   if pathlib.Path(options.runs, 'survivors').exists():
     raise UserError(f'{options.runs} holds a run already; use another --runs.')
   return options
@@ -116,9 +107,7 @@ def main():
   trouble.unlink()
   print('the same in one process, with nothing happening to it')
   end_by('finished', start(PHASES[0][0], runs / 'undisturbed', options, 1), chance)
-  results.mkdir(parents=True, exist_ok=True)
-  with (results / 'survivors.csv').open('w', newline='') as file:
-    csv.writer(file).writerows(rows)
+  write_rows(rows, results / 'survivors.csv')
   plot(runs, rows[1:], results / 'survivors.png')
   print(align([tuple(map(str, row)) for row in rows]))
   for name in ('undisturbed', 'survivors'):

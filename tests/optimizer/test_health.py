@@ -38,12 +38,25 @@ def moments(state, name='mu'):
   return getattr(state.inner[0], name)
 
 
-def test_healthy_workers_are_averaged_as_without_a_check():
-  plain = list(workers.run(desloc(optax.adam(0.05), PERIODS), PARAMS, gradient, 4, 24))
-  checked = list(workers.run(transform(), PARAMS, gradient, 4, 24))
+@pytest.mark.parametrize('timing', ['post', 'pre'])
+@pytest.mark.parametrize('warmup_steps', [0, 8])
+def test_healthy_workers_are_averaged_as_without_a_check(timing, warmup_steps):
+  options = {'timing': timing, 'warmup_steps': warmup_steps}
+  plain = list(workers.run(desloc(optax.adam(0.05), PERIODS, **options), PARAMS, gradient, 4, 24))
+  checked = list(workers.run(transform(**options), PARAMS, gradient, 4, 24))
   for (a, x), (b, y) in zip(plain, checked, strict=True):
     assert same_bits((x, a.params, a.inner), (y, b.params, b.inner))
   assert checked[-1][0].health.healthy.all() and not checked[-1][0].health.restarts.any()
+
+
+def test_distances_in_float16_are_not_those_of_an_overflow():
+  """Else one that is a little farther than the others, at 70,000, would be infinitely far."""
+  start = {'w': jnp.full(1, -30_000, jnp.float16)}
+  moves = jnp.array([-20_000, -20_000, -20_000, -24_000], jnp.float16)
+  away = lambda t, m, x: jax.tree.map(lambda v: jnp.full_like(v, moves[m]), x)
+  tx = transform({'params': 3}, optax.sgd(1.0))
+  *_, (state, _) = workers.run(tx, start, away, 4, 3)
+  assert state.health.healthy.all() and not state.health.restarts.any()
 
 
 @pytest.mark.parametrize('timing', ['post', 'pre'])

@@ -25,7 +25,9 @@ import time
 import jax
 
 from desloc_jax import commands
+from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
+from experiments.report import RESULTS
 from experiments.systems.faults.campaign import run_all, table, write_rows
 from experiments.systems.faults.runs import Bench, RunFailed
 
@@ -33,25 +35,14 @@ from experiments.systems.faults.runs import Bench, RunFailed
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   """Returns the options of the command line."""
   parser = commands.make_parser('experiments.systems.faults', __doc__)
-  add = parser.add_argument
-  add('--kills', type=int, default=30, help='processes to kill (default: %(default)s)')
-  add('--seed', type=int, default=0, help='of the moments and files (default: %(default)s)')
-  add(
-    '--workdir',
-    action=commands.LocalPath,
-    default='runs/faults',
-    help='folder of the runs (default: %(default)s)',
+  commands.add_options(
+    parser,
+    kills=Option(30, 'processes to kill', least=1),
+    seed=Option(0, 'of the moments and files'),
+    workdir=Option(pathlib.Path('runs/faults'), 'folder of the runs'),
+    results=Option(RESULTS, 'folder of the table'),
   )
-  add(
-    '--results',
-    action=commands.LocalPath,
-    default='experiments/results',
-    help='folder of the table',
-  )
-  options = parser.parse_args(argv)
-  if options.kills < 1:
-    raise UserError(f'--kills is {options.kills}; expected at least 1.')
-  return options
+  return parser.parse_args(argv)
 
 
 def main(options: argparse.Namespace) -> None:

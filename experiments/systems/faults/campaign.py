@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import contextlib
-import csv
 import pathlib
 import random
 import re
@@ -11,6 +10,7 @@ import statistics
 import tqdm
 
 from desloc_jax.tables import align
+from experiments import report
 from experiments.systems.faults import injectors as faults, processes
 from experiments.systems.faults.disks import small_disk, why_no_mounts
 from experiments.systems.faults.injectors import Injection, Injector
@@ -159,11 +159,13 @@ def table(injections: Sequence[Injection]) -> str:
 
 def write_rows(injections: Sequence[Injection], path: pathlib.Path) -> None:
   """Writes a row a fault."""
-  with path.open('w', newline='') as file:
-    writer = csv.writer(file)
-    writer.writerow(
-      ['fault', 'detail', 'done', 'resumed', 'lost', 'survived', 'identical', 'problem']
-    )
-    for x in injections:
-      row = (x.fault, x.detail, x.done, x.resumed, x.lost, not x.problem, x.identical, x.problem)
-      writer.writerow(row)
+  report.write_rows(
+    [
+      ('fault', 'detail', 'done', 'resumed', 'lost', 'survived', 'identical', 'problem'),
+      *(
+        (x.fault, x.detail, x.done, x.resumed, x.lost, not x.problem, x.identical, x.problem)
+        for x in injections
+      ),
+    ],
+    path,
+  )

@@ -28,8 +28,10 @@ import tempfile
 import tqdm
 
 from desloc_jax import commands
+from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
 from desloc_jax.tables import align
+from experiments.report import RESULTS
 from experiments.systems.overhead import CYCLE, Turn
 from experiments.systems.wire import checks, files
 from experiments.systems.wire.methods import Case, METHODS, PARTS, SILENT, TIME_PERIOD
@@ -49,37 +51,22 @@ BATCH_SIZE, OVERHEAD_BATCH_SIZE_OF_TWO = 6, 8
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   """Returns the options of the command line."""
   parser = commands.make_parser('experiments.systems.wire', __doc__)
-  add = parser.add_argument
-  add('--sites', type=int, nargs='+', default=[2, 4], help='processes (default: %(default)s)')
-  add('--methods', nargs='+', default=list(METHODS), choices=METHODS, metavar='METHOD',
-      help='of %(default)s')  # fmt: skip
-  add(
-    '--only', nargs='+', default=list(PARTS), choices=PARTS, metavar='PART', help='of %(default)s'
-  )
-  add(
-    '--rates',
-    type=float,
-    nargs='+',
-    default=list(RATES),
-    help='1e6 bits a second of the links, for the time (default: %(default)s)',
-  )
-  add(
-    '--batch_size',
-    type=int,
-    help='sequences of a worker a step, for time and overhead: how long it is '
-    f'(default: {BATCH_SIZE}, for the overhead of two processes {OVERHEAD_BATCH_SIZE_OF_TWO})',
-  )
-  add('--starts', type=int, default=10, help='of the overhead (default: %(default)s)')
-  add(
-    '--results',
-    action=commands.LocalPath,
-    default='experiments/results',
-    help='folder of tables and plot',
+  commands.add_options(
+    parser,
+    sites=Option([2, 4], 'processes', least=2, most=MOST_SITES),
+    methods=Option(list(METHODS), 'some of these', choices=METHODS),
+    only=Option(list(PARTS), 'some of these', choices=PARTS),
+    rates=Option([*map(float, RATES)], '1e6 bits a second of the links, for the time'),
+    batch_size=Option(
+      int,
+      'sequences of a worker a step, for time and overhead: how long it is '
+      f'(default: {BATCH_SIZE}, for the overhead of two processes {OVERHEAD_BATCH_SIZE_OF_TWO})',
+      least=1,
+    ),
+    starts=Option(10, 'of the overhead', least=1),
+    results=Option(RESULTS, 'folder of tables and plot'),
   )
   options = parser.parse_args(argv)
-  for sites in options.sites:
-    if not 2 <= sites <= MOST_SITES:
-      raise UserError(f'--sites is {sites}; expected 2 to {MOST_SITES}.')
   for rate in options.rates:
     if not 0 < rate < math.inf:
       raise UserError(f'--rates is {rate:g}; expected more than 0, and finite.')
@@ -87,9 +74,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     raise UserError(
       'the overhead is of desloc, which is not among --methods; leave it out by --only.'
     )
-  for name in ('batch_size', 'starts'):
-    if getattr(options, name) is not None and getattr(options, name) < 1:
-      raise UserError(f'--{name} is {getattr(options, name)}; expected at least 1.')
   if why_not := why_no_network():
     raise UserError(f'no network can be made here: {why_not}.')
   return options

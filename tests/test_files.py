@@ -1,0 +1,49 @@
+"""Files that are there complete or not at all, also where two processes write the same one."""
+
+import fcntl
+import os
+
+import pytest
+
+from desloc_jax.files import atomic_write
+
+
+def test_two_that_write_at_once_do_not_mix(tmp_path):
+  path = tmp_path / 'file'
+  with atomic_write(path) as first:
+    first.write(b'first')
+    with atomic_write(path) as second:
+      second.write(b'second')
+    assert path.read_bytes() == b'second'
+  assert path.read_bytes() == b'first' and os.listdir(tmp_path) == ['file']
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+  path = tmp_path / 'file'
+  path.write_bytes(b'old')
+  with pytest.raises(OSError, match='full'), atomic_write(path) as file:
+    file.write(b'new')
+    raise OSError('full')
+  assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['file']
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
+  path, left, held = tmp_path / 'a', tmp_path / '.a.0.partial', tmp_path / '.a.1.partial'
+  others = {'.b.0.partial', '.a.2.partial'}  # Of another file, and of one that has just begun.
+  for each in (left, held, *(tmp_path / name for name in others)):
+    each.write_bytes(b'torn')
+    if each.name != '.a.2.partial':
+      os.utime(each, (0, 0))
+  with held.open('rb') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)  # By a process that still writes.
+    with atomic_write(path) as new:
+      new.write(b'whole')
+  assert set(os.listdir(tmp_path)) == {'a', held.name, *others}
+
+
+def test_permissions_are_those_of_new_files(tmp_path):
+  (tmp_path / 'plain').touch()
+  with atomic_write(tmp_path / 'file'):
+    pass
+  modes = {(tmp_path / name).stat().st_mode for name in ('plain', 'file')}
+  assert len(modes) == 1
