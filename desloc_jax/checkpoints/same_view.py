@@ -4,6 +4,7 @@ File systems of several machines may show one of them a list of files as it was 
 is looked up by its name is then often there already.
 """
 
+from collections.abc import Callable
 import contextlib
 import os
 import pathlib
@@ -36,7 +37,7 @@ def _is_step(name: str) -> bool:
 def agreed_steps(folder: pathlib.Path, wait_s: float) -> list[int]:
   """Returns the steps that process 0 sees, the newest first, the same on every process.
 
-  Where another process lists a newer one, process 0 looks it up by its name.
+  Where another process lists one, process 0 looks it up by its name.
 
   Args:
     folder: of the checkpoints.
@@ -45,24 +46,39 @@ def agreed_steps(folder: pathlib.Path, wait_s: float) -> list[int]:
   Raises:
     UserError: on every process: it does not in that time, or the folder cannot be read.
   """
+  return _wait_for_first(folder, wait_s, lambda steps: steps[:1])
+
+
+def wait_until_none_is_extra(folder: pathlib.Path, wait_s: float) -> None:
+  """Returns when no process lists a checkpoint that process 0 has not, one set aside say.
+
+  Raises:
+    UserError: on every process: one still does after `wait_s` seconds.
+  """
+  _wait_for_first(folder, wait_s, lambda steps: steps)
+
+
+def _wait_for_first(
+  folder: pathlib.Path, wait_s: float, needed: Callable[[list[int]], list[int]]
+) -> list[int]:
+  """Returns the steps that process 0 sees, when of all that are listed it sees those `needed`."""
   deadline = time.monotonic() + wait_s
-  seen_by: dict[int, int] = {}  # Step -> a process that lists it.
   while True:
+    views = peers().gather(peers().together(lambda: listed_steps(folder)))
+    listed = sorted({step for view in views for step in view}, reverse=True)
 
-    def look(seen_by=seen_by) -> set[int]:
-      return set(listed_steps(folder)) | {s for s in seen_by if (folder / str(s)).is_dir()}
+    def look(listed=listed) -> tuple[list[int], bool]:
+      return [s for s in listed if (folder / str(s)).is_dir()], time.monotonic() > deadline
 
-    own = peers().together(look)
-    views = peers().gather([sorted(own), time.monotonic() > deadline])
-    first, late = views[0]
-    seen_by = {step: i for i, (steps, _) in reversed([*enumerate(views)]) for step in steps}
-    if not seen_by or max(seen_by) in first:
-      return sorted(first, reverse=True)
+    seen, late = peers().from_first(look)
+    missing = [step for step in needed(listed) if step not in seen]
+    if not missing:
+      return seen
     if late:
-      newest = max(seen_by)
+      process = next(i for i, view in enumerate(views) if missing[0] in view)
       raise UserError(
-        f'process {seen_by[newest]} sees a checkpoint of step {newest} in {folder}, and process 0 '
-        f'does not, {wait_s:g} s later; all processes need one folder, on a disk that they share.'
+        f'process {process} sees a checkpoint of step {missing[0]} in {folder}, and process 0 does '
+        f'not, {wait_s:g} s later; all processes need one folder, on a disk that they share.'
       )
     time.sleep(_PAUSE_S)
 
@@ -85,31 +101,6 @@ def wait_until_visible(path: pathlib.Path, wait_s: float) -> None:
       time.sleep(_PAUSE_S)
 
   peers().together(look)
-
-
-def wait_until_none_is_extra(folder: pathlib.Path, wait_s: float) -> None:
-  """Returns when no process lists a checkpoint that process 0 has not, one set aside say.
-
-  Raises:
-    UserError: on every process: one still does after `wait_s` seconds.
-  """
-  deadline = time.monotonic() + wait_s
-  while True:
-    own = peers().together(lambda: listed_steps(folder))
-    listed = {step for steps in peers().gather(own) for step in steps}
-
-    def look(listed=listed) -> tuple[list[int], bool]:
-      return [s for s in listed if not (folder / str(s)).is_dir()], time.monotonic() > deadline
-
-    extra, late = peers().from_first(look)
-    if not extra:
-      return
-    if late:
-      raise UserError(
-        f'a process sees a checkpoint of step {max(extra)} in {folder}, which process 0 has not, '
-        f'{wait_s:g} s later; all processes need one folder, on a disk that they share.'
-      )
-    time.sleep(_PAUSE_S)
 
 
 def _is_visible(path: pathlib.Path) -> bool:

@@ -1,6 +1,8 @@
 """Text to batches of tokens, the same for a given seed wherever it runs.
 
-  tokenizers, gpt2     text <-> token ids
+  tokenizers           text <-> token ids
+  hugging_face, gpt2   those of the Hugging Face library
+  named_tokenizers     the tokenizer that a configuration names
   tokenizer_files      what a tokenizer.json says
   corpus_files         which files a path stands for
   documents, records   reading text, JSON, Parquet, Arrow and Hugging Face datasets
@@ -20,13 +22,14 @@ Commands: `python -m desloc_jax prepare` tokenises a corpus into shards,
 
 from desloc_jax.data.manifest import Manifest, read_manifest, Shard
 from desloc_jax.data.mixture import SequenceId
+from desloc_jax.data.named_tokenizers import load_tokenizer
 from desloc_jax.data.reading.documents import Document, read_documents
 from desloc_jax.data.sequences import PackedSequences
 from desloc_jax.data.shards import verify_shards
 from desloc_jax.data.sources import fingerprint, open_source, SourceSpec
 from desloc_jax.data.splits import is_held_out
 from desloc_jax.data.streams import StreamStart, TrainingStream
-from desloc_jax.data.tokenizers import load_tokenizer, Tokenizer
+from desloc_jax.data.tokenizers import Tokenizer
 from desloc_jax.data.validation import bits_per_byte, Validation
 
 __all__ = [

@@ -9,7 +9,7 @@ import os
 import threading
 
 from desloc_jax.data import encoding
-from desloc_jax.data.tokenizers import load_tokenizer
+from desloc_jax.data.named_tokenizers import load_tokenizer
 
 _BATCHES_AHEAD = 4  # Per process: keeps every process busy and little text in memory.
 

@@ -21,11 +21,11 @@ from desloc_jax.data import manifest as manifests, parallel, shards, splits
 from desloc_jax.data.checks import check_at_least
 from desloc_jax.data.encoding import EncodedDocument, Losses
 from desloc_jax.data.manifest import MANIFEST, Manifest
+from desloc_jax.data.named_tokenizers import load_tokenizer
 from desloc_jax.data.reading import documents
 from desloc_jax.data.reading.bad_records import ON_BAD_HELP
 from desloc_jax.data.reading.corpus_files import find_files
 from desloc_jax.data.reading.records import READABLE
-from desloc_jax.data.tokenizers import load_tokenizer
 from desloc_jax.errors import UserError
 from desloc_jax.paths import local_path
 from desloc_jax.tables import align

@@ -119,13 +119,19 @@ def test_the_first_looks_up_what_another_lists(two, tmp_path, monkeypatch):
   for step in (3, 6):
     (tmp_path / str(step)).mkdir()
   monkeypatch.setattr(same_view, 'listed_steps', lambda folder: [3])
-  two += [FINE, [[3, 6], False], FINE, [[3, 6], False]]
+  two += [FINE, [3, 6], FINE]
   assert same_view.agreed_steps(tmp_path, 10) == [6, 3] and not two
-  two += [FINE, [[3, 9], False]] * 2
+  two += [FINE, [3, 9], FINE] * 2
   with pytest.raises(
     UserError, match='process 1 sees a checkpoint of step 9 .* process 0 does not'
   ):
     same_view.agreed_steps(tmp_path, -1)
+  two.clear()
+  two += [FINE, [3], FINE]
+  same_view.wait_until_none_is_extra(tmp_path, -1)
+  two += [FINE, [2, 3], FINE]  # One that process 0 has set aside.
+  with pytest.raises(UserError, match='process 1 sees a checkpoint of step 2 '):
+    same_view.wait_until_none_is_extra(tmp_path, -1)
 
 
 def test_the_others_need_not_list_what_the_first_sees(two, tmp_path):
@@ -133,7 +139,7 @@ def test_the_others_need_not_list_what_the_first_sees(two, tmp_path):
   (tmp_path / '6.orbax-checkpoint-tmp').mkdir()
   (tmp_path / 'damaged-9').mkdir()
   (tmp_path / '07').mkdir()
-  two += [FINE, [[], False]]
+  two += [FINE, [], FINE]
   assert same_view.agreed_steps(tmp_path, 10) == [6]
   assert same_view.listed_steps(pathlib.Path(tmp_path, 'nothing')) == []
 
