@@ -3,7 +3,7 @@
 import json
 import math
 
-from desloc_jax.logs.workdir import CHECKPOINTS, METRICS_FILE, write_config, write_text
+from desloc_jax.logs.workdir import CHECKPOINTS, METRICS_FILE, write_options, write_text
 from desloc_jax.options.table import flatten, worker_batch_size
 from desloc_jax.train.recorder import TrainingDiverged
 
@@ -12,7 +12,7 @@ PARAMETERS = 1000
 
 def train(config, workdir):
   """Writes what `loop.train` does, of a loss that falls and depends on all options."""
-  write_config(config, workdir)
+  write_options(flatten(config), workdir)
   stop = config.stop_at or config.steps
   options = {k: v for k, v in flatten(config).items() if not k.startswith('checkpoint.')}
   offset = sum(map(ord, json.dumps(options))) % 97 / 1000

@@ -5,7 +5,7 @@ there are others. Few and small things are told: with others, each is an exchang
 between workers, which may be slow.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import json
 import sys
 from typing import Any, NoReturn, TypeVar
@@ -124,10 +124,6 @@ class Peers:
         raise UserError(
           f'processes 0 and {process} do not run the same: {", ".join(differing[:_SHOWN])}{more}.'
         )
-
-  def share(self, items: Sequence[Result]) -> Sequence[Result]:
-    """Returns those of `items` that are for this process to do: each is for one."""
-    return items[self.index :: self.count]
 
   def _gather_texts(self, text: str) -> list[str]:
     return [text]

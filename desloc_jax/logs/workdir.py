@@ -6,11 +6,9 @@ import json
 import os
 import pathlib
 
-from ml_collections import config_dict
-
 from desloc_jax.errors import UserError
 from desloc_jax.files import atomic_write
-from desloc_jax.options.table import flatten, OPTIONS
+from desloc_jax.options.table import OPTIONS
 
 CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
@@ -88,11 +86,6 @@ def write_text(path: pathlib.Path, text: str) -> None:
       file.write(text.encode())
   except OSError as error:
     raise UserError(f'{path} cannot be written: {error.strerror}.') from error
-
-
-def write_config(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
-  """Records the resolved config."""
-  write_options(flatten(config), workdir)
 
 
 def write_options(options: Mapping[str, object], workdir: pathlib.Path) -> None:
