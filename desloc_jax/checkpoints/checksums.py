@@ -17,15 +17,17 @@ _BLOCK_BYTES = 2**22
 _THREADS = 8
 
 
-def note(folder: pathlib.Path, part: pathlib.Path, index: int) -> None:
-  """Leaves size and CRC-32 of every file under `part`, inside `folder`, for `sign`.
+def note(folder: pathlib.Path, index: int, part: str, written: pathlib.Path) -> None:
+  """Leaves size and CRC-32 of what process `index` has written in `folder`, for `sign`.
 
   Args:
     folder: of the checkpoint.
-    part: what process `index` has written.
     index: of the process.
+    part: of the checkpoint, as it will be called.
+    written: files of it, in a folder that may have another name until all have written.
   """
-  _write(_note(folder, index), {name: _entry(path) for name, path in _files(folder, part)})
+  entries = {f'{part}/{name}': _entry(path) for name, path in _files(written.parent, written)}
+  _write(_note(folder, index), entries)
 
 
 def sign(folder: pathlib.Path, parts: Sequence[str], count: int) -> None:

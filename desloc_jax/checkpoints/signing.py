@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import pathlib
 
 from etils import epath
 import orbax.checkpoint as ocp
@@ -15,9 +16,10 @@ class SigningHandler(ocp.PyTreeCheckpointHandler):
 
   async def async_save(self, directory: epath.Path, args: 'SigningSave') -> list['_Then']:
     written = await super().async_save(directory, args=args)
-    # By its name: no process has to list what another one has just written.
-    own = directory / f'ocdbt.process_{peers().index}'
-    return [_Then(written or (), lambda: checksums.note(directory.parent, own, peers().index))]
+    folder, index = pathlib.Path(directory), peers().index
+    part = folder.name.removesuffix(ocp.utils.TMP_DIR_SUFFIX)
+    own = folder / f'ocdbt.process_{index}'
+    return [_Then(written or (), lambda: checksums.note(folder.parent, index, part, own))]
 
 
 @ocp.args.register_with_handler(SigningHandler, for_save=True, for_restore=True)

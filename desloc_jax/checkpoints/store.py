@@ -24,6 +24,7 @@ from desloc_jax.hosts.peers import peers
 STATE = 'state'
 POSITION = 'position'
 _POSITION_FILE = 'metadata'  # The name that orbax gives it.
+_CHUNK_BYTES = 2**26  # At most.
 _VIEW_S = 60  # Until all machines see what is on a shared disk; NFS takes so long at most.
 # Of a machine's memory, the share for what is read ahead of a restore.
 _AHEAD_SHARE, _MOST_AHEAD = 64, 2**32
@@ -216,10 +217,14 @@ class Checkpoints:
 
 
 def chunks(name: str, leaf: jax.Array) -> ocp.SaveArgs:
-  """Returns how a leaf is cut on disk: never two workers in a chunk, as chunks are read whole."""
-  if not name.startswith(PER_WORKER) or leaf.ndim < 2:  # Shared moments are cut likewise: no harm.
-    return ocp.SaveArgs()
-  return ocp.SaveArgs(shard_axes=(0,))
+  """Returns how a leaf is cut on disk: chunks are read whole.
+
+  So never are two workers in one, and none is so large that processes which share a worker, but did
+  not when it was saved, each read much that is for others.
+  """
+  # Shared moments are cut as if they were of workers: no harm.
+  axes = (0,) if name.startswith(PER_WORKER) and leaf.ndim > 1 else ()
+  return ocp.SaveArgs(shard_axes=axes, chunk_byte_size=_CHUNK_BYTES)
 
 
 def _not_by_orbax(record: std_logging.LogRecord) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from desloc_jax.checkpoints import store
 from desloc_jax.checkpoints.leaves import LeafReader
 from desloc_jax.checkpoints.parts import hull, overlap
 from desloc_jax.checkpoints.store import Checkpoints
@@ -93,6 +94,22 @@ def test_scalar_arrays(tmp_path):
   for name, value in arrays.items():
     like = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=placed((2, 1), P()))
     assert same_bits(reader.read(name, like), value)
+
+
+def test_large_arrays_are_cut_so_that_none_reads_much_for_others(tmp_path, monkeypatch):
+  """Saved by a device a worker, and read as one of two processes that have a worker together."""
+  monkeypatch.setattr(store, '_CHUNK_BYTES', VALUES[0].nbytes // 4)
+  array = jax.device_put(VALUES, placed((4, 1), P('workers')))
+  name = 'optimizer.params.x'
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
+    args = ocp.args.PyTreeSave({name: array}, save_args={name: store.chunks(name, array)})
+    checkpointer.save(tmp_path / 'state', args=args)
+  reader = LeafReader(tmp_path / 'state')
+  assert np.prod(reader._open(name).chunk_layout.read_chunk.shape) == VALUES[0].size // 4
+  half = jax.ShapeDtypeStruct(
+    VALUES.shape, np.float32, sharding=placed((4, 2), P('workers', 'fsdp'))
+  )
+  assert same_bits(reader.read(name, half), VALUES)
 
 
 def test_boxes():

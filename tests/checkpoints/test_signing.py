@@ -30,7 +30,8 @@ def test_what_another_process_noted_is_not_read_again(tmp_path, monkeypatch):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(name)
   for index in range(2):
-    checksums.note(tmp_path, tmp_path / 'state' / f'ocdbt.process_{index}', index)
+    own = tmp_path / 'state' / f'ocdbt.process_{index}'
+    checksums.note(tmp_path, index, 'state', own)
   (tmp_path / 'state/ocdbt.process_0/a').write_text('as it is when all have written')
   read = read_files(monkeypatch)
   checksums.sign(tmp_path, ['state'], 2)
