@@ -83,7 +83,7 @@ def _numbers(kind: type, option: Option) -> dict[str, Any]:
   class Checked(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
       for value in values if isinstance(values, list) else [values]:
-        if kind in (int, float) and not least <= value <= most:
+        if kind in (int, float) and (value < least or value > most):
           raise UserError(f'{option_string} is {value:g}; expected {span}.')
       setattr(namespace, self.dest, values)
 

@@ -6,11 +6,9 @@ import fcntl
 import glob
 import os
 import secrets
-import time
 from typing import BinaryIO
 
 _SUFFIX = '.partial'
-_LOCKED_WITHIN_S = 10  # From when a file is made until its writer holds it.
 
 
 @contextlib.contextmanager
@@ -23,11 +21,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
   """
   folder, name = os.path.split(os.path.abspath(path))
   _remove_left(folder, name)
-  partial = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}{_SUFFIX}')
+  file = _new_neighbour(folder, name)
+  partial = file.name
   try:
-    with open(partial, 'xb') as file:
-      with contextlib.suppress(OSError):  # Some file systems have no locks: there it may stay.
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with file:
       yield file
       file.flush()
       os.fsync(file.fileno())
@@ -39,13 +36,23 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
   _sync_folder(folder)
 
 
+def _new_neighbour(folder: str, name: str) -> BinaryIO:
+  """Returns a new file, which is held by a lock as long as it is open."""
+  while True:
+    file = open(os.path.join(folder, f'.{name}.{secrets.token_hex(4)}{_SUFFIX}'), 'xb')
+    with contextlib.suppress(OSError):  # Some file systems have no locks: what is left stays there.
+      fcntl.flock(file, fcntl.LOCK_EX)
+    if os.path.exists(file.name):  # Else it was taken for one that is left, before it was held.
+      return file
+    file.close()
+
+
 def _remove_left(folder: str, name: str) -> None:
   """Removes the neighbours of `name` that nobody writes any more."""
   for left in glob.glob(os.path.join(glob.escape(folder), f'.{glob.escape(name)}.*{_SUFFIX}')):
     with contextlib.suppress(OSError), open(left, 'rb') as file:
-      if time.time() - os.fstat(file.fileno()).st_mtime > _LOCKED_WITHIN_S:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(left)
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      os.unlink(left)
 
 
 def _sync_folder(folder: str) -> None:
