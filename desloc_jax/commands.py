@@ -66,7 +66,7 @@ def add_options(parser: argparse.ArgumentParser, **options: Option) -> None:
     help_text = option.help if shown in (None, '') else f'{option.help} (default: {shown})'
     parser.add_argument(
       f'--{name}',
-      default=str(default) if kind is pathlib.Path else default,
+      default=default,
       help=help_text.replace('%', '%%'),
       nargs='+' if several else None,
       choices=option.choices or None,
