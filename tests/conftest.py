@@ -20,6 +20,28 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = str(_CACHE)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 
+@pytest.fixture(scope='session', autouse=True)
+def shared_programs():
+  """Has every job take what one before compiled of the same program."""
+  from tests.shared_programs import SharedPrograms  # It imports JAX: see the settings above.
+
+  with pytest.MonkeyPatch.context() as patch:
+    yield SharedPrograms(patch)
+
+
+@pytest.fixture
+def compiles(shared_programs, monkeypatch):
+  """Has a test compile its programs itself."""
+  shared_programs.stand_aside(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+  """Has a test's own runs leave an empty figure: half of their time. Those of fixtures are drawn."""
+  leave = lambda workdir, title='': (workdir / 'training.png').write_bytes(b'')
+  monkeypatch.setattr('desloc_jax.train.report.plot_or_tell', leave)
+
+
 @pytest.fixture(scope='session')
 def text(tmp_path_factory):
   """A folder of small text files that tests only read."""

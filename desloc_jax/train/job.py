@@ -28,7 +28,7 @@ from desloc_jax.programs.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.build_optimizer import sent_periods
 from desloc_jax.train.open_data import Data, load_data, Texts
-from desloc_jax.train.program import make_program, make_worker_mesh
+from desloc_jax.train.program import make_program, make_worker_mesh, Program
 from desloc_jax.train.step import finite_workers, make_eval_step
 
 # Bytes by which the ledger and a compiled program may differ in an average.
@@ -103,7 +103,20 @@ def make_job(
   data = peers().together(lambda: load_data(config, segment.stream_start, local_workers, texts))
   peers().compare({'data': data.fingerprint})
   program = make_program(config, data.tokenizer.vocab_size, clock, mesh)
-  params_like, (_, inner, periods, tx) = program.params_like, program.optimizer
+  return Job(
+    config=config,
+    data=data,
+    mesh=mesh,
+    clock=clock,
+    active=active_workers(config),
+    local_workers=local_workers,
+    **compile_program(config, program),
+  )
+
+
+def compile_program(config: config_dict.ConfigDict, program: Program) -> dict[str, Any]:
+  """Returns the fields of a job that are made of its program alone, which takes seconds."""
+  mesh, params_like, (_, inner, periods, tx) = program.mesh, program.params_like, program.optimizer
   named, platform = sent_periods(periods), mesh_lib.platform(mesh)
   ledger = None
   if not is_local(mesh):
@@ -121,31 +134,25 @@ def make_job(
   check_compiled(config, mesh, compiled, ledger)
 
   all_periods = dict.fromkeys(periods, config.periods.params or 1)
-  return Job(
-    config=config,
-    data=data,
-    model=program.model,
-    mesh=mesh,
-    periods=periods,
-    parameters=sum(x.size for x in jax.tree.leaves(params_like)),
-    new_state=program.new_state,
-    state_like=program.state_like,
-    clock=clock,
-    active=active_workers(config),
-    local_workers=local_workers,
-    tokens_like=program.tokens_like,
-    train_step=compiled,
-    finite=jax.jit(finite_workers),
-    eval_step=make_eval_step(
+  return {
+    'model': program.model,
+    'periods': periods,
+    'parameters': sum(x.size for x in jax.tree.leaves(params_like)),
+    'new_state': program.new_state,
+    'state_like': program.state_like,
+    'tokens_like': program.tokens_like,
+    'train_step': compiled,
+    'finite': jax.jit(finite_workers),
+    'eval_step': make_eval_step(
       functools.partial(model_lib.sequence_losses, config=program.model), mesh
     ),
-    ledger=ledger,
-    ddp_ledger=transform_ledger(ddp(inner), params_like, {}, config.workers, platform=platform),
-    local_adam_ledger=transform_ledger(
+    'ledger': ledger,
+    'ddp_ledger': transform_ledger(ddp(inner), params_like, {}, config.workers, platform=platform),
+    'local_adam_ledger': transform_ledger(
       desloc(inner, all_periods), params_like, all_periods, config.workers, platform=platform
     ),
-    compile_s=compile_s,
-  )
+    'compile_s': compile_s,
+  }
 
 
 def check_compiled(

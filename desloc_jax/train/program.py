@@ -99,12 +99,13 @@ def make_program(
   """
   model = config_lib.model_config(config, vocab_size)
   init_params = functools.partial(model_lib.init_params, model)
-  params_like = jax.eval_shape(init_params, jax.random.key(0))
+  params_like = _params_like(model)
   optimizer = make_optimizer(config, params_like, clock)
   new_state = functools.partial(
     init_state, init_params, optimizer.tx, config.workers, jax.random.key(config.seed)
   )
-  state_like = jax.eval_shape(new_state)
+  with_params = lambda params: init_state(lambda _: params, optimizer.tx, config.workers, None)
+  state_like = jax.eval_shape(with_params, params_like)  # The model is not traced again.
   state_like = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     state_like,
@@ -129,6 +130,11 @@ def make_program(
     active_like=active_like,
     step=make_train_step(loss, optimizer.tx, optimizer.schedule, mesh),
   )
+
+
+@functools.lru_cache(maxsize=8)
+def _params_like(model: model_lib.GPTConfig) -> optax.Params:
+  return jax.eval_shape(functools.partial(model_lib.init_params, model), jax.random.key(0))
 
 
 def _micro_batch(config: config_dict.ConfigDict) -> int:

@@ -4,19 +4,24 @@ import json
 import pathlib
 import shutil
 
+import jax
 import pytest
 
+from configs import tiny
 from desloc_jax.checkpoints import same_view
 from desloc_jax.errors import UserError
 from desloc_jax.hosts import peers as peers_lib
 from desloc_jax.hosts.peers import Peers
 from desloc_jax.logs.metrics import read_metrics
-from experiments.several import config_arguments, start, start_command
+from desloc_jax.train import loop
+from experiments.scales import changed
+from experiments.several import config_arguments, start_command
 
 OPTIONS = {
   'batch_size': 2, 'seq_len': 32, 'steps': 8, 'model.layers': 1, 'model.width': 32,
   'model.heads': 2, 'periods.params': 3, 'log_every': 1, 'eval.sequences': 8,
   'data.validation_fraction': 0.2, 'schedule.warmup_steps': 2, 'checkpoint.every': 3,
+  'health.check': False,
 }  # fmt: skip
 
 # Runs run.py as a process with a stale view: VIEW is what is hidden, of process 'WHO'.
@@ -42,10 +47,8 @@ runpy.run_path('run.py', run_name='__main__')
 def at_six(text, tmp_path_factory):
   """The workdir of a run of one process that stopped after step 6, with checkpoints of 3 and 6."""
   workdir = tmp_path_factory.mktemp('runs') / 'six'
-  options = OPTIONS | {'data.sources.text.path': text, 'stop_at': 6}
-  (process,) = start(2, workdir, options, 1)
-  _, errors = process.communicate(timeout=200)
-  assert process.returncode == 0, errors
+  options = OPTIONS | {'workers': 2, 'data.sources.text.path': str(text), 'stop_at': 6}
+  loop.train(changed(tiny.get_config(), options), workdir, jax.devices()[:1])
   return workdir
 
 

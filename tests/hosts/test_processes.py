@@ -19,7 +19,7 @@ from tests.runs import losses
 OPTIONS = {
   'batch_size': 2, 'seq_len': 32, 'steps': 4000, 'model.layers': 1, 'model.width': 32,
   'model.heads': 2, 'periods.params': 3, 'log_every': 5, 'eval.sequences': 8, 'eval.every': 0,
-  'data.validation_fraction': 0.2, 'schedule.warmup_steps': 2,
+  'data.validation_fraction': 0.2, 'schedule.warmup_steps': 2, 'health.check': False,
 }  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def finish(processes, timeout=150):
 @pytest.mark.slow
 def test_several_processes_compute_what_one_does(options, tmp_path):
   """Also where they go on from a checkpoint of one process."""
-  short = options | {'steps': 20, 'failures.away': '1:4-8'}
+  short = options | {'steps': 20, 'failures.away': '1:4-8', 'health.check': True}
   one, several = tmp_path / 'one', tmp_path / 'several'
   codes, errors = finish(start(4, one, short, 1))
   assert codes == [0], errors
@@ -61,13 +61,13 @@ def test_steps_that_nothing_waits_for_do_not_fill_the_devices_queues(options, tm
   started = start(
     2,
     tmp_path / 'run',
-    options | {'steps': 150, 'log_every': 1000, 'periods.params': 1000},
+    options | {'steps': 80, 'log_every': 1000, 'periods.params': 1000},
     2,
     devices=2,
   )
   codes, errors = finish(started)
   assert codes == [0, 0], errors
-  assert read_metrics(tmp_path / 'run')[-1]['step'] == 150
+  assert read_metrics(tmp_path / 'run')[-1]['step'] == 80
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def wait_for_training(workdir, processes):
     if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
       raise RuntimeError(f'it did not begin: {kill(processes)}')
     time.sleep(0.1)
-  time.sleep(2)
+  time.sleep(0.5)
 
 
 @pytest.mark.slow

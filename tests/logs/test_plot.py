@@ -38,6 +38,11 @@ def test_any_backend_of_the_environment_will_do(workdir, backend):
   assert (workdir / 'training.png').read_bytes().startswith(b'\x89PNG')
 
 
+@pytest.fixture
+def undrawn():
+  """Figures are drawn here."""
+
+
 def test_a_broken_matplotlib_is_told_in_one_line(workdir):
   (workdir / 'matplotlib.py').write_text('raise ImportError("no libfreetype\\n1\\n2")')
   done = draw(workdir, PYTHONPATH=str(workdir))
@@ -49,7 +54,7 @@ def test_a_run_ends_well_without_its_figure(text, tmp_path, monkeypatch, capsys)
   monkeypatch.setattr(plot.logging, 'warning', lambda form, *values: told.append(form % values))
   monkeypatch.setitem(sys.modules, 'matplotlib', None)
   monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-  summary = train_on_two(small_config(text, steps=3), tmp_path / 'run')
+  summary = train_on_two(small_config(text, stop_at=3), tmp_path / 'run')
   assert summary['steps'] == 3 and (tmp_path / 'run' / 'summary.json').exists()
   assert 'step 3: validation loss' in capsys.readouterr().out
   told = [line for line in told if line.startswith('training.png was not drawn: ')]
@@ -62,5 +67,5 @@ def test_the_result_is_printed_before_the_figure_is_drawn(text, tmp_path, monkey
 
   monkeypatch.setattr(report, 'plot_or_tell', never_ends)
   with pytest.raises(SystemExit):
-    train_on_two(small_config(text, steps=3), tmp_path / 'run')
+    train_on_two(small_config(text, stop_at=3), tmp_path / 'run')
   assert 'step 3: validation loss' in capsys.readouterr().out

@@ -1,60 +1,42 @@
 """Weights and sequences split over the devices of a worker: what the compiled step sends."""
 
-import pathlib
-import subprocess
-import sys
+import functools
+import re
 
-import jax
-import numpy as np
-import pytest
-
-from desloc_jax import model
-from desloc_jax.model import splitting
-from desloc_jax.model.splitting import BATCH_AXIS, over_batch_parts, split_dimension
-from tests.environment import environment
-
-SPLIT = """
-import functools, re, sys
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
+import pytest
+
 from desloc_jax import model, over_workers
-
-tied = '--untied' not in sys.argv
-config = model.GPTConfig(128, 2, 64, 2, seq_len=16, loss_chunk=64, tie_embeddings=tied)
-of_worker = jax.value_and_grad(functools.partial(model.next_token_loss, config=config))
-step = jax.vmap(of_worker)
-params = jax.vmap(functools.partial(model.init_params, config))(jax.random.split(jax.random.key(0)))
-tokens = jax.random.randint(jax.random.key(1), (2, 8, 17), 0, 128)
-mesh = jax.make_mesh((2, 2), ('workers', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
-split = jax.jit(over_workers(of_worker, mesh, in_axes=(0, 0), out_axes=0))
-
-def last_axis(x):
-  middle = [None] * (x.ndim - 2)
-  return jax.device_put(x, NamedSharding(mesh, P('workers', *middle, 'fsdp')))
-
-args = jax.tree.map(last_axis, params), jax.device_put(tokens, NamedSharding(mesh, P('workers', 'fsdp')))
-compiled = split.lower(*args).compile()
-for a, b in zip(*map(jax.tree.leaves, (compiled(*args), jax.jit(step)(params, tokens))), strict=True):
-  np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-for what in 'all-gather', 'all-reduce', 'reduce-scatter':
-  print(what, *re.findall(rf'= f32(\\S+?){{\\S* {what}\\(', compiled.as_text()))
-"""
+from desloc_jax.model import splitting
+from desloc_jax.model.splitting import BATCH_AXIS, over_batch_parts, split_dimension
 
 
-@pytest.mark.parametrize('untied', [[], ['--untied']], ids=['tied', 'untied'])
-def test_splitting_over_fsdp_gathers_parameters_and_not_activations(untied):
-  # In a process of its own, because the number of devices is fixed when JAX starts.
-  root = pathlib.Path(model.__file__).parents[2]
-  run = subprocess.run(
-    [sys.executable, '-c', SPLIT, *untied],
-    env=environment(devices=4),
-    cwd=root,
-    capture_output=True,
-    text=True,
+@pytest.mark.parametrize('tied', [True, False], ids=['tied', 'untied'])
+def test_splitting_over_fsdp_gathers_parameters_and_not_activations(tied):
+  config = model.GPTConfig(128, 2, 64, 2, seq_len=16, loss_chunk=64, tie_embeddings=tied)
+  of_worker = jax.value_and_grad(functools.partial(model.next_token_loss, config=config))
+  keys = jax.random.split(jax.random.key(0))
+  params = jax.vmap(functools.partial(model.init_params, config))(keys)
+  tokens = jax.random.randint(jax.random.key(1), (2, 8, 17), 0, 128)
+  types, devices = (AxisType.Auto,) * 2, jax.devices()[:4]
+  mesh = jax.make_mesh((2, 2), ('workers', 'fsdp'), axis_types=types, devices=devices)
+  split = jax.jit(over_workers(of_worker, mesh, in_axes=(0, 0), out_axes=0))
+
+  def last_axis(x):
+    spec = P('workers', *[None] * (x.ndim - 2), 'fsdp')
+    return jax.device_put(x, NamedSharding(mesh, spec))
+
+  batch = jax.device_put(tokens, NamedSharding(mesh, P('workers', 'fsdp')))
+  args = jax.tree.map(last_axis, params), batch
+  compiled = split.lower(*args).compile()
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+  jax.tree.map(close, compiled(*args), jax.jit(jax.vmap(of_worker))(params, tokens))
+  gathered, reduced, scattered = (
+    re.findall(rf'= f32(\S+?){{\S* {what}\(', compiled.as_text())
+    for what in ('all-gather', 'all-reduce', 'reduce-scatter')
   )
-  assert run.returncode == 0, run.stderr
-  gathered, reduced, scattered = (line.split()[1:] for line in run.stdout.splitlines())
   weights = {'[128,64]', '[64,192]', '[64,64]', '[64,256]', '[256,64]'}
   assert weights <= set(gathered)
   # Of each gradient a device has its part of the sum; sums of whole ones are of norms only.

@@ -18,6 +18,7 @@ from desloc_jax.options.table import option, OPTIONS
 from desloc_jax.train import cli, job as job_lib, program
 from tests.fuzzing import contents, ending, fuzz
 from tests.runs import small_config
+from tests.shared_programs import key_of
 
 pytestmark = pytest.mark.usefixtures('elsewhere')
 
@@ -56,10 +57,26 @@ class Reached(Exception):
   """There was nothing wrong until here."""
 
 
+@pytest.fixture(scope='module')
+def reached():
+  """What programs depend on that came to their step."""
+  return set()
+
+
 @pytest.fixture
-def until_the_step(monkeypatch):
-  """Ends every job before its training step is traced: milliseconds."""
+def until_the_step(reached, monkeypatch):
+  """Ends every job before its training step is traced, and earlier where one like it has been."""
   monkeypatch.setattr(program, 'make_train_step', mock.Mock(side_effect=Reached))
+  make_program = job_lib.make_program
+
+  def make_once(*args):
+    if (key := key_of(*args)) not in reached:
+      with contextlib.suppress(Reached):
+        make_program(*args)
+      reached.add(key)
+    raise Reached
+
+  monkeypatch.setattr(job_lib, 'make_program', make_once)
 
 
 @pytest.fixture

@@ -1,23 +1,18 @@
 """Spoilt folders of runs: used or refused, and never a way to other files or to what is pickled."""
 
-import dataclasses
-import functools
 import json
 import os
 import pathlib
 import pickle
 import shutil
 import tempfile
-from unittest import mock
 
 from hypothesis import given, strategies as st
 import jax
 import pytest
 
 from desloc_jax.checkpoints import checksums
-from desloc_jax.checkpoints.segment import BEGINNING, make_clock
-from desloc_jax.options.checks import check_config
-from desloc_jax.train import job as job_lib, loop, restore
+from desloc_jax.train import loop
 from tests.fuzzing import (
   changed_json,
   contents,
@@ -33,6 +28,11 @@ from tests.runs import small_config
 pytestmark = pytest.mark.usefixtures('elsewhere')
 
 
+@pytest.fixture
+def undrawn():
+  """Figures are drawn here."""
+
+
 def run_config(text, **options):
   shape = {'workers': 2, 'batch_size': 1, 'seq_len': 16, 'steps': 8, 'checkpoint.every': 2}
   model = {'model.layers': 1, 'model.width': 16, 'eval.sequences': 4}
@@ -42,35 +42,9 @@ def run_config(text, **options):
 @pytest.fixture(scope='module')
 def finished(text, tmp_path_factory):
   """The folder of a run that stopped after step 4, with checkpoints of steps 2 and 4."""
-  return begin(text, tmp_path_factory.mktemp('runs') / 'run')[0]
-
-
-@functools.cache
-def begin(text, folder):
-  """Returns the folder of a run, and its job."""
-  make_job, jobs = restore.make_job, []
-
-  def keep(*args):
-    jobs.append(make_job(*args))
-    return jobs[0]
-
-  with mock.patch.object(restore, 'make_job', keep):
-    assert go_on(text, folder, stop_at=4) == ''
-  return folder, jobs[0]
-
-
-@pytest.fixture
-def compiled_once(text, finished, monkeypatch):
-  """Lets every run of `run_config` take the step that is compiled already."""
-  _, finished_job = begin(text, finished)
-
-  def make_job(config, devices=None, segment=BEGINNING, texts=None):
-    check_config(config)
-    clock = make_clock(config, segment)
-    stream = job_lib.load_data(config, segment.stream_start, range(config.workers), texts)
-    return dataclasses.replace(finished_job, config=config, clock=clock, data=stream)
-
-  monkeypatch.setattr(restore, 'make_job', make_job)
+  folder = tmp_path_factory.mktemp('runs') / 'run'
+  assert go_on(text, folder, stop_at=4) == ''
+  return folder
 
 
 def make_outside(finished, folder):
@@ -159,7 +133,7 @@ def spoil(draw, workdir, outside):
 
 @given(st.data())
 @fuzz(30)
-def test_a_spoilt_workdir_is_used_or_refused(text, finished, compiled_once, elsewhere, data):
+def test_a_spoilt_workdir_is_used_or_refused(text, finished, elsewhere, data):
   folder = pathlib.Path(tempfile.mkdtemp(dir=elsewhere))
   outside, workdir = make_outside(finished, folder), shutil.copytree(finished, folder / 'run')
   spoil(data.draw, workdir, outside)
@@ -211,7 +185,7 @@ class Bomb:
     return os.mkdir, ('exploded',)
 
 
-def test_nothing_is_unpickled(text, finished, prepared, compiled_once, elsewhere, monkeypatch):
+def test_nothing_is_unpickled(text, finished, prepared, elsewhere, monkeypatch):
   def refuse(*args, **options):
     raise AssertionError('something was unpickled')
 
@@ -224,9 +198,7 @@ def test_nothing_is_unpickled(text, finished, prepared, compiled_once, elsewhere
   assert try_data(prepared) == ''
 
 
-def test_a_pickle_in_place_of_a_file_does_not_go_off(
-  text, finished, prepared, compiled_once, elsewhere
-):
+def test_a_pickle_in_place_of_a_file_does_not_go_off(text, finished, prepared, elsewhere):
   bomb = pickle.dumps(Bomb())
   with pytest.raises(FileExistsError):  # It would.
     pickle.loads(bomb)

@@ -22,6 +22,7 @@ OPTIONS = (
   '--config.model.width=32', '--config.model.heads=2', '--config.eval.sequences=4',
   '--config.schedule.warmup_steps=1', '--config.data.sources.text.path=text',
   '--config.data.validation_fraction=0.2', '--config.processes.start_timeout_s=40',
+  '--config.health.check=False',
 )  # fmt: skip
 
 
@@ -56,21 +57,30 @@ def together(count=2):
   return f'--coordinator=127.0.0.1:{free_port()}', f'--num_processes={count}'
 
 
-def all_refuse(processes, message):
-  """Checks that every process ended with code 2 and one line that has the message."""
+def all_refuse(processes, *messages):
+  """Checks that every process ended with code 2 and one line that has the messages."""
   for process in processes:
     out, err = process.communicate(timeout=200)
     lines = [line for line in err.splitlines() if line.startswith('error: ')]
     assert process.returncode == 2, (out, err)
-    assert len(lines) == 1 and message in lines[0], err
+    assert len(lines) == 1 and all(text in lines[0] for text in messages), err
     assert 'Traceback' not in err
 
 
 @pytest.mark.slow
-def test_another_config(start):
-  flags = together()
-  both = [start(0, *flags), start(1, *flags, '--config.periods.params=7', '--config.seed=3')]
-  all_refuse(both, 'processes 0 and 1 do not run the same: config.seed (0 and 3), ')
+def test_another_config_and_other_code(start, tmp_path):
+  for name in ('desloc_jax', 'configs', 'run.py'):
+    copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+    copy(ROOT / name, tmp_path / 'copy' / name if copy is shutil.copytree else tmp_path / 'copy')
+  with (tmp_path / 'copy' / 'desloc_jax' / 'errors.py').open('a') as file:
+    file.write('# Another version.\n')
+  flags, other = together(), ('--config.periods.params=7', '--config.seed=3')
+  both = [start(0, *flags), start(1, *flags, *other, root=tmp_path / 'copy')]
+  all_refuse(
+    both,
+    'processes 0 and 1 do not run the same: config.seed (0 and 3), ',
+    'config.periods.params (16 and 7), code of desloc_jax (',
+  )
 
 
 @pytest.mark.slow
@@ -78,18 +88,6 @@ def test_another_text(start):
   flags = together()
   both = [start(0, *flags), start(1, *flags, words=310)]
   all_refuse(both, 'processes 0 and 1 do not run the same: data (')
-
-
-@pytest.mark.slow
-def test_other_code(start, tmp_path):
-  for name in ('desloc_jax', 'configs', 'run.py'):
-    copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-    copy(ROOT / name, tmp_path / 'copy' / name if copy is shutil.copytree else tmp_path / 'copy')
-  with (tmp_path / 'copy' / 'desloc_jax' / 'errors.py').open('a') as file:
-    file.write('# Another version.\n')
-  flags = together()
-  both = [start(0, *flags), start(1, *flags, root=tmp_path / 'copy')]
-  all_refuse(both, 'processes 0 and 1 do not run the same: code of desloc_jax (')
 
 
 @pytest.mark.slow

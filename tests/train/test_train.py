@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 
 from desloc_jax import data as data_lib
+from desloc_jax.checkpoints.segment import BEGINNING, make_clock
 from desloc_jax.checkpoints.store import Checkpoints
-from desloc_jax.data import sources
+from desloc_jax.data import sources, StreamStart
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.train.job import make_job
-from desloc_jax.train.loop import train
+from desloc_jax.train.loop import train as train_on
+from desloc_jax.train.open_data import load_data
+from desloc_jax.train.program import make_program, make_worker_mesh
 from desloc_jax.train.recorder import check_finite_state, TrainingDiverged
-from tests.runs import losses, same_bits, small_config, write_text
+from tests.runs import losses, same_bits, small_config, train_on_two as train, write_text
+
+NO_CHECK = {'health.check': False}  # A step is traced and compiled in half the time.
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +33,7 @@ def finished(text, tmp_path_factory):
 
 
 def restored(config, workdir):
-  job = make_job(config)
+  job = make_job(config, jax.devices()[:2])
   checkpoints = Checkpoints(workdir / 'checkpoints', config.checkpoint.keep)
   step = checkpoints.steps()[0]
   state, position = checkpoints.restore(step, job.state_like), checkpoints.position(step)
@@ -105,11 +110,10 @@ def test_a_resumed_run_is_bit_identical(finished, text, tmp_path):
 )
 def test_when_to_average_survives_a_resume(options, text, tmp_path):
   """Stopped within a warm-up, between coins, and while periods grow."""
-  two = jax.devices()[:2]
-  options |= {'steps': 9, 'eval.sequences': 4}
-  whole = train(small_config(text, **options), tmp_path / 'whole', two)
-  train(small_config(text, **options, stop_at=4), tmp_path / 'resumed', two)
-  resumed = train(small_config(text, **options), tmp_path / 'resumed', two)
+  options |= {'steps': 9, 'eval.sequences': 4, **NO_CHECK}
+  whole = train(small_config(text, **options), tmp_path / 'whole')
+  train(small_config(text, **options, stop_at=4), tmp_path / 'resumed')
+  resumed = train(small_config(text, **options), tmp_path / 'resumed')
   assert losses(tmp_path / 'resumed') == losses(tmp_path / 'whole')
   assert resumed['syncs'] == whole['syncs'] and resumed['val_loss'] == whole['val_loss']
 
@@ -149,7 +153,7 @@ def test_changed_data_is_refused(text, tmp_path):
 
 
 def test_only_the_newest_checkpoints_are_kept(text, tmp_path):
-  train(small_config(text, **{'checkpoint.every': 2, 'checkpoint.keep': 2, 'steps': 7}), tmp_path)
+  train(small_config(text, **{'checkpoint.every': 2, 'checkpoint.keep': 2, 'stop_at': 7}), tmp_path)
   kept = sorted(p.name for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit())
   assert kept == ['6', '7']
 
@@ -159,8 +163,8 @@ def test_the_number_of_devices_does_not_change_the_run(text, tmp_path):
   """Sums over another number of devices round differently: 1e-4 of the loss after 6 steps."""
   reference = None
   for count in (1, 2, 4, 8):
-    config = small_config(text, **{'steps': 6})
-    train(config, tmp_path / str(count), jax.devices()[:count])
+    config = small_config(text, stop_at=6)
+    train_on(config, tmp_path / str(count), jax.devices()[:count])
     if reference is None:
       reference = losses(tmp_path / str(count))
     np.testing.assert_allclose(losses(tmp_path / str(count)), reference, rtol=1e-4)
@@ -171,30 +175,33 @@ def test_workers_that_share_several_devices_train_as_on_one(workers, text, tmp_p
   """A mesh of one row: mesh.fsdp is all of the devices."""
   runs = {}
   for count in (1, 2):
-    config = small_config(text, workers=workers, steps=4, **{'mesh.fsdp': count})
-    runs[count] = train(config, tmp_path / str(count), jax.devices()[:count])
+    config = small_config(text, workers=workers, stop_at=4, **NO_CHECK, **{'mesh.fsdp': count})
+    runs[count] = train_on(config, tmp_path / str(count), jax.devices()[:count])
   np.testing.assert_allclose(losses(tmp_path / '2'), losses(tmp_path / '1'), rtol=1e-4)
   assert runs[1]['bytes_per_worker'] == runs[2]['bytes_per_worker']
   assert (runs[1]['bytes_per_worker'] > 0) == (workers > 1)
 
 
+def program_of(config, devices):
+  """Returns the program of a config for so many devices, which is not compiled."""
+  mesh = make_worker_mesh(config, jax.devices()[:devices])
+  return make_program(config, 257, make_clock(config, BEGINNING), mesh)
+
+
 def test_the_token_stream_does_not_depend_on_devices(text):
-  config = small_config(text)
+  data = load_data(small_config(text), StreamStart(), range(4))
   batches = []
   for count in (1, 8):
-    job = make_job(config, jax.devices()[:count])
-    stream = data_lib.TrainingStream(job.data.train, workers=4, batch_size=2, seed=0)
-    placed = jax.device_put(
-      stream.batch(3).reshape(job.tokens_like.shape), job.tokens_like.sharding
-    )
+    like = program_of(small_config(text), count).tokens_like
+    stream = data_lib.TrainingStream(data.train, workers=4, batch_size=2, seed=0)
+    placed = jax.device_put(stream.batch(3).reshape(like.shape), like.sharding)
     batches.append(np.asarray(placed))
   np.testing.assert_array_equal(*batches)
 
 
 def test_accumulation_changes_rounding_only(text, tmp_path):
-  four = jax.devices()[:4]
-  train(small_config(text, steps=4), tmp_path / 'whole', four)
-  train(small_config(text, steps=4, accumulation=2), tmp_path / 'split', four)
+  train(small_config(text, stop_at=4, **NO_CHECK), tmp_path / 'whole')
+  train(small_config(text, stop_at=4, accumulation=2, **NO_CHECK), tmp_path / 'split')
   np.testing.assert_allclose(losses(tmp_path / 'split'), losses(tmp_path / 'whole'), rtol=1e-4)
 
 
@@ -217,7 +224,7 @@ def test_a_diverged_run_names_the_worker_and_keeps_finite_checkpoints(text, tmp_
   with pytest.raises(TrainingDiverged, match=r'of worker 0.* at step \d+|after step \d+'):
     train(config, tmp_path)
   kept = [int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit()]
-  job = make_job(config)
+  job = make_job(config, jax.devices()[:2])
   checkpoints = Checkpoints(tmp_path / 'checkpoints', 20)
   for step in kept:
     assert bool(job.finite(checkpoints.restore(step, job.state_like)).all())
@@ -236,7 +243,7 @@ def test_a_state_that_is_not_finite_is_never_saved():
 def test_a_period_beyond_the_run_is_warned_of(text, monkeypatch):
   warnings = []
   monkeypatch.setattr(logging, 'warning', lambda text, *args: warnings.append(text % args))
-  make_job(small_config(text, **{'periods.nu': 100}))
+  program_of(small_config(text, **{'periods.nu': 100}), 1)
   (warning,) = [text for text in warnings if 'periods.nu is 100' in text]
   assert 'nu is averaged never' in warning
 
@@ -244,7 +251,7 @@ def test_a_period_beyond_the_run_is_warned_of(text, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize('method', ['local_adam', 'favg_opt', 'diloco', 'desloc_nesterov', 'ddp'])
 def test_every_method_trains_in_the_same_loop(method, text, tmp_path):
-  summary = train(small_config(text, method=method, steps=6), tmp_path)
+  summary = train(small_config(text, method=method, steps=6, **NO_CHECK), tmp_path)
   lines = read_metrics(tmp_path)
   assert lines[-1]['val_loss'] < lines[0]['val_loss']
   expected = {
@@ -264,6 +271,7 @@ def test_other_inner_optimizers_train(name, text, tmp_path):
     'inner.name': name,
     'steps': 8,
     'inner.learning_rate': {'sgd': 0.3, 'adopt': 3e-3}[name],
+    **NO_CHECK,
   }
   train(small_config(text, **options), tmp_path)
   lines = read_metrics(tmp_path)
