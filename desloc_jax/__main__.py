@@ -20,6 +20,11 @@ COMMANDS = {
   'options': ('desloc_jax.options.listing', '> options.md'),
   'plot': ('desloc_jax.logs.plot', 'runs/tiny'),
   'checkpoints': ('desloc_jax.checkpoints.listing', 'runs/tiny'),
+  'sample': (
+    'desloc_jax.inference.sample', "--workdir=runs/tiny --prompt='The state of the Union'",
+  ),
+  'eval': ('desloc_jax.inference.evaluate', '--workdir=runs/tiny --step=all'),
+  'export': ('desloc_jax.hub.export', '--workdir=runs/tiny --output=tiny-hf'),
 }  # fmt: skip
 
 

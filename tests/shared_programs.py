@@ -10,7 +10,7 @@ from desloc_jax.train import job as job_lib
 
 # What no program depends on. It is taken out: who reads it all the same finds nothing there.
 APART = (
-  'stop_at', 'log_every', 'data', 'eval', 'checkpoint', 'restore', 'processes', 'compilation',
+  'stop_at', 'log_every', 'log', 'init', 'data', 'eval', 'checkpoint', 'restore', 'processes', 'compilation',
   'topology', 'plan',
 )  # fmt: skip
 _MOST = 16  # Programs kept: each has some MB.
@@ -30,10 +30,10 @@ class SharedPrograms:
     patch.setattr(job_lib, 'make_program', self._make)
     patch.setattr(job_lib, 'compile_program', self._compile)
 
-  def make_program(self, config, vocab_size, clock, mesh):
+  def make_program(self, config, vocab_size, clock, mesh, document_end):
     """Is always made, for what it refuses and warns of; its step is not traced by that."""
-    self._key = key_of(config, vocab_size, clock, mesh)
-    return self._make(without(config), vocab_size, schedule_of(clock), mesh)
+    self._key = key_of(config, vocab_size, clock, mesh, document_end)
+    return self._make(without(config), vocab_size, schedule_of(clock), mesh, document_end)
 
   def compile_program(self, config, program):
     if self._key not in self._kept:
@@ -44,9 +44,10 @@ class SharedPrograms:
     return self._kept[self._key]
 
 
-def key_of(config, vocab_size, clock, mesh):
+def key_of(config, vocab_size, clock, mesh, document_end):
   """Returns what a program depends on, the arguments of `make_program`."""
-  return json.dumps(flatten(without(config))), vocab_size, repr(schedule_of(clock)), mesh
+  options = json.dumps(flatten(without(config)))
+  return options, vocab_size, repr(schedule_of(clock)), mesh, document_end
 
 
 def schedule_of(clock):

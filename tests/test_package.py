@@ -29,6 +29,7 @@ def listed(name):
     ('train', 'requirements-cpu.txt'),
     ('cuda', 'requirements.txt'),
     ('tpu', 'requirements-tpu.txt'),
+    ('export', 'requirements-export.txt'),
     ('dev', 'requirements-dev.txt'),
   ],
 )

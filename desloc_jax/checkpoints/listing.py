@@ -58,5 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line; a mistake ends in one line and exit code 2."""
   with commands.one_line_errors():
     parser = commands.make_parser('desloc_jax checkpoints', __doc__)
-    parser.add_argument('workdir', help='of the run')
-    print(table(resolve(parser.parse_args(argv).workdir, 'WORKDIR')))
+    parser.add_argument('run', nargs='?', metavar='RUN', help='its workdir')
+    parser.add_argument('--workdir', metavar='RUN', help='the same')
+    arguments = parser.parse_args(argv)
+    if bool(arguments.run) == bool(arguments.workdir):
+      raise UserError('expected the workdir of one run. See --help.')
+    print(table(resolve(arguments.run or arguments.workdir, '--workdir')))

@@ -38,16 +38,17 @@ class Checkpoints:
   be opened, or does not fit into memory, is no damage: it is told and left as it is.
   """
 
-  def __init__(self, folder: pathlib.Path, keep: int, view_s: float = _VIEW_S):
-    """Takes a folder, which is made when it is first saved to.
+  def __init__(self, folder: pathlib.Path, keep: int, keep_every: int = 0, view_s: float = _VIEW_S):
+    """Takes a folder, which is made when it is first saved to; nothing is changed before that.
 
     Args:
       folder: of the checkpoints.
       keep: the newest so many are kept.
+      keep_every: so are those of steps that it divides; 0: none.
       view_s: seconds that a process waits to see what process 0 sees.
     """
     self.folder = folder.resolve()
-    self._keep = keep
+    self._keep, self._keep_every = keep, keep_every
     self._view_s = view_s
     self._saving: int | None = None
     std_logging.getLogger('absl').addFilter(_not_by_orbax)
@@ -62,6 +63,7 @@ class Checkpoints:
         self.folder,
         options=ocp.CheckpointManagerOptions(
           max_to_keep=self._keep,
+          keep_period=self._keep_every or None,
           create=True,
           cleanup_tmp_directories=True,
           async_options=ocp.AsyncOptions(
@@ -142,11 +144,8 @@ class Checkpoints:
       CheckpointDamaged: it cannot be read.
     """
 
-    def read() -> dict[str, Any]:
-      with damage_of(self.folder / str(step)):
-        return json.loads((self.folder / str(step) / POSITION / _POSITION_FILE).read_bytes())
-
-    return peers().from_first(read, also=(CheckpointDamaged,))
+    folder = self.folder / str(step)
+    return peers().from_first(lambda: read_position(folder), also=(CheckpointDamaged,))
 
   def leaves(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes and dtypes of the saved arrays by name, from metadata alone.
@@ -155,12 +154,8 @@ class Checkpoints:
       CheckpointDamaged: it cannot be read.
     """
 
-    def read() -> dict[str, tuple[Sequence[int], str]]:
-      with damage_of(self.folder / str(step)):
-        tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.folder / str(step) / STATE))
-        return {name: (leaf.shape, str(leaf.dtype)) for name, leaf in tree.items()}
-
-    leaves = peers().from_first(read, also=(CheckpointDamaged,))
+    folder = self.folder / str(step)
+    leaves = peers().from_first(lambda: read_shapes(folder), also=(CheckpointDamaged,))
     return {n: jax.ShapeDtypeStruct(tuple(shape), dtype) for n, (shape, dtype) in leaves.items()}
 
   def restore(self, step: int, state_like: TrainState) -> TrainState:
@@ -214,6 +209,27 @@ class Checkpoints:
     """
     folder = self.folder / f'{self._saving}{ocp.utils.TMP_DIR_SUFFIX}'
     checksums.sign(folder, (STATE, POSITION), peers().count)
+
+
+def read_position(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns what was saved beside the state in the folder of a checkpoint; only this process reads.
+
+  Raises:
+    CheckpointDamaged: it cannot be read.
+  """
+  with damage_of(folder):
+    return json.loads((folder / POSITION / _POSITION_FILE).read_bytes())
+
+
+def read_shapes(folder: pathlib.Path) -> dict[str, tuple[Sequence[int], str]]:
+  """Returns shape and dtype of the arrays of a checkpoint by name; only this process reads.
+
+  Raises:
+    CheckpointDamaged: it cannot be read.
+  """
+  with damage_of(folder):
+    tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder / STATE))
+    return {name: (leaf.shape, str(leaf.dtype)) for name, leaf in tree.items()}
 
 
 def chunks(name: str, leaf: jax.Array) -> ocp.SaveArgs:

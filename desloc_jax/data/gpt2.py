@@ -27,8 +27,8 @@ def build_tokenizer(ranks: dict[bytes, int]) -> hf.Tokenizer:
   """Returns the byte-level BPE tokenizer of `ranks`, with GPT-2's pre-tokeniser."""
   merges = (recover_merge(token, ranks) for token in sorted(ranks, key=ranks.__getitem__))
   model = models.BPE(
-    vocab={_spell(token): rank for token, rank in ranks.items()},
-    merges=[(_spell(left), _spell(right)) for left, right in filter(None, merges)],
+    vocab={spell(token): rank for token, rank in ranks.items()},
+    merges=[(spell(left), spell(right)) for left, right in filter(None, merges)],
   )
   tokenizer = hf.Tokenizer(model)
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -51,7 +51,7 @@ def recover_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] 
   return parts[0], parts[1]
 
 
-def _spell(token: bytes) -> str:
+def spell(token: bytes) -> str:
   """Returns the printable characters by which a byte-level vocabulary spells `token`."""
   return ''.join(map(_BYTE_CHARACTERS.__getitem__, token))
 

@@ -23,7 +23,8 @@ class HuggingFaceTokenizer(Tokenizer):
     Raises:
       Exception: of the library, which cannot load it.
     """
-    content, notes = tokenizer_files.without_chance(content)
+    self._content, notes = tokenizer_files.without_chance(content)
+    content = tokenizer_files.with_hidden_names(self._content)
     tokenizer = hf.Tokenizer.from_str(json.dumps(content))
     tokenizer.encode_special_tokens = True  # The library's name for "as ordinary text".
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -38,6 +39,10 @@ class HuggingFaceTokenizer(Tokenizer):
     self._unknown_id = tokenizer_files.unknown_id(content)
     self._special = tokenizer_files.special_tokens(content)
     self._tokenizer = tokenizer
+
+  @property
+  def content(self) -> dict[str, Any]:
+    return self._content
 
   @property
   def unknown_is_end(self) -> bool:

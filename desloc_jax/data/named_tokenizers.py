@@ -8,7 +8,7 @@ from typing import Any
 
 from desloc_jax.data import gpt2, tokenizer_files
 from desloc_jax.data.hugging_face import HuggingFaceTokenizer
-from desloc_jax.data.tokenizers import ByteTokenizer, END_OF_TEXT, Tokenizer
+from desloc_jax.data.tokenizers import BUILT_IN, ByteTokenizer, END_OF_TEXT, Tokenizer
 from desloc_jax.errors import unknown_choice, UserError
 
 _USUAL_ENDS = (END_OF_TEXT, '<|end_of_text|>', '</s>', '<eos>', '<|eos|>', '[EOS]', '[SEP]')
@@ -27,7 +27,7 @@ def load_tokenizer(spec: str, end_of_document: str | None = None) -> Tokenizer:
     UserError: `spec` is neither a name nor a readable tokenizer file, or the end-of-document token
       is none of its special tokens, or stands for unknown text too.
   """
-  if spec in ('bytes', 'gpt2'):
+  if spec in BUILT_IN:
     if end_of_document:
       raise UserError(
         f'end_of_document {end_of_document!r} is only for a tokenizer.json; tokenizer {spec!r} '
@@ -35,7 +35,7 @@ def load_tokenizer(spec: str, end_of_document: str | None = None) -> Tokenizer:
       )
     return _load_built_in(spec)
   if not os.path.isfile(spec):
-    raise unknown_choice('tokenizer', spec, ('bytes', 'gpt2', 'PATH/tokenizer.json'))
+    raise unknown_choice('tokenizer', spec, (*BUILT_IN, 'PATH/tokenizer.json'))
   return _load_file(spec, end_of_document)
 
 
@@ -50,8 +50,8 @@ def _load_built_in(name: str) -> Tokenizer:
 
 
 def _load_file(path: str, end_of_document: str | None) -> Tokenizer:
-  with open(path, 'rb') as file:
-    definition = file.read()
+  with open(path, 'rb') as opened:
+    file = definition = opened.read()
   try:
     content = tokenizer_files.parse(definition.decode('utf-8'))
   except Exception as error:  # The library raises nothing narrower.
@@ -67,6 +67,7 @@ def _load_file(path: str, end_of_document: str | None) -> Tokenizer:
       f'{path}: {end!r} is also what unknown text becomes, so it cannot close documents; name '
       'another special token with end_of_document.'
     )
+  tokenizer.file = file
   return tokenizer
 
 

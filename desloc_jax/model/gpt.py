@@ -52,10 +52,12 @@ class Positions(NamedTuple):
   Attributes:
     rope: float32 (cos, sin), each [L, K / 2].
     start: int32 scalar, tokens of each sequence that the cache holds; None: there is no cache.
+    sees: boolean [B, 1, L, L], whether two tokens are of one document; None: all see all before.
   """
 
   rope: tuple[jax.Array, jax.Array]
   start: jax.Array | None
+  sees: jax.Array | None
 
 
 def init_params(config: GPTConfig, key: jax.Array) -> Params:
@@ -108,7 +110,7 @@ class GPT(nn.Module):
       tokens_BxL: integers in [0, vocab_size). One above that range gives NaN, from its position on.
       start: to read on, the tokens of each sequence that were read before, whose keys and values are
         in the collection `CACHE`, which must be mutable: these tokens join them. At most
-        `seq_len - L`; more is not noticed.
+        `seq_len - L`; more is not noticed. All are of one document.
 
     Raises:
       errors.UserError: the sequences are longer than `config.seq_len`, or `config.attention` is
@@ -130,17 +132,21 @@ class GPT(nn.Module):
       in_axes=nn.broadcast,
       length=config.layers,
     )(config, name='blocks')
-    x_BxLxD, _ = blocks(x_BxLxD, self._positions(length, start))
+    x_BxLxD, _ = blocks(x_BxLxD, self._positions(tokens_BxL, start))
     self.sow(METRICS, ACTIVATION_NORM, root_mean_square(x_BxLxD))
     return nn.RMSNorm(config.norm_eps, config.dtype, name='final_norm')(x_BxLxD)
 
-  def _positions(self, length: int, start: jax.Array | None) -> Positions:
-    config = self.config
+  def _positions(self, tokens_BxL: jax.Array, start: jax.Array | None) -> Positions:
+    config, length = self.config, tokens_BxL.shape[1]
     known = length if start is None else config.seq_len
     rope = rope_tables(known, config.head_dim, config.rope_base, config.rope_scaling)
     if start is not None:
       rope = tuple(jax.lax.dynamic_slice_in_dim(table, start, length) for table in rope)
-    return Positions(rope, start)
+    sees = None
+    if config.document_end >= 0:  # Distances are all that positions tell, so they go on.
+      document_BxL = jnp.cumsum(tokens_BxL == config.document_end, axis=1)
+      sees = (document_BxL[:, :, None] == document_BxL[:, None, :])[:, None]
+    return Positions(rope, start, sees)
 
 
 class Block(nn.Module):
@@ -181,16 +187,16 @@ class Block(nn.Module):
       k_BxLxGxK = self._norm('key_norm', k_BxLxGxK)
     q_BxLxHxK = apply_rope(q_BxLxHxK, positions.rope)
     k_BxLxGxK = apply_rope(k_BxLxGxK, positions.rope)
-    mask_LxS, implementation = None, attention_implementation(config)
+    mask, implementation = positions.sees, attention_implementation(config)
     if positions.start is not None:
       k_BxLxGxK, v_BxLxGxK, mask_LxS = self._remember(k_BxLxGxK, v_BxLxGxK, positions.start)
-      implementation = 'xla'
+      mask, implementation = mask_LxS[None, None], 'xla'
     out_BxLxHxK = jax.nn.dot_product_attention(
       q_BxLxHxK,
       k_BxLxGxK,
       v_BxLxGxK,
-      mask=None if mask_LxS is None else mask_LxS[None, None],
-      is_causal=mask_LxS is None,
+      mask=mask,
+      is_causal=positions.start is None,
       implementation=implementation,
     )
     return out_BxLxHxK.reshape(batch, length, -1)

@@ -14,6 +14,7 @@ VALID = {
   **dict.fromkeys(('kv_heads', 'head_size', 'mlp_hidden'), valid.at_least(0)),
   'mlp': valid.one_of(('plain', 'gated')),
   'norm_eps': valid.Valid(lambda x: 0 < x < 1, 'in (0, 1)'),
+  'document_end': valid.at_least(-1),
   'rope_base': valid.ABOVE_ONE,
   'rope_scaling': valid.Valid(
     lambda x: not x or len(x) == 4 and 0 < min(x) and max(x) < valid.FLOAT32_LIMIT and x[1] < x[2],
@@ -53,6 +54,8 @@ class GPTConfig:
       outputs of the four projections; 'full': only the input of the block.
     attention: 'xla', 'cudnn' (flash attention) or 'auto': cuDNN where it can be used. 'auto' takes
       every GPU for one with cuDNN flash attention (NVIDIA Ampere or later): on others say 'xla'.
+    document_end: id of the token between two documents, which do not see each other: the token
+      begins the second one. -1: all tokens see all before them. cuDNN is not used then.
     loss_chunk: about how many tokens have their logits in memory at once, for each worker on each
       device.
 
@@ -78,6 +81,7 @@ class GPTConfig:
   compute_dtype: str = 'float32'
   remat: str = 'none'
   attention: str = 'auto'
+  document_end: int = -1
   loss_chunk: int = 2048
 
   def __post_init__(self):
@@ -102,6 +106,10 @@ class GPTConfig:
       raise errors.UserError(
         f'width is {self.width} with mlp_ratio {self.mlp_ratio}: the projections have an axis of '
         f'{widest}, which must be below {valid.LIMIT}.'
+      )
+    if self.attention == 'cudnn' and self.document_end >= 0:
+      raise errors.UserError(
+        "attention is 'cudnn', which cannot keep documents apart here: use 'auto' or 'xla'."
       )
     if self.attention == 'cudnn' and not self.cudnn_can_attend:
       raise errors.UserError(
@@ -131,4 +139,4 @@ class GPTConfig:
   def cudnn_can_attend(self) -> bool:
     """Whether cuDNN flash attention takes these heads in this dtype, given a GPU for it."""
     fits = self.head_dim % 8 == 0 and self.head_dim <= _CUDNN_MAX_HEAD_DIM
-    return fits and self.compute_dtype == 'bfloat16'
+    return fits and self.compute_dtype == 'bfloat16' and self.document_end < 0

@@ -33,6 +33,7 @@ from desloc_jax.valid import (
   Valid,
 )
 
+WANDB = ('off', 'offline', 'online')
 _MOST_WORKERS = 2**16  # Each has a few Python objects of its own.
 # Moments without a period of their own get a multiple of the parameters'.
 _PERIOD = at_least(0, LIMIT // max(MULTIPLES.values()))
@@ -96,6 +97,8 @@ OPTIONS = {
   'worker_weights': Option((), ANY, 'workers',
     'how much each worker counts in averages; empty: all the same'),
   'log_every': Option(10, at_least(1), 'always', 'steps between lines in metrics.jsonl'),
+  'log.wandb': Option('off', one_of(WANDB), 'always',
+    "Weights & Biases beside TensorBoard; 'offline' needs no account: `wandb sync` sends it later"),
   'periods.params': Option(16, _PERIOD, 'periods method inner',
     'K_x: steps between averages of the parameters; 0: never'),
   'periods.mu': Option(int, at_least(0), 'periods method inner',
@@ -165,6 +168,10 @@ OPTIONS = {
     'of the outer SGD (methods diloco, desloc_nesterov)'),
   'outer.momentum': Option(0.9, BELOW_ONE, 'method', 'of the outer SGD'),
   'outer.nesterov': Option(True, ANY, 'method', 'Nesterov momentum in the outer SGD'),
+  'init.run': Option('', ANY, '',
+    "begin from the model of a run: its workdir, or WORKDIR:STEP; '': a random model"),
+  'init.model': Option('', ANY, '',
+    'begin from a Hugging Face folder: Llama, Qwen3 or Apertus, by safetensors'),
   'model.vocab_size': Option(0, at_least(0), '',
     "tokens in the embedding; 0: the tokenizer's, rounded up to 128"),
   'model.layers': Option(4, MODEL['layers'], '', 'transformer blocks'),
@@ -202,6 +209,8 @@ OPTIONS = {
     'of the documents of text sources that is held out'),
   'data.verify': Option(False, ANY, 'always',
     'compare the sha256 of prepared shards too; their sizes always are'),
+  'data.attend_across_documents': Option(True, ANY, 'data',
+    'whether tokens see the documents before theirs in a sequence'),
   'data.sources.text.path': Option('sotu', ANY, 'content data',
     "text, a prepared folder, or 'sotu' (built in)"),
   'data.sources.text.weight': Option(1.0, ANY, 'data', 'share of the mixture'),
@@ -223,6 +232,8 @@ OPTIONS = {
   'checkpoint.every': Option(0, at_least(0), 'always',
     'steps between checkpoints; 0: at the end only'),
   'checkpoint.keep': Option(2, at_least(1), 'always', 'newest checkpoints kept'),
+  'checkpoint.keep_every': Option(0, at_least(0), 'always',
+    'steps, of whose multiples the checkpoints are kept for good; 0: none'),
   'restore.allow': Option('', ANY, 'always',
     "parts that may differ from the checkpoint's run, e.g. 'batch,schedule'"),
   'health.check': Option(True, ANY, 'health method',
@@ -304,13 +315,20 @@ def default_config() -> config_dict.ConfigDict:
   return config.lock()
 
 
-def model_config(config: config_dict.ConfigDict, vocab_size: int) -> GPTConfig:
+def model_config(
+  config: config_dict.ConfigDict, vocab_size: int, document_end: int = -1
+) -> GPTConfig:
   """Returns the model's configuration for a tokenizer of `vocab_size` tokens.
+
+  Args:
+    config: of the run.
+    vocab_size: of the tokenizer.
+    document_end: of `GPTConfig`.
 
   Raises:
     UserError: a size is invalid, or the embedding is smaller than the tokenizer's vocabulary.
   """
-  options = config.model.to_dict()
+  options = config.model.to_dict() | {'document_end': document_end}
   if options['vocab_size'] == 0:
     options['vocab_size'] = -(-vocab_size // 128) * 128
   if options['vocab_size'] < vocab_size:

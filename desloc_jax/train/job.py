@@ -45,7 +45,8 @@ class Job:
   mesh: Mesh
   periods: Periods
   parameters: int
-  new_state: Callable[[], TrainState]  # To be jitted: the state before the first step.
+  state_of: Callable[..., TrainState]  # To be jitted: before the first step, of a model.
+  new_state: Callable[[], TrainState]  # To be jitted: that of a random model.
   state_like: TrainState  # Shapes, dtypes and shardings.
   clock: Clock
   active: Callable[[int], np.ndarray] | None  # Step -> boolean [workers]; None: always all.
@@ -102,7 +103,8 @@ def make_job(
   local_workers = peers().together(lambda: mesh_lib.local_workers(mesh, config.workers))
   data = peers().together(lambda: load_data(config, segment.stream_start, local_workers, texts))
   peers().compare({'data': data.fingerprint})
-  program = make_program(config, data.tokenizer.vocab_size, clock, mesh)
+  document_end = -1 if config.data.attend_across_documents else data.tokenizer.end_of_document
+  program = make_program(config, data.tokenizer.vocab_size, clock, mesh, document_end)
   return Job(
     config=config,
     data=data,
@@ -138,6 +140,7 @@ def compile_program(config: config_dict.ConfigDict, program: Program) -> dict[st
     'model': program.model,
     'periods': periods,
     'parameters': sum(x.size for x in jax.tree.leaves(params_like)),
+    'state_of': program.state_of,
     'new_state': program.new_state,
     'state_like': program.state_like,
     'tokens_like': program.tokens_like,

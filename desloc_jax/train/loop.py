@@ -22,7 +22,8 @@ from desloc_jax.hosts.peers import peers
 from desloc_jax.hosts.platforms import check_platforms
 from desloc_jax.hosts.watchdog import Watchdog
 from desloc_jax.logs import lock
-from desloc_jax.logs.workdir import check_workdir, CHECKPOINTS, write_options
+from desloc_jax.logs.wandb_log import check_available
+from desloc_jax.logs.workdir import check_workdir, CHECKPOINTS, keep_tokenizer, write_options
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.table import flatten
 from desloc_jax.paths import resolve
@@ -60,6 +61,7 @@ def train(
   """
   check_config(config)
   check_platforms()
+  peers().on_first(functools.partial(check_available, config.log.wandb))
   keep_programs(config.compilation.cache)
   workdir = peers().together(lambda: resolve(workdir, '--workdir'))
   board = peers().make_board()
@@ -82,7 +84,9 @@ def _train(
   watchdog: Watchdog,
 ) -> dict[str, Any]:
   """Trains in a workdir that is this run's alone."""
-  checkpoints = Checkpoints(workdir / CHECKPOINTS, config.checkpoint.keep)
+  checkpoints = Checkpoints(
+    workdir / CHECKPOINTS, config.checkpoint.keep, config.checkpoint.keep_every
+  )
   try:
     job, state, start, changes = begin_or_go_on(config, devices, checkpoints)
     stop = config.stop_at or job.clock.last_step
@@ -93,6 +97,7 @@ def _train(
       made_with = flatten(config)
     if peers().is_first:
       write_options(made_with, workdir)
+      keep_tokenizer(job.data.tokenizer.file, workdir)
     state = _run_steps(job, workdir, checkpoints, state, start, stop, changes, request, watchdog)
   finally:
     watchdog.enter('the end')

@@ -34,7 +34,8 @@ class Program:
   mesh: Mesh
   params_like: optax.Params  # Shapes of the parameters of one worker.
   optimizer: Optimizer
-  new_state: Callable[[], TrainState]  # To be jitted: the state before the first step.
+  state_of: Callable[[optax.Params], TrainState]  # To be jitted: before the first step, of a model.
+  new_state: Callable[[], TrainState]  # To be jitted: that of a random model.
   state_like: TrainState  # Shapes, dtypes and shardings.
   tokens_like: jax.ShapeDtypeStruct  # int32 [workers, micro-batches, sequences, seq_len + 1].
   active_like: jax.ShapeDtypeStruct | None  # Boolean [workers], where workers come and go.
@@ -84,7 +85,11 @@ def make_worker_mesh(config: config_dict.ConfigDict, devices: Sequence[jax.Devic
 
 
 def make_program(
-  config: config_dict.ConfigDict, vocab_size: int, clock: Clock, mesh: Mesh
+  config: config_dict.ConfigDict,
+  vocab_size: int,
+  clock: Clock,
+  mesh: Mesh,
+  document_end: int = -1,
 ) -> Program:
   """Returns the training step of a checked configuration.
 
@@ -93,19 +98,19 @@ def make_program(
     vocab_size: of its tokenizer.
     clock: of its segment.
     mesh: from `make_worker_mesh`; its devices may be some that only a compiler knows.
+    document_end: of `GPTConfig`.
 
   Raises:
     UserError: the model or the optimizer cannot be made as configured.
   """
-  model = config_lib.model_config(config, vocab_size)
+  model = config_lib.model_config(config, vocab_size, document_end)
   init_params = functools.partial(model_lib.init_params, model)
   params_like = _params_like(model)
   optimizer = make_optimizer(config, params_like, clock)
-  new_state = functools.partial(
-    init_state, init_params, optimizer.tx, config.workers, jax.random.key(config.seed)
-  )
-  with_params = lambda params: init_state(lambda _: params, optimizer.tx, config.workers, None)
-  state_like = jax.eval_shape(with_params, params_like)  # The model is not traced again.
+  state_of = functools.partial(init_state, optimizer.tx, config.workers)
+  key = jax.random.key(config.seed)
+  new_state = lambda: state_of(init_params(key))
+  state_like = jax.eval_shape(state_of, params_like)  # The model is not traced again.
   state_like = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     state_like,
@@ -120,6 +125,7 @@ def make_program(
     mesh=mesh,
     params_like=params_like,
     optimizer=optimizer,
+    state_of=state_of,
     new_state=new_state,
     state_like=state_like,
     tokens_like=jax.ShapeDtypeStruct(

@@ -13,8 +13,10 @@ import numpy as np
 from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.hosts.peers import peers
 from desloc_jax.logs.metrics import format_bytes, MetricsWriter, progress_bar
+from desloc_jax.logs.wandb_log import WandbLog
 from desloc_jax.optimizer.transform import HEALTH
 from desloc_jax.optimizer.triggers import steps_until_due
+from desloc_jax.options.table import flatten
 from desloc_jax.train.build_optimizer import scheduled_periods
 from desloc_jax.train.job import Job
 
@@ -35,6 +37,9 @@ class Recorder:
     """Starts after step `start`, with `state`."""
     self._job = job
     self._writer = MetricsWriter(workdir, start) if peers().is_first else None
+    self._wandb = None
+    if peers().is_first and job.config.log.wandb != 'off':
+      self._wandb = WandbLog(workdir, job.config.log.wandb, flatten(job.config))
     self.lost = self._writer.lost if self._writer else ''
     if self.lost:
       logging.warning('%s', self.lost)
@@ -119,6 +124,8 @@ class Recorder:
     if self._writer is None:
       return
     self._writer.write(line)
+    if self._wandb is not None:
+      self._wandb.write(line)
     if 'loss' in line:
       self._bar.set_postfix_str(self._status(line), refresh=False)
 
@@ -130,6 +137,8 @@ class Recorder:
     self._bar.close()
     if self._writer is not None:
       self._writer.close()
+    if self._wandb is not None:
+      self._wandb.close()
 
   def _speed(self, now: float) -> float:
     speed = len(self._pending) * self._job.clock.tokens_per_step / (now - self._interval_start)

@@ -27,6 +27,7 @@ from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.options.changes import changed_options
 from desloc_jax.options.table import flatten
+from desloc_jax.train.begin import open_initial, read_initial, state_from
 from desloc_jax.train.data_changes import data_changes
 from desloc_jax.train.job import Job, make_job
 from desloc_jax.train.open_data import open_texts
@@ -38,7 +39,8 @@ def begin_or_go_on(
   devices: Sequence[jax.Device] | None,
   checkpoints: Checkpoints,
 ) -> tuple[Job, TrainState, int, str]:
-  """Returns the job, its state, the step that it is at, and what was changed, in one line.
+  """Returns the job, its state, the step that it is at, and what was changed, or what it begins
+  from, in one line.
 
   Raises:
     UserError: the configuration cannot work or does not fit the run, or there are checkpoints and
@@ -61,8 +63,21 @@ def begin_or_go_on(
       f'all checkpoints in {checkpoints.folder} are damaged (steps {", ".join(map(str, damaged))}); '
       'they were left as they are. Bring back their files, or begin anew in another --workdir.'
     )
-  job = make_job(config, devices)
-  return job, job.make_state(), 0, ''
+  return _begin(config, devices)
+
+
+def _begin(
+  config: config_dict.ConfigDict, devices: Sequence[jax.Device] | None
+) -> tuple[Job, TrainState, int, str]:
+  texts = peers().together(lambda: open_texts(config))
+  stored = peers().together(lambda: open_initial(config, texts.tokenizer))
+  job = make_job(config, devices, texts=texts)
+  if stored is None:
+    return job, job.make_state(), 0, ''
+  line = f'begun from {stored.label}'
+  print(f'{line[0].upper()}{line[1:]}.')
+  params = peers().together(lambda: read_initial(job, stored))
+  return job, state_from(job, params), 0, line
 
 
 def _go_on(

@@ -30,14 +30,8 @@ METRIC_AXES = {
 }  # fmt: skip
 
 
-def init_state(
-  init_params: Callable[[jax.Array], optax.Params],
-  tx: optax.GradientTransformation,
-  workers: int,
-  key: jax.Array,
-) -> TrainState:
+def init_state(tx: optax.GradientTransformation, workers: int, params: optax.Params) -> TrainState:
   """Returns the state before the first step: every worker with the same parameters."""
-  params = init_params(key)
   optimizer = jax.vmap(lambda: tx.init(params), axis_size=workers, out_axes=WORKER_AXES)()
   syncs = jax.tree.map(jnp.zeros_like, optimizer.counters)
   return TrainState(jnp.zeros([], jnp.int32), params, optimizer, syncs)

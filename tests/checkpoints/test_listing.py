@@ -31,6 +31,16 @@ def test_a_listing_changes_nothing(after_seven_steps):
   assert files() == before
 
 
+def test_the_workdir_is_named_in_either_way(seven_steps, capsys):
+  listing.main([str(seven_steps)])
+  listing.main([f'--workdir={seven_steps}'])
+  first, second = capsys.readouterr().out.split('step', 2)[1:]
+  assert first == second
+  with pytest.raises(SystemExit):
+    listing.main([])
+  assert 'expected the workdir of one run' in capsys.readouterr().err
+
+
 def test_a_folder_without_checkpoints_is_one_line(tmp_path):
   with pytest.raises(UserError, match='has no checkpoint'):
     listing.table(tmp_path)

@@ -85,6 +85,10 @@ def test_hugging_face(monkeypatch):
   monkeypatch.setitem(sys.modules, 'datasets', fake)
   assert read('hf:wikitext:raw:test') == [(row['id'], row['text']) for row in ROWS]
   assert calls == [(('wikitext', 'raw'), {'split': 'test', 'streaming': True})]
+  read('hf:wikitext@5f3a2c:raw')
+  assert calls[1] == (
+    ('wikitext', 'raw'), {'split': 'train', 'streaming': True, 'revision': '5f3a2c'}
+  )  # fmt: skip
   with pytest.raises(UserError, match=r'hf:missing cannot be read \(ConnectionError: no route\)'):
     read('hf:missing')
 

@@ -57,6 +57,21 @@ def test_reading_on_from_a_cache_is_reading_at_once(changes):
   np.testing.assert_allclose(jnp.concatenate(parts, 1), at_once, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('remat', ['none', 'full'])
+def test_documents_that_do_not_see_each_other_are_separate_sequences(remat):
+  config = dataclasses.replace(TINY, document_end=0, remat=remat)
+  first, second, third = (tokens(1, n, seed=n) % 60 + 1 for n in (5, 7, 4))
+  end = jnp.zeros((1, 1), jnp.int32)
+  together = jnp.concatenate([first, end, second, end, third], 1)
+  apply = lambda t: model.GPT(config).apply({'params': params(TINY)}, t)
+  parts = [first, jnp.concatenate([end, second], 1), jnp.concatenate([end, third], 1)]
+  apart = jnp.concatenate([apply(part) for part in parts], 1)
+  np.testing.assert_allclose(apply(together), apart, rtol=1e-4, atol=1e-5)
+  seen = model.GPT(TINY).apply({'params': params(TINY)}, together)
+  np.testing.assert_allclose(seen[:, :5], apart[:, :5], rtol=1e-4, atol=1e-5)
+  assert (np.abs(seen - apart)[:, 5:].max(-1) > 1e-3).all()  # Otherwise they do.
+
+
 def test_scaled_frequencies_are_those_of_llama_3():
   base, dim, (factor, low, high, positions) = 500_000.0, 128, (8.0, 1.0, 4.0, 8192.0)
   frequencies = base ** -(np.arange(0, dim, 2) / dim)
@@ -136,6 +151,7 @@ def test_too_long_a_sequence_is_refused():
     ({'compute_dtype': 'bfloat'}, "compute_dtype 'bfloat' .* 'bfloat16'"),
     ({'remat': 'dot'}, "remat 'dot' .* 'dots'"),
     ({'attention': 'flash'}, "attention 'flash' .* auto, cudnn, xla"),
+    ({'attention': 'cudnn', 'document_end': 0}, 'cannot keep documents apart'),
     ({'attention': 'cudnn'}, "attention is 'cudnn' with compute_dtype 'float32'"),
   ],
 )

@@ -216,5 +216,5 @@ def _nothing_found(path: str, notes: list[str]) -> UserError:
   hint = f' Did you mean {near[0]}?' if near else ''
   return UserError(
     f'There is no file, folder or match of a pattern at {path!r}.{hint} Valid: sotu, '
-    f'hf:NAME[:CONFIG[:SPLIT]], or a path of files ending in {records.READABLE}.'
+    f'hf:NAME[@REVISION][:CONFIG[:SPLIT]], or a path of files ending in {records.READABLE}.'
   )

@@ -64,7 +64,7 @@ def read_documents(
 
   Args:
     path: 'sotu' (the State of the Union addresses, with the field `year`), a Hugging Face dataset
-      'hf:NAME[:CONFIG[:SPLIT]]', which is streamed, or a file, a folder or a glob pattern of files
+      'hf:NAME[@REVISION][:CONFIG[:SPLIT]]', which is streamed, or a file, a folder or a glob pattern of files
       with the suffixes of `records.READABLE`. Files are read in the order of their sorted paths,
       each once. 'PATH:SPLIT' reads the files named as of another split than 'train', or 'all'.
     where: 'FIELD:LOW-HIGH' keeps the records whose numeric field is in that inclusive range.

@@ -64,25 +64,29 @@ def is_readable(path: str) -> bool:
 
 
 def read_hugging_face(spec: str) -> Iterator[Record]:
-  """Yields the rows of 'hf:NAME[:CONFIG[:SPLIT]]', streamed; the split is 'train' by default.
+  """Yields the rows of 'hf:NAME[@REVISION][:CONFIG[:SPLIT]]', streamed; the split is 'train' by default.
 
   Raises:
     UserError: the `datasets` library is missing, or the dataset cannot be opened (no network, no
       such name, configuration or split).
   """
   name, config, split = (spec.removeprefix('hf:').split(':', 2) + ['', ''])[:3]
+  name, _, revision = name.partition('@')
+  options = {'revision': revision} if revision else {}
   try:
     import datasets  # Optional, and slow to import.
   except ImportError as error:
     raise UserError(f'{spec} needs the Hugging Face library: pip install datasets') from error
   try:
-    rows = datasets.load_dataset(name, config or None, split=split or 'train', streaming=True)
+    rows = datasets.load_dataset(
+      name, config or None, split=split or 'train', streaming=True, **options
+    )
     for number, row in enumerate(rows):
       yield f'{spec}, row {number}', row
   except Exception as error:  # The library's errors have no common class.
     raise UserError(
       f'{spec} cannot be read ({type(error).__name__}: {error}). Expected '
-      'hf:NAME[:CONFIG[:SPLIT]] and a network connection.'
+      'hf:NAME[@REVISION][:CONFIG[:SPLIT]] and a network connection.'
     ) from error
 
 

@@ -1,0 +1,99 @@
+"""Exports a run's model as a folder that transformers loads; it only reads the run, which may go on.
+
+  python -m desloc_jax export --workdir=runs/tiny --output=tiny-hf
+  python -m desloc_jax export --workdir=runs/tiny --output=tiny-hf --step=600,800 --check
+
+Layout 'auto' is Llama, Qwen3 for a gated MLP with model.qk_norm, and Apertus for a plain one with it.
+Several steps are averaged.
+"""
+
+import argparse
+from collections.abc import Sequence
+import pathlib
+import shutil
+import tempfile
+
+import jax
+
+from desloc_jax import commands
+from desloc_jax.errors import unknown_choice, UserError
+from desloc_jax.hub import card, check as check_lib, layouts, opening, writing
+from desloc_jax.hub.stored import StoredModel
+from desloc_jax.logs.metrics import format_bytes
+from desloc_jax.paths import resolve, shown
+
+
+def export(
+  stored: StoredModel,
+  output: pathlib.Path,
+  layout_name: str = 'auto',
+  dtype: str = 'float32',
+  shard_bytes: float = 5e9,
+  check: bool = False,
+) -> list[str]:
+  """Writes `output`, which a crash leaves absent or complete; returns lines on what was done.
+
+  Args:
+    stored: the model.
+    output: a folder that is not there.
+    layout_name: of `layouts.LAYOUTS`, or 'auto'.
+    dtype: of the weights.
+    shard_bytes: of a file of weights, at most.
+    check: whether to compare it with the model by transformers, before it gets its name.
+
+  Raises:
+    UserError: it is there, cannot be written, or is not what the model is.
+  """
+  layout = layouts.find_layout(stored.config, layout_name)
+  if dtype not in writing.DTYPES:
+    raise unknown_choice('dtype', dtype, writing.DTYPES)
+  if shard_bytes <= 0:
+    raise UserError(f'max_shard_gb is {shard_bytes / 1e9:g}; expected a number above 0.')
+  if output.exists() or output.is_symlink():
+    raise UserError(f'--output={output} exists; delete it or choose another name.')
+  if not output.parent.is_dir():
+    raise UserError(f'--output={output}: there is no folder {output.parent}.')
+  if check:
+    check_lib.check_available()
+  partial = pathlib.Path(tempfile.mkdtemp(prefix=f'.{output.name}.', dir=output.parent))
+  try:
+    size = writing.write_model(stored, layout, dtype, shard_bytes, partial)
+    (partial / 'README.md').write_text(card.card(stored, layout, dtype), encoding='utf-8')
+    lines = [check_lib.check_folder(stored, partial, dtype)] if check else []
+    partial.chmod(0o755)
+    partial.rename(output)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+  lines.insert(0, f'{shown(output)}: {layout.architecture}, {dtype}, {format_bytes(size)}')
+  return lines + ([f'note: {layout.note}.'] if layout.note else [])
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = commands.make_parser('desloc_jax export', __doc__)
+  add = parser.add_argument
+  opening.add_arguments(parser, folders=False)
+  add('--output', required=True, metavar='DIR', help='the folder to write, which must not exist')
+  add('--layout', default='auto', help='auto, llama, qwen3 or apertus (default %(default)s)')
+  add('--dtype', default='float32', help='float32 or bfloat16 (default %(default)s)')
+  add('--max_shard_gb', type=float, default=5.0, metavar='N', help='1e9 bytes a file (default 5)')
+  add('--check', action='store_true', help='load it by transformers and compare logits')
+  return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command line; a mistake ends in one line and exit code 2."""
+  with commands.one_line_errors():
+    arguments = _parse(argv)
+    output = resolve(arguments.output, '--output')
+    jax.config.update('jax_platforms', 'cpu')  # An accelerator may be at work on the run.
+
+    stored = opening.open_one(arguments)
+    lines = export(
+      stored,
+      output,
+      arguments.layout,
+      arguments.dtype,
+      arguments.max_shard_gb * 1e9,
+      arguments.check,
+    )
+  print('\n'.join(lines))

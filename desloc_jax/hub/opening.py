@@ -1,0 +1,57 @@
+"""Which model a command means: checkpoints of a run, or a folder."""
+
+import argparse
+import pathlib
+
+from desloc_jax.errors import UserError
+from desloc_jax.hub.folders import FolderModel
+from desloc_jax.hub.runs import open_steps, steps_of
+from desloc_jax.hub.stored import Mean, StoredModel
+from desloc_jax.paths import resolve
+
+
+def add_arguments(parser: argparse.ArgumentParser, folders: bool = True) -> None:
+  """Adds the options by which a command names its model."""
+  add = parser.add_argument
+  add('--workdir', metavar='RUN', help='of the run')
+  if folders:
+    add('--model', metavar='DIR', help='an exported folder, or one of the hub, in place of a run')
+  add('--step', default='', metavar='N[,M..]', help='of the checkpoint (default: the newest)')
+  add(
+    '--parameters',
+    default='consensus',
+    help="consensus, or mean: that of the workers' own, between syncs (default %(default)s)",
+  )
+
+
+def open_several(arguments: argparse.Namespace) -> list[StoredModel]:
+  """Returns the models that --workdir and --step, or --model, name.
+
+  Raises:
+    UserError: there is no such model, or both or neither is named.
+  """
+  folder = getattr(arguments, 'model', None)
+  if bool(arguments.workdir) == bool(folder):
+    raise UserError('expected one of --workdir and --model. See --help.')
+  if folder:
+    if arguments.step or arguments.parameters != 'consensus':
+      raise UserError('--step and --parameters are of a run; --model has one model.')
+    return [FolderModel(resolve(folder, '--model'))]
+  workdir = resolve(arguments.workdir, '--workdir')
+  return open_steps(workdir, _steps(arguments.step, workdir), arguments.parameters)
+
+
+def open_one(arguments: argparse.Namespace) -> StoredModel:
+  """Returns the model that a command names; that of several steps is their mean."""
+  models = open_several(arguments)
+  return models[0] if len(models) == 1 else Mean(models)
+
+
+def _steps(text: str, workdir: pathlib.Path) -> list[int]:
+  if text == 'all':
+    return sorted(steps_of(workdir))
+  try:
+    steps = [int(step) for step in text.split(',')] if text else []
+  except ValueError as error:
+    raise UserError(f'--step={text}: expected numbers with commas between them, or all.') from error
+  return sorted(set(steps))
