@@ -10,7 +10,8 @@ import pytest
 from desloc_jax.optimizer import syncs
 from desloc_jax.optimizer.averaging import worker_mean, worker_share
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, over_workers
-from desloc_jax.optimizer.syncs import bits, MEMORY_AXES
+from desloc_jax.optimizer.syncs import bits, MEMORY_AXES, vectors
+from desloc_jax.programs.hlo import read_collectives
 from tests import syncs_reference as reference
 
 WORKERS, SYNCS, BLOCK = 5, 50, 16
@@ -315,6 +316,40 @@ def test_all_layouts_agree_and_who_does_not_count_adds_nothing(name):
     jax.tree.map(close, agreed, expected)
     if fsdp == 1:  # Else other workers average the slices, and keep their errors.
       jax.tree.map(close, after, memory)
+
+
+@pytest.mark.parametrize('fsdp', [1, 2])
+def test_large_arrays_are_cut_where_devices_share_them(fsdp, monkeypatch):
+  """Blocks are the same on any number of devices; nothing is gathered to cut them."""
+  monkeypatch.setattr(vectors, 'PACKED_BYTES', 1024)
+  like = {'stack': jnp.zeros((3, 32, 24)), 'odd': jnp.zeros((17, 31)), 'small': jnp.zeros(5)}
+  local = random_locals(0, like, 4)
+  sync = syncs.quantised(8, BLOCK)
+  expected, _ = make_reduce(sync)(local, None, init(sync, like, 4))
+  mesh = Mesh(
+    np.array(jax.devices()[: 4 * fsdp]).reshape(4, fsdp),
+    ('workers', 'fsdp'),
+    axis_types=(AxisType.Auto,) * 2,
+  )
+
+  def of_worker(local, memory):
+    return sync.reduce(local, None, memory, syncs.Context(AXIS_NAMES, None, jnp.int32(0)))
+
+  step = over_workers(of_worker, mesh, (0, MEMORY_AXES), (None, MEMORY_AXES))
+  specs = {'stack': P(None, 'fsdp'), 'odd': P(), 'small': P()}
+  shared = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+  own = jax.tree.map(lambda spec: NamedSharding(mesh, P('workers', *spec)), specs)
+  memory = syncs.Memory(own, ())
+  step = jax.jit(step, in_shardings=(own, memory), out_shardings=(shared, memory))
+  agreed, _ = step(local, init(sync, like, 4))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), agreed, expected
+  )
+  text = step.lower(local, init(sync, like, 4)).compile().as_text()
+  inside = [
+    c for c in read_collectives(text) if not c.crosses([i // fsdp for i in range(4 * fsdp)])
+  ]
+  assert all(c.result_bytes < 3 * 32 * 24 * 4 for c in inside)  # None of the stack.
 
 
 def sent_bytes(sync, like, workers=4):

@@ -25,8 +25,9 @@ def on_rows(function: Callable, block: int, known: Tree, *trees: Tree) -> tuple[
   trees of its results.
 
   Arrays of at most `PACKED_BYTES` are one vector together. If a worker has several devices, each
-  gets its part of the rows, so that it sends no more than that; to cut the arrays so, they are
-  moved over the links inside the worker, at the cost of a copy of one array at a time.
+  gets its part of the rows, so that it sends no more than that. Of a larger array that is what it
+  has where devices share the last dimension but one, as the trainer's do; else, and of small ones,
+  it is moved over the links inside the worker.
 
   Args:
     function: returns a tuple of arrays like its rows.
@@ -42,14 +43,37 @@ def on_rows(function: Callable, block: int, known: Tree, *trees: Tree) -> tuple[
   axes, devices = _inner_axes()
   results = [None] * len(leaves)
   for pack in _packs(leaves):
-    shapes = [jnp.shape(leaves[i]) for i in pack]
-    dtype = _wide_dtype(leaves[pack[0]])
-    rows = [_join([column[i] for i in pack], dtype, block, devices) for column in columns]
-    done = [_split(x, shapes) for x in _over(axes, function)(known, *rows)]
+    arrays = [[column[i] for i in pack] for column in columns]
+    of_pack = _of_large if _is_large(leaves[pack[0]]) else _of_rows
+    done = of_pack(function, known, arrays, block, axes, devices)
     for i, *parts in zip(pack, *done, strict=True):
       results[i] = parts
   count = len(results[0]) if results else len(trees)
   return tuple(structure.unflatten([parts[j] for parts in results]) for j in range(count))
+
+
+def _of_rows(function, known, columns, block, axes, devices) -> list[list[jax.Array]]:
+  """Joins the arrays of each column to rows, of which each device gets some."""
+  shapes = [jnp.shape(x) for x in columns[0]]
+  rows = [_join(arrays, _wide_dtype(columns[0][0]), block, devices) for arrays in columns]
+  return [_split(x, shapes) for x in _over(axes, function)(known, *rows)]
+
+
+def _of_large(function, known, columns, block, axes, devices) -> list[list[jax.Array]]:
+  """Makes rows of one array a column, on each device of the part that it has if those are rows."""
+  shared = max(0, jnp.ndim(columns[0][0]) - 2)
+  columns = [[jnp.moveaxis(x, shared, 0)] for (x,) in columns]
+  first, *_ = columns[0]
+
+  def of_part(known, *parts):
+    done = _of_rows(function, known, [[x] for x in parts], block, (), 1)
+    return tuple(x for (x,) in done)
+
+  if len(first) % devices or first.size // devices % block:
+    done = _of_rows(function, known, columns, block, axes, devices)
+  else:
+    done = [[x] for x in _over(axes, of_part)(known, *(x for (x,) in columns))]
+  return [[jnp.moveaxis(x, 0, shared)] for (x,) in done]
 
 
 def _packs(leaves: Sequence[jax.Array]) -> list[list[int]]:
@@ -57,12 +81,15 @@ def _packs(leaves: Sequence[jax.Array]) -> list[list[int]]:
   small: dict[jnp.dtype, list[int]] = {}
   large = []
   for i, leaf in enumerate(leaves):
-    dtype = _wide_dtype(leaf)
-    if jnp.size(leaf) * dtype.itemsize > PACKED_BYTES:
+    if _is_large(leaf):
       large.append([i])
     else:
-      small.setdefault(dtype, []).append(i)
+      small.setdefault(_wide_dtype(leaf), []).append(i)
   return [*small.values(), *large]
+
+
+def _is_large(leaf: jax.Array) -> bool:
+  return jnp.size(leaf) * _wide_dtype(leaf).itemsize > PACKED_BYTES
 
 
 def _wide_dtype(leaf: jax.Array) -> jnp.dtype:
@@ -99,17 +126,17 @@ def _inner_axes() -> tuple[tuple[str, ...], int]:
 
 
 def _over(axes: tuple[str, ...], function: Callable) -> Callable:
-  """Maps a function over the devices of a worker, each of which gets some of the rows."""
+  """Maps a function over the devices of a worker, each of which gets its part of the first axis."""
   if not axes:
     return function
 
-  def call(known, *rows):
+  def call(known, *parts):
     return jax.shard_map(
       function,
-      in_specs=(P(), *[P(axes)] * len(rows)),
+      in_specs=(P(), *[P(axes)] * len(parts)),
       out_specs=P(axes),
       axis_names=set(axes),
       check_vma=False,
-    )(known, *rows)
+    )(known, *parts)
 
   return call
