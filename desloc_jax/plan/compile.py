@@ -14,13 +14,16 @@ from ml_collections import config_dict
 from desloc_jax import model as model_lib
 from desloc_jax.checkpoints.segment import BEGINNING, make_clock
 from desloc_jax.errors import UserError
+from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.options import table as config_lib
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.topology import CHIPS, parse_topology, topology_devices, TopologyName
 from desloc_jax.plan.estimate import vocabulary_size
 from desloc_jax.plan.memory import memory_bytes
 from desloc_jax.programs.hlo import Collective, read_collectives
+from desloc_jax.programs.ledger import Ledger, transform_ledger
 from desloc_jax.train import mesh as mesh_lib
+from desloc_jax.train.build_optimizer import sent_periods
 from desloc_jax.train.program import make_program, make_worker_mesh, Program
 
 
@@ -42,6 +45,7 @@ class CompiledStep:
     memory: bytes a chip by XLA's plan: 'state' (what goes in and comes out), 'temporaries', and
       'program'.
     collectives: of the whole step.
+    ledger: of its syncs.
     xla_flops: operations of a chip by XLA's count, in which a loop's body counts once.
     model_flops: operations of a chip and step by `model.flops_per_token`.
     seconds: that compiling took.
@@ -55,6 +59,7 @@ class CompiledStep:
   estimate: Mapping[str, float]
   memory: Mapping[str, int]
   collectives: Sequence[Collective]
+  ledger: Ledger
   xla_flops: float
   model_flops: float
   seconds: float
@@ -107,9 +112,19 @@ def compile_step(config: config_dict.ConfigDict) -> CompiledStep:
     estimate=estimate,
     memory=_planned_bytes(compiled),
     collectives=read_collectives(compiled.as_text()),
+    ledger=sync_ledger(config, program),
     xla_flops=compiled.cost_analysis()['flops'],
     model_flops=model_lib.flops_per_token(model) * clock.tokens_per_step / len(devices),
     seconds=seconds,
+  )
+
+
+def sync_ledger(config: config_dict.ConfigDict, program: Program) -> Ledger:
+  """Returns what each worker sends, of a step that is not compiled yet."""
+  optimizer = program.optimizer
+  periods = sent_periods(optimizer.periods)
+  return transform_ledger(
+    optimizer.tx, program.params_like, periods, config.workers, AXIS_NAMES, 'tpu'
   )
 
 
@@ -128,7 +143,7 @@ def estimate_memory(
     config.accumulation,
     chips,
   )
-  shared = ('consensus copy',)
+  shared = ('consensus copy', 'shared memory of syncs')
   return {name: size * (1 if name in shared else a_row) for name, size in parts.items()}
 
 

@@ -4,10 +4,12 @@ from collections.abc import Iterable
 import dataclasses
 
 from desloc_jax.logs.metrics import format_bytes
+from desloc_jax.optimizer.transform import RESTARTS
 from desloc_jax.options.table import worker_batch_size
 from desloc_jax.options.topology import CHIPS
 from desloc_jax.plan.compile import CompiledStep
 from desloc_jax.programs.hlo import Collective
+from desloc_jax.programs.ledger import sync_name
 from desloc_jax.tables import align
 
 INSIDE, BETWEEN = 'inside a worker', 'between workers'
@@ -66,9 +68,25 @@ def sent_bytes(rows: Iterable[Traffic], where: str, when: str, name: str = '') -
   )
 
 
+def sync_bytes(step: CompiledStep) -> dict[str, tuple[float, float]]:
+  """Returns what a chip sends around a ring in a sync, by quantity: by the ledger, and as compiled.
+
+  Where each worker has chips of its own, which share its bytes.
+  """
+  ledger = step.ledger
+  compiled = dict.fromkeys(ledger.bytes_per_sync, 0.0)
+  for collective in step.collectives:
+    if (name := sync_name(collective.source)) in compiled and step.crosses(collective):
+      compiled[name] += (collective.times or 1) * collective.sent_bytes
+  return {
+    name: (ledger.ring_bytes(size, name) / step.chips, compiled[name])
+    for name, size in ledger.bytes_per_sync.items()
+  }
+
+
 def compiled_text(step: CompiledStep) -> str:
   """Returns all of a compiled step: sizes, memory, collectives, arithmetic."""
-  return '\n\n'.join([_sizes(step), _memory(step), _collectives(step), _flops(step)])
+  return '\n\n'.join([_sizes(step), _memory(step), _collectives(step), _syncs(step), _flops(step)])
 
 
 def _name(collective: Collective) -> str:
@@ -118,6 +136,13 @@ def _collectives(step: CompiledStep) -> str:
   if amiss := sent_bytes(found, BETWEEN, EVERY_STEP):
     note += f' Every step sends {format_bytes(amiss)} between workers.'
   return f'{align(rows)}\n{note}'
+
+
+def _syncs(step: CompiledStep) -> str:
+  rows = [('sync', 'bytes by the ledger', 'as compiled')]
+  for name, sizes in sync_bytes(step).items():
+    rows.append((name, *map(format_bytes, sizes)))
+  return f'{align(rows)}\nOf one chip, once; {RESTARTS} only where a worker restarts.'
 
 
 def _flops(step: CompiledStep) -> str:

@@ -38,6 +38,10 @@ def memory_bytes(
   embedding = tree_bytes(params_like['embedding'])
   cast = parameters / devices if model.dtype.itemsize < 4 else 0
   in_use = (cast + block + embedding) * model.dtype.itemsize / 4 + embedding * (devices > 1)
+  remembered = {
+    'memory of syncs': tree_bytes(state.memory.own) / devices,
+    'shared memory of syncs': tree_bytes(state.memory.shared) / devices,
+  }
   return {
     'parameters': (own or parameters) / devices,
     'consensus copy': (parameters if own else 0) / devices,  # DDP has one model only.
@@ -45,7 +49,7 @@ def memory_bytes(
     'gradients': parameters * min(micro_batches, 2) / devices,
     'activations': activation_bytes(model, sequences / devices),
     'weights in use': in_use,
-  }
+  } | {name: size for name, size in remembered.items() if size}  # Most have none.
 
 
 def tree_bytes(tree) -> int:

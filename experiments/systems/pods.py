@@ -30,12 +30,15 @@ from desloc_jax.plan.compile_table import (
   INSIDE,
   ON_CONDITION,
   sent_bytes,
+  sync_bytes,
   traffic,
 )
 from desloc_jax.tables import align
 from experiments.report import csv_text, RESULTS
 
 TEXTS = ('config', 'topology')
+# What is sent in few bytes, in the rows whose name ends so.
+FEW, FEW_BYTES = ' int8/int4', {'sync.params': 'int8', 'sync.moments': 'int4'}
 # Config, topology, micro-batches of a step.
 RUNS = (
   ('gpt_1b', 'v5e:8x8', 8),
@@ -45,13 +48,16 @@ RUNS = (
   ('gpt_1_7b', 'v5e:8x8', 8),
   ('gpt_1_7b', 'v5e:16x16', 4),
   ('gpt_13b', 'v5p:4x4x8', 8),
+  (f'gpt_1b{FEW}', 'v5e:8x8', 8),
 )
 
 
 def compile_run(name: str, topology: str, accumulation: int) -> CompiledStep:
-  """Returns the compiled step of `configs/NAME.py`."""
-  config = importlib.import_module(f'configs.{name}').get_config()
+  """Returns the compiled step of `configs/NAME.py`, with syncs in few bytes if NAME says so."""
+  config = importlib.import_module(f'configs.{name.removesuffix(FEW)}').get_config()
   config.topology, config.accumulation = topology, accumulation
+  if name.endswith(FEW):
+    config.update_from_flattened_dict(FEW_BYTES)
   return compile_step(config)
 
 
@@ -75,6 +81,7 @@ def row_of(name: str, step: CompiledStep) -> dict[str, object]:
     'other_inside_bytes': round(sent_bytes(found, INSIDE, EVERY_STEP) - gathered - scattered),
     'between_every_step_bytes': round(sent_bytes(found, BETWEEN, EVERY_STEP)),
     'between_on_condition_bytes': round(sent_bytes(found, BETWEEN, ON_CONDITION)),
+    'ledger_bytes': round(sum(by_ledger for by_ledger, _ in sync_bytes(step).values())),
     'model_flops': step.model_flops,
     'xla_flops': step.xla_flops,
     'compile_s': round(step.seconds, 1),
@@ -86,7 +93,7 @@ def table(rows: Sequence[dict[str, object]]) -> str:
   lines = [
     (
       'config', 'TPUs', 'chips/worker', 'parts', 'XLA', 'XLA/parts', 'of a chip', 'fits',
-      'all-gather', 'reduce-scatter', 'other', 'between', 'at syncs', 'TFLOP',
+      'all-gather', 'reduce-scatter', 'other', 'between', 'at syncs', 'ledger', 'TFLOP',
     )
   ]  # fmt: skip
   for row in rows:
@@ -107,6 +114,7 @@ def table(rows: Sequence[dict[str, object]]) -> str:
         size('other_inside'),
         size('between_every_step'),
         size('between_on_condition'),
+        size('ledger'),
         f'{row["model_flops"] / 1e12:,.0f}',
       )
     )
@@ -142,7 +150,8 @@ def _compile_all(args: argparse.Namespace) -> None:
   print(table(list(_read(path).values())))
   print(
     'Bytes of one chip and step. All-gather, reduce-scatter and other are inside a worker; between '
-    'is what workers exchange in every step, at syncs where all of them come in one step.'
+    'is what workers exchange in every step, at syncs where all of them come in one step; ledger is '
+    'what the ledger says of that.'
   )
 
 

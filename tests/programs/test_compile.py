@@ -23,6 +23,7 @@ from desloc_jax.plan.compile_table import (
   INSIDE,
   ON_CONDITION,
   sent_bytes,
+  sync_bytes,
   traffic,
 )
 from desloc_jax.train import mesh as mesh_lib
@@ -31,6 +32,7 @@ from tests.environment import environment
 from tests.runs import small_config
 
 ROOT = pathlib.Path(__file__).parents[2]
+STATE = ('parameters', 'consensus copy', 'moments', 'memory of syncs')
 NO_LIBTPU = not importlib.util.find_spec('libtpu')
 
 
@@ -54,7 +56,7 @@ def test_a_step_is_compiled_without_data_and_described(cpus):
   assert (BETWEEN, EVERY_STEP) not in rows
   assert not any(row.unread for row in traffic(step))
   # The state is exact but for scalars; parameters, consensus and two moments, of 41,120 values.
-  size = sum(step.estimate[name] for name in ('parameters', 'consensus copy', 'moments'))
+  size = sum(size for name, size in step.estimate.items() if name in STATE)
   assert step.memory['state'] == pytest.approx(size, rel=0.02)
   text = compiled_text(step)
   for line in ('sum of the parts', "XLA's plan", 'all-reduce', 'It fits', '2 micro-batches of 4'):
@@ -75,6 +77,19 @@ def test_what_crosses_is_the_payload_of_the_ledger(cpus):
   between = sum(row.sent_bytes for row in traffic(step) if row.where == BETWEEN)
   payload = 3 * 4 * step.parameters / step.chips  # Parameters, mu and nu: each chip its own part.
   assert between == pytest.approx(2 * 3 / 4 * payload, rel=0.01)
+
+
+def test_syncs_in_few_bytes_are_compiled_as_the_ledger_has_them(cpus):
+  options = {'sync.params': 'int8', 'sync.moments': 'int4', 'sync.block': 64}
+  step = compile_step(config_of(**options))
+  for name, (by_ledger, compiled) in sync_bytes(step).items():
+    if name != 'health':  # Twenty bytes, which each device of a worker sends.
+      assert compiled == pytest.approx(by_ledger, rel=0.02), name
+  assert not sent_bytes(traffic(step), BETWEEN, EVERY_STEP)
+  assert 'memory of syncs' in compiled_text(step) and 'bytes by the ledger' in compiled_text(step)
+  # The state is in XLA's plan, so is what the syncs remember: three copies more.
+  size = sum(v for n, v in step.estimate.items() if n in STATE)
+  assert step.memory['state'] == pytest.approx(size, rel=0.02)
 
 
 def test_ddp_sends_gradients_in_every_step(cpus):
