@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
+import math
 
 import pytest
 
 from desloc_jax.errors import UserError
 from experiments.systems.overhead import Turn
 from experiments.systems.wire import checks, files
-from experiments.systems.wire.methods import Case, SILENT
+from experiments.systems.wire.__main__ import cases_of, parse
+from experiments.systems.wire.methods import Case, PARTS, SILENT
 from experiments.systems.wire.plot import plot
 from experiments.systems.wire.results import (
   BytesRow,
@@ -103,6 +105,25 @@ def test_what_is_measured_anew_replaces_rows_of_as_many_processes(tmp_path):
   three = dataclasses.replace(POINT, processes=3)
   files.update('time', [three, new], tmp_path)
   assert files.read('time', tmp_path) == [new, three, four]
+
+
+def test_bytes_measured_anew_replace_those_of_the_same_method(tmp_path):
+  ddp, int8, int4 = (BytesRow(2, name, 4, 432, 1.0, 1.0, 1.0) for name in ('ddp', 'int8', 'int4'))
+  files.update('bytes', [ddp, int8], tmp_path)
+  anew = dataclasses.replace(int8, measured=1.01)
+  assert files.update('bytes', [anew, int4], tmp_path) == [ddp, anew, int4]
+
+
+def test_syncs_in_few_bytes_are_cases_of_the_bytes_alone():
+  options = parse(['--methods', 'desloc+int8', 'favg_opt+topk', '--only', 'bytes', 'time'])
+  (int8, topk), times = ([*cases_of(part, 2, options)] for part in PARTS[:2])
+  assert [case.method for case in times] == [SILENT]
+  # 443,008 parameters and two moments, in blocks of 256: int8 is a quarter, and the scales.
+  plain = Case('desloc', 2, 4, ()).ledger().ring_bytes_per_step
+  assert int8.ledger().ring_bytes_per_step / plain == pytest.approx(0.25 * 260 / 256, rel=0.01)
+  # 128 bytes for each 4,096 parameters at width 512 (embedding, blocks, norms); the worker's weight.
+  parameters = 384 * 512 + 2 * 12 * 512**2 + 5 * 512
+  assert topk.ledger().bytes_per_sync['params'] == math.ceil(parameters / 4096) * 128 + 4
 
 
 @pytest.mark.parametrize('part', files.KINDS)

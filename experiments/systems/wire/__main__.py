@@ -6,9 +6,10 @@ Each process is a worker in a network namespace of its own; `tc ... tbf` throttl
 the kernel counts the bytes (network.py). Needs root, iproute2 and taskset.
 
 Writes experiments/results/wire_bytes.csv, wire_time.csv, wire_overhead.csv and wire.png, after each
-run the rows of its number of processes, in three parts:
+run the rows of its number of processes (of the bytes: and method), in three parts:
 
-  bytes     at K_x = 256, over whole cycles of all periods, beside the ledger's
+  bytes     at K_x = 256, over whole cycles of all periods, beside the ledger's; what is sent in bf16,
+            int8, int4 or by topk at K_x = 4
   time      tokens/s at each rate, beside what the planner says of the same ledger, with the
             arithmetic of a step as the same run shows it between averages
   overhead  DDP and DES-LOC at K_x = 256 over a local step of the same run at 100 Mbit/s
@@ -34,7 +35,14 @@ from desloc_jax.tables import align
 from experiments.report import RESULTS
 from experiments.systems.overhead import CYCLE, Turn
 from experiments.systems.wire import checks, files
-from experiments.systems.wire.methods import Case, METHODS, PARTS, SILENT, TIME_PERIOD
+from experiments.systems.wire.methods import (
+  Case,
+  METHODS,
+  PARTS,
+  SILENT,
+  SYNCS,
+  TIME_PERIOD,
+)
 from experiments.systems.wire.network import MOST_SITES, Network, network, why_no_network
 from experiments.systems.wire.plot import plot
 from experiments.systems.wire.results import Measured, ROWS
@@ -42,6 +50,8 @@ from experiments.systems.wire.runs import measure, measure_overhead, Phase, Wind
 
 RATES = (1000, 100, 10)  # 1e6 bits a second, after a part without a limit.
 BYTES_PERIOD = 256  # K_x of the bytes and of the overhead.
+# Of what is sent in few bytes, beside which heartbeats and lines of the log would count at 256.
+FEW_BYTES_PERIOD, FEW_BYTES_STEPS = 4, 432
 OVERHEAD_RATE = 100
 # Of a step so long that DDP takes somewhat over 5 times as long at that rate. Two processes, of which
 # each has to send less, may compute longer for that.
@@ -54,7 +64,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   commands.add_options(
     parser,
     sites=Option([2, 4], 'processes', least=2, most=MOST_SITES),
-    methods=Option(list(METHODS), 'some of these', choices=METHODS),
+    methods=Option(
+      [*METHODS, *SYNCS],
+      'some of these; those with a + for the bytes alone',
+      choices=(*METHODS, *SYNCS),
+    ),
     only=Option(list(PARTS), 'some of these', choices=PARTS),
     rates=Option([*map(float, RATES)], '1e6 bits a second of the links, for the time'),
     batch_size=Option(
@@ -86,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for sites in dict.fromkeys(options.sites)
     for part in dict.fromkeys(options.only)
     for _ in range(options.starts if part == 'overhead' else 1)
-    for case in _cases(part, sites, options)
+    for case in cases_of(part, sites, options)
   ]
   results = pathlib.Path(options.results)
   results.mkdir(parents=True, exist_ok=True)
@@ -116,9 +130,10 @@ def _measure(case: Case, sites: Network, folder: pathlib.Path) -> Sequence[Windo
   )
 
 
-def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]:
+def cases_of(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]:
   """Yields the runs of one part, of `PARTS`."""
-  methods = dict.fromkeys(options.methods)
+  chosen = dict.fromkeys(options.methods)
+  methods = [method for method in chosen if method not in SYNCS]
   cycle = CYCLE * BYTES_PERIOD
   of_two = part == 'overhead' and sites == 2
   batch_size = options.batch_size or (OVERHEAD_BATCH_SIZE_OF_TWO if of_two else BATCH_SIZE)
@@ -128,6 +143,8 @@ def _cases(part: str, sites: int, options: argparse.Namespace) -> Iterator[Case]
       yield Case(method, sites, BYTES_PERIOD, (Phase(1000, 512 if method == 'ddp' else cycle),))
     if 'desloc' in methods:
       yield Case('desloc', sites, BYTES_PERIOD, (Phase(1000, cycle),), devices=2)
+    for name in (method for method in chosen if method in SYNCS):
+      yield Case(name, sites, FEW_BYTES_PERIOD, (Phase(1000, FEW_BYTES_STEPS),))
   elif part == 'time':
     for method in (SILENT, *methods):
       steps = 24 if method == 'ddp' else 6 * TIME_PERIOD

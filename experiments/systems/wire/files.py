@@ -40,9 +40,14 @@ def read(part: str, folder: pathlib.Path = RESULTS) -> list[Row]:
 
 
 def update(part: str, rows: Sequence[Row], folder: pathlib.Path = RESULTS) -> list[Row]:
-  """Writes rows in the place of those of as many processes; returns all of the table."""
-  counts = {row.processes for row in rows}
-  kept = [row for row in read(part, folder) if row.processes not in counts]
+  """Writes rows in the place of earlier ones; returns all of the table.
+
+  Those are of as many processes, as times are compared within a table, and of bytes of the same
+  method too.
+  """
+  place = lambda row: (row.processes, row.method if part == 'bytes' else None)
+  places = set(map(place, rows))
+  kept = [row for row in read(part, folder) if place(row) not in places]
   whole = sorted([*kept, *rows], key=lambda row: row.processes)
   write_text(_path(part, folder), csv_text(list(map(dataclasses.asdict, whole))))
   return whole

@@ -9,6 +9,14 @@ from experiments.systems.wire.runs import Phase
 
 METHODS = ('ddp', 'local_adam', 'favg_opt', 'diloco', 'desloc')
 SILENT = 'no communication'
+# What is sent in few bytes, by name. Second moments have no topk; of a tiny model its messages would
+# be shorter than what goes beside them.
+SYNCS = {
+  'desloc+bf16': {'method': 'desloc', 'sync.params': 'bf16', 'sync.moments': 'bf16'},
+  'desloc+int8': {'method': 'desloc', 'sync.params': 'int8', 'sync.moments': 'int8'},
+  'desloc+int4': {'method': 'desloc', 'sync.params': 'int4', 'sync.moments': 'int4'},
+  'favg_opt+topk': {'method': 'favg_opt', 'sync.params': 'topk', 'model.width': 512},
+}
 PARTS = ('bytes', 'time', 'overhead')
 TIME_PERIOD = 64  # K_x of the runs that are timed.
 # DDP averages at every step, so that lines of the log are never far from one.
@@ -24,7 +32,7 @@ class Case:
   """One run over the wire.
 
   Attributes:
-    method: of `METHODS`, or `SILENT`.
+    method: of `METHODS` or `SYNCS`, or `SILENT`.
     sites: processes, each with one worker.
     period: K_x.
     phases: that are measured.
@@ -47,15 +55,23 @@ class Case:
 
   @property
   def log_every(self) -> int:
-    """Steps between lines of the log, half a K_x so that every other one is far from a sync."""
-    return _LOG_EVERY.get(self.method, self.period // 2)
+    """Steps between lines of the log, half a K_x so that every other one is far from a sync.
+
+    With few bytes a sync, nine halves: lines are sent too.
+    """
+    return _LOG_EVERY.get(self.method, (9 if self.method in SYNCS else 1) * self.period // 2)
 
   @property
   def options(self) -> dict[str, object]:
     """Options of the run, besides `tiny`'s."""
-    method, period = (self.method, self.period) if self.method != SILENT else ('desloc', 0)
     batch_size = max(self.batch_size, self.devices)
-    return {**_COMMON, 'method': method, 'batch_size': batch_size, 'periods.params': period}
+    return {**_COMMON, 'batch_size': batch_size, 'periods.params': self.period, **self._sent}
+
+  @property
+  def _sent(self) -> dict[str, object]:
+    if self.method == SILENT:
+      return {'method': 'desloc', 'periods.params': 0}
+    return SYNCS.get(self.method, {'method': self.method})
 
   def ledger(self) -> Ledger:
     """Returns what a worker sends."""
