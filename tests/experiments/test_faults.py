@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import tensorstore
 
@@ -46,6 +47,15 @@ def test_a_run_killed_again_and_again_is_the_same_run(bench):
   assert all(x.fault.startswith('kill -9 ') for x in injections)
   # A save may take longer than the five steps to the next.
   assert all(x.lost <= 15 for x in injections)
+
+
+def test_what_compressed_syncs_remember_survives_kills_around_them(bench):
+  compressed = bench.beside('compressed', **runs.COMPRESSED)
+  injectors = [faults.kill_around_sync] * 2
+  injections = campaign.inject(compressed, compressed.folder / 'run', injectors, random.Random(0))
+  check(injections, *['kill -9 around a compressed sync'] * 2)
+  memory = [x for name, x in compressed.reference[1].items() if 'memory.own.params' in name]
+  assert memory and any(np.abs(x).max() > 0 for x in memory)
 
 
 def test_signals_and_damaged_files(bench):

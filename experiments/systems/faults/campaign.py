@@ -14,9 +14,16 @@ from experiments import report
 from experiments.systems.faults import injectors as faults, processes
 from experiments.systems.faults.disks import small_disk, why_no_mounts
 from experiments.systems.faults.injectors import Injection, Injector
-from experiments.systems.faults.runs import Attempt, Bench, RunFailed, RunFinished
+from experiments.systems.faults.runs import (
+  Attempt,
+  Bench,
+  COMPRESSED,
+  RunFailed,
+  RunFinished,
+)
 
 KILLS_A_RUN = 6
+AROUND_SYNCS = 6
 _WARNING = re.compile(r'W\d{4} ')
 
 
@@ -102,9 +109,11 @@ def run_all(bench: Bench, kills: int, seed: int) -> tuple[list[Injection], str]:
     faults.make_read_only,
     faults.start_read_only,
   )
+  around = [faults.kill_around_sync] * AROUND_SYNCS
   why_not = why_no_mounts()
   total = (
     kills
+    + len(around)
     + len(signals)
     + len(stuck)
     + len(starts)
@@ -116,7 +125,7 @@ def run_all(bench: Bench, kills: int, seed: int) -> tuple[list[Injection], str]:
     bar.set_postfix_str('reference')
     _ = bench.reference
 
-    def run(name: str, injectors: Sequence[Injector], **options: object) -> int:
+    def run(name: str, injectors: Sequence[Injector], bench=bench, **options: object) -> int:
       bar.set_postfix_str(name)
       made = inject(bench, bench.folder / name, injectors, rng, bar.update, **options)
       injections.extend(made)
@@ -130,6 +139,7 @@ def run_all(bench: Bench, kills: int, seed: int) -> tuple[list[Injection], str]:
         f'kills-{number}', [faults.kill] * min(left, KILLS_A_RUN), **{'checkpoint.keep': keep}
       )
       number += 1
+    run('syncs', around, bench.beside('compressed', **COMPRESSED))
     run('signals', signals)
     run('stuck', stuck, **{'processes.stuck_timeout_s': 5})
     run('starts', starts)

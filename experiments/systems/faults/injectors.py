@@ -22,6 +22,7 @@ from experiments.systems.faults.runs import (
 )
 
 LONGEST_DELAY = 1.2  # Seconds after the first step, about 20 steps.
+AROUND = 0.1  # Seconds, about two steps.
 START = (0.5, 6.0)  # Seconds from the start of a process, within which its first step falls.
 
 
@@ -64,6 +65,23 @@ def kill(bench: Bench, attempt: Attempt, rng: random.Random) -> Injection:
     time.sleep(rng.uniform(*START))
   else:
     attempt.train(rng.uniform(0, LONGEST_DELAY))
+  return _killed(bench, attempt)
+
+
+def kill_around_sync(bench: Bench, attempt: Attempt, rng: random.Random) -> Injection:
+  """Kills a process within some steps of a sync, before or after it or inside."""
+  attempt.train(rng.uniform(0, LONGEST_DELAY), checkpoints=1)
+  attempt.wait(lambda: bench.syncs_in((attempt.logged_step() or 0) + 1))
+  time.sleep(rng.uniform(0, AROUND))
+  injection = _killed(bench, attempt)
+  injection.detail = ' '.join(
+    filter(None, [injection.fault.removeprefix('kill -9 '), injection.detail])
+  )
+  injection.fault = 'kill -9 around a compressed sync'
+  return injection
+
+
+def _killed(bench: Bench, attempt: Attempt) -> Injection:
   kill_now(attempt)
   newest = newest_step(attempt)
   done = attempt.logged_step()

@@ -27,6 +27,10 @@ OPTIONS = {
   'log_every': 1, 'eval.every': 0, 'eval.sequences': 8, 'checkpoint.every': 5,
   'checkpoint.keep': 3, 'data.sources.text.where': 'year:1960-2030',
 }  # fmt: skip
+# Few bytes of everything, and what is left out of each sync remembered for the next.
+COMPRESSED = {
+  'sync.params': 'topk', 'sync.keep': 8, 'sync.chunk': 256, 'sync.mu': 'econtrol', 'sync.nu': 'int4',
+}  # fmt: skip
 CONFIG = 'experiments/systems/faults/trouble.py'  # Of tiny.
 _GIVE_UP = 120  # Seconds.
 _WENT_ON = re.compile(r'^Going on after step (\d+)', re.MULTILINE)
@@ -101,10 +105,10 @@ class Attempt:
       RunFailed: it does not get there.
       RunFinished: the run ended before.
     """
-    self._wait(lambda: self.first_step() is not None)
+    self.wait(lambda: self.first_step() is not None)
     first = self.first_step()
-    self._wait(lambda: (self.logged_step() or 0) > first)
-    self._wait(lambda: len(complete_checkpoints(self.workdir)) >= checkpoints)
+    self.wait(lambda: (self.logged_step() or 0) > first)
+    self.wait(lambda: len(complete_checkpoints(self.workdir)) >= checkpoints)
     time.sleep(seconds)
 
   def send(self, number: int) -> None:
@@ -119,7 +123,8 @@ class Attempt:
       self.process.wait()
       raise RunFailed(f'it did not end within {_GIVE_UP} s') from None
 
-  def _wait(self, is_so: Callable[[], bool]) -> None:
+  def wait(self, is_so: Callable[[], bool]) -> None:
+    """Waits until something is so; raises what `train` does."""
     deadline = time.monotonic() + _GIVE_UP
     while not is_so():
       if self.process.poll() is not None and not is_so():
@@ -141,6 +146,11 @@ class Bench:
     self._cache = cache
     self._options = OPTIONS | options
     self.last_step = self._options['steps']
+
+  def beside(self, name: str, **options: object) -> 'Bench':
+    """Returns a bench in a folder of this one, for runs that differ by some options."""
+    (self.folder / name).mkdir()
+    return Bench(self.folder / name, self._cache, **self._options | options)
 
   def start(self, workdir: pathlib.Path, **options: object) -> Attempt:
     return Attempt(workdir, self._cache, self._options | options)
