@@ -23,6 +23,7 @@ NAMES = (
   'failures',
   'scale',
   'beyond',
+  'syncs',
 )
 
 

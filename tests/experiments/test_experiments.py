@@ -45,6 +45,8 @@ def test_an_experiment_reports_on_its_runs(name, tmp_path, trained, monkeypatch)
   experiment = importlib.import_module(f'experiments.paper.{name}')
   if name == 'half_lives':
     monkeypatch.setattr(experiment, 'measure', lambda workdir: MEASURED)
+  if name == 'syncs':
+    monkeypatch.setattr(experiment, 'measure', lambda workdir: {'sync_s': 0.01, 'memory_bytes': 1})
   if name == 'disjoint':
     monkeypatch.setattr(experiment, 'largest_parameter', lambda workdir: 1.0)
   scale = make_scale('test')
@@ -107,6 +109,7 @@ CUT = {
   'failures': 'desloc',
   'scale': 'desloc',
   'beyond': 'slow first moment (qh_adam)',
+  'syncs': 'topk, both',
 }
 
 
@@ -128,6 +131,11 @@ def test_a_cut_of_every_experiment_really_runs(name, tmp_path, monkeypatch):
     assert 0 < changes['nu']['1'] and 0 < changes['mu']['1'] < changes['mu']['2']
   if name == 'disjoint':
     assert [result.summary['measured'] > 100 for result in results] == [True, True, False]
+  if name == 'syncs':
+    parameters = results[0].summary['parameters']
+    measured = results[0].summary['measured']
+    # topk: the error, and of mu an anchor and its error; int4: the error. In float32.
+    assert measured['memory_bytes'] == 4 * 4 * parameters and measured['sync_s'] > 0
   if name == 'failures':
     away = [line['away'] for line in results[0].lines if 'away' in line]
     assert away[0] == [4, 5, 6, 7] and away[-1] == []
