@@ -38,7 +38,13 @@ _MOST_WORKERS = 2**16  # Each has a few Python objects of its own.
 # Moments without a period of their own get a multiple of the parameters'.
 _PERIOD = at_least(0, LIMIT // max(MULTIPLES.values()))
 # State fields that options name, beside the parameters.
-FIELDS = ('mu', 'nu', 'trace', 'm1', 'm2')
+FIELDS = {
+  'mu': 'the first moment (u)',
+  'nu': 'the second moment (v)',
+  'trace': "SGD's momentum",
+  'm1': "ademamix's fast moment",
+  'm2': "ademamix's slow moment",
+}
 
 
 class Option(NamedTuple):
@@ -50,7 +56,8 @@ class Option(NamedTuple):
     restart: the words of when a restart may change it. 'always': it does not change what is
       computed (a mesh and a loss chunk change the order of sums, and so the last bits); 'workers':
       where their number changes, which it always may; 'content': where the text that it names
-      stays the same; each other word: where `restore.allow` has it, the one that permits least first. None: never.
+      stays the same; each other word: where `restore.allow` has it, first the one that permits
+      least. None: never.
     meaning: for people.
   """
 
@@ -100,29 +107,13 @@ OPTIONS = {
   'log.wandb': Option('off', one_of(WANDB), 'always',
     "Weights & Biases beside TensorBoard; 'offline' needs no account: `wandb sync` sends it later"),
   'periods.params': Option(16, _PERIOD, 'periods method inner',
-    'K_x: steps between averages of the parameters; 0: never'),
-  'periods.mu': Option(int, at_least(0), 'periods method inner',
-    'K_u: of the first moment; 0: never; unset: 3 K_x'),
-  'periods.nu': Option(int, at_least(0), 'periods method inner',
-    'K_v: of the second moment; 0: never; unset: 6 K_x'),
-  'periods.trace': Option(int, at_least(0), 'periods method inner',
-    "of SGD's momentum; 0: never; unset: 3 K_x"),
-  'periods.m1': Option(int, at_least(0), 'periods method inner',
-    "of ademamix's fast moment; 0: never; unset: 3 K_x"),
-  'periods.m2': Option(int, at_least(0), 'periods method inner',
-    "of ademamix's slow moment; 0: never; unset: 6 K_x"),
+    'K_x: steps between averages of the parameters (x); 0: never'),
+  **{f'periods.{field}': Option(int, at_least(0), 'periods method inner',
+    f'of {meaning}; 0: never; unset: {MULTIPLES[field]} K_x') for field, meaning in FIELDS.items()},
   'sync.params': Option('mean', one_of(SYNCS), 'sync method', 'what is sent of the parameters'),
   'sync.moments': Option('mean', one_of(SYNCS), 'sync method', 'what is sent of every moment'),
-  'sync.mu': Option(str, one_of(SYNCS), 'sync method',
-    'of the first moment; unset: as sync.moments'),
-  'sync.nu': Option(str, one_of(SYNCS), 'sync method',
-    'of the second moment; unset: as sync.moments'),
-  'sync.trace': Option(str, one_of(SYNCS), 'sync method',
-    "of SGD's momentum; unset: as sync.moments"),
-  'sync.m1': Option(str, one_of(SYNCS), 'sync method',
-    "of ademamix's fast moment; unset: as sync.moments"),
-  'sync.m2': Option(str, one_of(SYNCS), 'sync method',
-    "of ademamix's slow moment; unset: as sync.moments"),
+  **{f'sync.{field}': Option(str, one_of(SYNCS), 'sync method',
+    f'of {meaning}; unset: as sync.moments') for field, meaning in FIELDS.items()},
   'sync.block': Option(256, at_least(1), 'sync method',
     'numbers that share a scale in int8, int4, int2, ef21 and econtrol'),
   'sync.keep': Option(64, at_least(1), 'sync method', 'numbers of a chunk that topk sends'),
@@ -285,14 +276,8 @@ OPTIONS = {
 }
 # fmt: on
 # The words that `restore.allow` takes.
-ALLOWABLE = tuple(
-  dict.fromkeys(
-    word
-    for row in OPTIONS.values()
-    for word in row.restart.split()
-    if word not in ('always', 'workers', 'content')
-  )
-)
+_WORDS = dict.fromkeys(' '.join(row.restart for row in OPTIONS.values()).split())
+ALLOWABLE = tuple(word for word in _WORDS if word not in ('always', 'workers', 'content'))
 
 
 def find_row(name: str) -> Option | None:
