@@ -13,6 +13,7 @@ every other one: W/2 times as much of the mean's as of its payload.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -29,6 +30,7 @@ from desloc_jax.logs.metrics import format_bytes
 from desloc_jax.logs.workdir import CHECKPOINTS, CONFIG_FILE
 from desloc_jax.optimizer.syncs import Context, make_sync, Memory, MEMORY_AXES, TAKE
 from desloc_jax.plan import make_plan
+from desloc_jax.programs.ledger import Ledger
 from experiments import command, plots
 from experiments.report import (
   above,
@@ -147,13 +149,18 @@ class Sent:
 
 def sent(run: Run, quantities: Sequence[str]) -> Sent:
   """Returns what a worker sends in a run, and in one sync of each of `quantities`."""
-  ledger = make_plan(run.config).ledgers[run.config.method]
+  ledger = _ledger(run)
   sizes = {q: ledger.bytes_per_sync[q] for q in quantities}
   return Sent(
     payload=sum(sizes.values()),
     ring=sum(ledger.ring_bytes(size, q) for q, size in sizes.items()),
     run=ledger.ring_bytes_after(ledger.syncs_in(run.last_step)),
   )
+
+
+@functools.cache
+def _ledger(run: Run) -> Ledger:
+  return make_plan(run.config).ledgers[run.config.method]
 
 
 def report(results: Sequence[Result], scale: Scale) -> Report:
