@@ -153,3 +153,103 @@ class Anchored:
   def __call__(self, local, reference, weights):
     self.anchor = self.inner(local, self.anchor, weights)
     return self.anchor
+
+
+# ---- Robust averages: x [workers, n], weights [workers] or None -> [n].
+
+
+def heads(x, weights, byzantine, finite_only=True):
+  """Returns who is there, their weights, and how many of them may lie."""
+  weights = np.ones(len(x)) if weights is None else weights
+  there = weights > 0
+  finite = np.isfinite(x).all(axis=1) | (not finite_only)
+  liars = max(byzantine - (there & ~finite).sum(), 0)
+  there &= finite
+  return x[there], weights[there], min(liars, max(there.sum() - 1, 0) // 2)
+
+
+def trimmed(x, w, f):
+  order = np.argsort(x, axis=0, kind='stable')[f : len(x) - f]
+  return np.average(np.take_along_axis(x, order, axis=0), axis=0, weights=w[order])
+
+
+def median(x, w, f):
+  return trimmed(x, w, (len(x) - 1) // 2)
+
+
+def krum(x, w, f):
+  distances = ((x[:, None] - x[None]) ** 2).sum(axis=-1)
+  scores = [np.sort(np.delete(d, i))[: len(x) - f - 1].sum() for i, d in enumerate(distances)]
+  return x[np.argmin(scores)]
+
+
+def geometric_median(x, w, f, smoothing=0.1, rounds=8):
+  distances = np.linalg.norm(x[:, None] - x[None], axis=-1)
+  medians = np.sort(distances, axis=1)[:, len(x) // 2]
+  z = x[np.argmin(medians)]
+  for _ in range(rounds):
+    c = w / np.maximum(np.linalg.norm(x - z, axis=1), max(smoothing * medians.min(), 1e-30))
+    z = np.average(x, axis=0, weights=c)
+  return z
+
+
+def clip_to_median(x, w, f):
+  lengths = np.linalg.norm(x, axis=1)
+  scales = np.minimum(1, np.median(lengths) / lengths)
+  return (x * (w * scales)[:, None]).sum(axis=0) / w.sum()
+
+
+def mixed(x, w, f):
+  distances = ((x[:, None] - x[None]) ** 2).sum(axis=-1)
+  near = np.sort(np.argsort(distances, axis=1, kind='stable')[:, : len(x) - f], axis=1)
+  return np.stack([np.average(x[rows], axis=0, weights=w[rows]) for rows in near])
+
+
+class Robust:
+  def __init__(self, rule, byzantine, neighbours=False, differences=False):
+    self.rule, self.byzantine = rule, byzantine
+    self.neighbours, self.differences = neighbours, differences
+
+  def __call__(self, local, reference, weights):
+    start = reference if self.differences and reference is not None else None
+    x = local if start is None else start - local
+    by_coordinate = self.rule in (trimmed, median) and not self.neighbours
+    x, w, f = heads(x, weights, self.byzantine, finite_only=not by_coordinate)
+    y = mixed(x, w, f) if self.neighbours else x
+    agreed = self.rule(y, w, f)
+    return agreed if start is None else start - agreed
+
+
+class Edit:
+  """Softmax of negative lengths over who is usual, a clip; `sizes` are those of the arrays."""
+
+  def __init__(self, sizes, workers, temperature, threshold, clip, alpha, warmup):
+    self.cuts = np.cumsum(sizes)[:-1]
+    self.mean, self.variance = np.zeros((2, len(sizes), workers))
+    self.count = np.zeros((len(sizes), workers))
+    self.options = temperature, threshold, clip, alpha, warmup
+
+  def __call__(self, local, reference, weights):
+    weights = np.ones(len(local)) if weights is None else weights
+    parts = np.split(reference - local, self.cuts, axis=1)
+    steps = [self.step(i, d, weights) for i, d in enumerate(parts)]
+    return reference - np.concatenate(steps)
+
+  def step(self, i, d, weights):
+    temperature, threshold, clip, alpha, warmup = self.options
+    lengths, steps = np.linalg.norm(d, axis=1), np.zeros(d.shape[1])
+    deviation = np.maximum(np.sqrt(self.variance[i]), 1e-6 * self.mean[i])
+    z = (lengths - self.mean[i]) / np.where(deviation > 0, deviation, 1)
+    usual = np.isfinite(lengths) & ~((self.count[i] >= max(warmup, 2)) & (z > threshold))
+    counted = usual & (weights > 0)
+    if counted.any():
+      c = weights[counted] * np.exp(-(lengths[counted] - lengths[counted].min()) / temperature)
+      steps = np.average(d[counted], axis=0, weights=c)
+      steps *= min(1, clip / np.linalg.norm(steps))
+    for m in np.flatnonzero(counted):
+      rate = max(alpha, 1 / (self.count[i, m] + 1))
+      change = lengths[m] - self.mean[i, m]
+      self.mean[i, m] += rate * change
+      self.variance[i, m] = (1 - rate) * (self.variance[i, m] + rate * change**2)
+      self.count[i, m] += 1
+    return steps

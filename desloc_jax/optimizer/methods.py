@@ -29,12 +29,18 @@ class Method:
     outer: whether an outer optimizer steps on the pseudo-gradient.
     gradients: whether gradients are averaged at every step, and nothing else is.
     inner: inner optimizers that the method replaces by another of its own.
+    options: values of options, by name, that a run leaves unset: the paper's settings.
+    merges_once: whether parameters are averaged after the last step of a run, and never before.
+    paper: what its paper has otherwise: periods, rates, and what cannot be had here.
   """
 
   states: str
   outer: bool = False
   gradients: bool = False
   inner: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  merges_once: bool = False
+  paper: str = ''
 
 
 METHODS = {
@@ -48,8 +54,42 @@ METHODS = {
   'mt_dao': Method(
     states='params', inner={'adam': 'qh_adam', 'adamw': 'qh_adam', 'adopt': 'qh_adopt'}
   ),
+  'edit': Method(
+    states='never',
+    outer=True,
+    options={'sync.params': 'edit', 'outer.momentum': 0.8},
+    paper='K_x = 128, and averages layer by layer while the next step computes; here an array is a '
+    'layer, and all come at once. Where all workers are unusual the outer momentum still moves.',
+  ),
+  'byz_nsgdm': Method(
+    states='never',
+    outer=True,
+    inner=dict.fromkeys(('adam', 'adamw', 'adopt'), 'sgd'),
+    options={
+      'sync.params': 'geometric_median', 'sync.neighbours': True, 'sync.byzantine': 1,
+      'outer.name': 'normalised',
+    },
+    paper='K_x = 1.',
+  ),
+  'muloco': Method(
+    states='never', outer=True, inner=dict.fromkeys(('adam', 'adamw'), 'muon'), paper='K_x = 30.'
+  ),
+  'sparseloco': Method(
+    states='never',
+    outer=True,
+    options={
+      'sync.params': 'topk', 'outer.learning_rate': 1.0, 'outer.momentum': 0.0,
+      'outer.nesterov': False,
+    },
+    paper='K_x = 30.',
+  ),
+  'merge_once': Method(
+    states='never',
+    merges_once=True,
+    paper='workers gossip before the merge; here they are alone until then.',
+  ),
   'ddp': Method(states='never', gradients=True),
-}
+}  # fmt: skip
 
 
 def resolve_periods(

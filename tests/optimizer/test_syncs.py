@@ -271,7 +271,7 @@ EVERY = {
 }
 
 
-def on_devices(sync, rows, fsdp, local, shared, weights=None):
+def on_devices(sync, rows, fsdp, local, shared, weights=None, like=TREE):
   devices = np.array(jax.devices()[: rows * fsdp]).reshape(rows, fsdp)
   mesh = Mesh(devices, ('workers', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
 
@@ -286,7 +286,7 @@ def on_devices(sync, rows, fsdp, local, shared, weights=None):
   place = lambda x: jax.device_put(
     x, NamedSharding(mesh, P('workers', None, 'fsdp') if x.shape[1:] == (16, 12) else P('workers'))
   )
-  memory = init(sync, TREE, MANY)
+  memory = init(sync, like, MANY)
   return step(jax.tree.map(place, local), shared, memory)
 
 

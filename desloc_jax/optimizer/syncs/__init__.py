@@ -1,7 +1,10 @@
 """Syncs: what workers send of a quantity, one file an operator."""
 
 from desloc_jax.optimizer.syncs.anchored import anchored
+from desloc_jax.optimizer.syncs.attacked import attacked, ATTACKS
 from desloc_jax.optimizer.syncs.channels import Channel, in_slices, to_everybody
+from desloc_jax.optimizer.syncs.clip_to_median import clip_to_median
+from desloc_jax.optimizer.syncs.edit import edit
 from desloc_jax.optimizer.syncs.ef21 import econtrol, ef21
 from desloc_jax.optimizer.syncs.encodings import (
   Encoding,
@@ -11,35 +14,51 @@ from desloc_jax.optimizer.syncs.encodings import (
   uniform,
 )
 from desloc_jax.optimizer.syncs.exempt import exempt
+from desloc_jax.optimizer.syncs.fedau import fedau
+from desloc_jax.optimizer.syncs.geometric_median import geometric_median
+from desloc_jax.optimizer.syncs.krum import krum
 from desloc_jax.optimizer.syncs.mean import mean
-from desloc_jax.optimizer.syncs.named import make_sync, SYNCS, TAKE
+from desloc_jax.optimizer.syncs.named import make_sync, ROBUST, SYNCS, TAKE
 from desloc_jax.optimizer.syncs.quantised import quantised
+from desloc_jax.optimizer.syncs.robust import check_byzantine
 from desloc_jax.optimizer.syncs.sync import Context, Memory, MEMORY_AXES, Sync
 from desloc_jax.optimizer.syncs.topk import AVERAGES, largest, topk
+from desloc_jax.optimizer.syncs.trimmed_mean import median, trimmed_mean
 
 __all__ = [
+  'ATTACKS',
   'AVERAGES',
   'Channel',
   'Context',
   'Encoding',
   'MEMORY_AXES',
   'Memory',
+  'ROBUST',
   'SYNCS',
   'TAKE',
   'Sync',
   'anchored',
+  'attacked',
+  'check_byzantine',
+  'clip_to_median',
   'econtrol',
+  'edit',
   'ef21',
   'exempt',
+  'fedau',
   'floats',
   'four_levels',
+  'geometric_median',
   'in_slices',
+  'krum',
   'largest',
   'logarithmic',
   'make_sync',
   'mean',
+  'median',
   'quantised',
   'to_everybody',
   'topk',
+  'trimmed_mean',
   'uniform',
 ]

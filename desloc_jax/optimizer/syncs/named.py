@@ -2,16 +2,30 @@
 
 from desloc_jax.optimizer.syncs.anchored import anchored
 from desloc_jax.optimizer.syncs.channels import in_slices
+from desloc_jax.optimizer.syncs.clip_to_median import clip_to_median
+from desloc_jax.optimizer.syncs.edit import edit
 from desloc_jax.optimizer.syncs.ef21 import econtrol, ef21
 from desloc_jax.optimizer.syncs.encodings import uniform
 from desloc_jax.optimizer.syncs.exempt import exempt as exempt_by_path
+from desloc_jax.optimizer.syncs.geometric_median import geometric_median
+from desloc_jax.optimizer.syncs.krum import krum
 from desloc_jax.optimizer.syncs.mean import mean
 from desloc_jax.optimizer.syncs.quantised import quantised
 from desloc_jax.optimizer.syncs.sync import Sync
 from desloc_jax.optimizer.syncs.topk import topk
+from desloc_jax.optimizer.syncs.trimmed_mean import median, trimmed_mean
 
 BITS = {'bf16': 16, 'int8': 8, 'int4': 4, 'int2': 2}
-SYNCS = ('mean', *BITS, 'topk', 'ef21', 'econtrol')
+# Averages that bear workers that lie: all take how many may, and some must be told.
+ROBUST = {
+  'trimmed_mean': trimmed_mean,
+  'median': median,
+  'geometric_median': geometric_median,
+  'krum': krum,
+  'clip_to_median': clip_to_median,
+}
+NEED_NUMBER = ('trimmed_mean', 'krum')
+SYNCS = ('mean', *BITS, 'topk', 'ef21', 'econtrol', *ROBUST, 'edit')
 # Which syncs take an argument of `make_sync`.
 TAKE = {
   'block': ('int8', 'int4', 'int2', 'ef21', 'econtrol'),
@@ -20,6 +34,8 @@ TAKE = {
   'average': ('topk',),
   'decay': (*BITS, 'topk'),
   'eta': ('econtrol',),
+  'byzantine': tuple(ROBUST),
+  'neighbours': tuple(ROBUST),
   'exempt': SYNCS[1:],
 }
 # State fields that are never negative: encoded by their logarithms, and by nothing with signs.
@@ -36,6 +52,8 @@ def make_sync(
   average: str = 'senders',
   decay: float | None = None,
   eta: float = 0.1,
+  byzantine: int | None = None,
+  neighbours: bool | None = False,
   exempt: str = '',
 ) -> Sync:
   """Returns the sync `name` for a quantity: 'params', or a state field.
@@ -49,6 +67,8 @@ def make_sync(
     average: of topk, over the 'senders' of a coordinate or over 'all'.
     decay: of the memory of topk and of what sends fewer bits; None: the sync's own.
     eta: of econtrol.
+    byzantine: of robust averages, how many workers may lie; None: not said.
+    neighbours: of robust averages, whether to mix nearest neighbours first.
     exempt: a regular expression of the paths of arrays that are averaged by the mean; empty:
       none.
 
@@ -60,12 +80,20 @@ def make_sync(
     return mean()
   if name in BITS:
     sync = quantised(BITS[name], block, **memory, logarithms=quantity in POSITIVE)
+  elif name in ROBUST:
+    if byzantine is None and (neighbours or name in NEED_NUMBER):
+      which = 'nearest neighbours need' if neighbours else f'{name} needs'
+      raise ValueError(f'{which} to know how many workers may lie: set sync.byzantine.')
+    sync = ROBUST[name](byzantine or 0, bool(neighbours))
   elif name not in SYNCS:
     raise ValueError(f'there is no sync {name!r}; expected one of {", ".join(SYNCS)}.')
+  elif name == 'edit' and quantity != 'params':
+    raise ValueError(f'edit weighs differences from the consensus, and {quantity} has none.')
   elif quantity in POSITIVE:
-    raise ValueError(
-      f'{name} could make {quantity} negative; for it there are {", ".join(("mean", *BITS))}.'
-    )
+    fitting = ', '.join(('mean', *BITS, *ROBUST))
+    raise ValueError(f'{name} could make {quantity} negative; for it there are {fitting}.')
+  elif name == 'edit':
+    sync = edit()
   elif name == 'topk':
     sync = topk(keep, chunk, average=average, **memory)
     sync = sync if quantity == 'params' else anchored(sync)

@@ -40,7 +40,7 @@ def on_rows(function: Callable, block: int, known: Tree, *trees: Tree) -> tuple[
   """
   leaves, structure = jax.tree.flatten(trees[0])
   columns = [leaves, *(structure.flatten_up_to(tree) for tree in trees[1:])]
-  axes, devices = _inner_axes()
+  axes, devices = inner_axes()
   results = [None] * len(leaves)
   for pack in _packs(leaves):
     arrays = [[column[i] for i in pack] for column in columns]
@@ -50,6 +50,39 @@ def on_rows(function: Callable, block: int, known: Tree, *trees: Tree) -> tuple[
       results[i] = parts
   count = len(results[0]) if results else len(trees)
   return tuple(structure.unflatten([parts[j] for parts in results]) for j in range(count))
+
+
+def cut(
+  tree: Tree, block: int, multiple: int
+) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], Tree]]:
+  """Returns the arrays of a tree as a list of vectors, and what makes trees of such lists.
+
+  Args:
+    tree: with floating arrays.
+    block: length of a row of [rows, block].
+    multiple: of which the number of rows is one. What is missing is zero.
+
+  Returns:
+    Vectors of float32, or of float64 where the tree is. The trees have their dtype.
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  packs = _packs(leaves)
+
+  def join(vectors: Sequence[jax.Array]) -> Tree:
+    parts: dict[int, jax.Array] = {}
+    for pack, rows in zip(packs, vectors, strict=True):
+      shapes = [jnp.shape(leaves[i]) for i in pack]
+      parts |= dict(zip(pack, _split(rows, shapes), strict=True))
+    return structure.unflatten([parts[i] for i in range(len(leaves))])
+
+  dtypes = [_wide_dtype(leaves[pack[0]]) for pack in packs]
+  joined = zip(packs, dtypes, strict=True)
+  return [_join([leaves[i] for i in pack], dtype, block, multiple) for pack, dtype in joined], join
+
+
+def over_devices(function: Callable) -> Callable:
+  """Maps `function(known, *parts)` over the devices of a worker, which share the first axis."""
+  return _over(inner_axes()[0], function)
 
 
 def _of_rows(function, known, columns, block, axes, devices) -> list[list[jax.Array]]:
@@ -114,7 +147,7 @@ def _split(rows: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array
   return parts
 
 
-def _inner_axes() -> tuple[tuple[str, ...], int]:
+def inner_axes() -> tuple[tuple[str, ...], int]:
   """Returns the mesh axes inside a worker, which are not manual here, and how many devices."""
   mesh = jax.sharding.get_abstract_mesh()
   axes = tuple(
