@@ -10,7 +10,7 @@ from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.optimizer.inner import REFUSED
 from desloc_jax.optimizer.methods import MULTIPLES
 from desloc_jax.options.changes import allowed_words
-from desloc_jax.options.failures import parse_away
+from desloc_jax.options.failures import parse_attacks, parse_away
 from desloc_jax.options.table import ALLOWABLE, find_row, OPTIONS, worker_batch_size
 from desloc_jax.options.topology import parse_topology
 from desloc_jax.valid import check_value, FLOAT32_LIMIT, LIMIT
@@ -74,6 +74,7 @@ def _check_periods(config: config_dict.ConfigDict) -> None:
 def _check_texts(config: config_dict.ConfigDict) -> None:
   """Checks the options that are written in a form of their own."""
   parse_away(config.failures.away, config.workers)
+  parse_attacks(config.failures.attack, config.workers)
   if config.topology:
     parse_topology(config.topology)
   try:

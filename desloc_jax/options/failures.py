@@ -1,4 +1,4 @@
-"""Workers that leave and return within one run: by a plan, or at random at a rate.
+"""Workers that leave and return within one run, by a plan or at random at a rate; and that lie.
 
 A worker that is away counts in no average. When it is there again it takes over the consensus and,
 with `health.check`, the averaged moments at the next parameter sync, and counts from then on;
@@ -12,10 +12,12 @@ import re
 from ml_collections import config_dict
 import numpy as np
 
-from desloc_jax.errors import UserError
+from desloc_jax.errors import unknown_choice, UserError
+from desloc_jax.optimizer.syncs import ATTACKS
 
 _FORM = "expected WORKER:FIRST-LAST steps, as in '3:100-199, 0-1:500-'"
 _RANGE = re.compile(r'(\d{1,9})(?:-(\d{1,9}))?:(\d{1,9})-(\d{0,9})')
+_ATTACK = re.compile(r'(\d{1,9})(?:-(\d{1,9}))?:([a-z]+)(?:=(\d+(?:\.\d+)?))?')
 _RANDOM_STREAM = 1  # Apart from the seeds of parameters, data and coins.
 
 
@@ -39,6 +41,42 @@ def parse_away(text: str, workers: int) -> list[tuple[int, int, int, float]]:
         f'failures.away has {part!r:.60}; expected steps from 1 on, the last not before the first.'
       )
     plan.append((first, last, start, stop))
+  return plan
+
+
+def parse_attacks(text: str, workers: int) -> dict[int, tuple[str, float | None]]:
+  """Returns for each worker that lies how, and how strongly; None: as usual.
+
+  Raises:
+    UserError: a part has another form, names an attack or a worker that there is not, or one twice;
+      or half of the workers lie.
+  """
+  plan = {}
+  for part in filter(None, map(str.strip, text.split(','))):
+    match = _ATTACK.fullmatch(part)
+    if match is None:
+      raise UserError(
+        f"failures.attack has {part!r:.60}; expected WORKER:ATTACK, as in '5:flip, 6-7:scale=100', "
+        f'with an attack of {", ".join(ATTACKS)}.'
+      )
+    first, last, name = int(match[1]), int(match[2] or match[1]), match[3]
+    if name not in ATTACKS:
+      raise unknown_choice('failures.attack', name, ATTACKS)
+    if match[4] and ATTACKS[name].strength is None:
+      raise UserError(f'failures.attack has {part!r:.60}, but {name} has no strength.')
+    if not first <= last < workers:
+      raise UserError(
+        f'failures.attack has {part!r:.60}; expected workers from 0 to {workers - 1}.'
+      )
+    for worker in range(first, last + 1):
+      if worker in plan:
+        raise UserError(f'failures.attack has worker {worker} twice; each can lie in one way.')
+      plan[worker] = (name, float(match[4]) if match[4] else None)
+  if 2 * len(plan) >= workers and plan:
+    raise UserError(
+      f'failures.attack lets {len(plan)} of {workers} workers lie; expected fewer than half, '
+      f'{(workers - 1) // 2} at most.'
+    )
   return plan
 
 

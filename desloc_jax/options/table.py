@@ -15,8 +15,9 @@ from desloc_jax.model import GPTConfig
 from desloc_jax.model.gpt_config import VALID as MODEL
 from desloc_jax.optimizer.inner import INNER_OPTIMIZERS
 from desloc_jax.optimizer.methods import METHODS, MULTIPLES
+from desloc_jax.optimizer.outer import OUTER_OPTIMIZERS
 from desloc_jax.optimizer.schedules import SCHEDULES
-from desloc_jax.optimizer.syncs import AVERAGES, SYNCS
+from desloc_jax.optimizer.syncs import ATTACKS, AVERAGES, SYNCS
 from desloc_jax.optimizer.transform import TIMINGS
 from desloc_jax.valid import (
   ABOVE_ONE_OR_ZERO,
@@ -37,6 +38,8 @@ WANDB = ('off', 'offline', 'online')
 _MOST_WORKERS = 2**16  # Each has a few Python objects of its own.
 # Moments without a period of their own get a multiple of the parameters'.
 _PERIOD = at_least(0, LIMIT // max(MULTIPLES.values()))
+# How much a worker counts.
+WHO = ('present', 'fedau')
 # State fields that options name, beside the parameters.
 FIELDS = {
   'mu': 'the first moment (u)',
@@ -110,7 +113,8 @@ OPTIONS = {
     'K_x: steps between averages of the parameters (x); 0: never'),
   **{f'periods.{field}': Option(int, at_least(0), 'periods method inner',
     f'of {meaning}; 0: never; unset: {MULTIPLES[field]} K_x') for field, meaning in FIELDS.items()},
-  'sync.params': Option('mean', one_of(SYNCS), 'sync method', 'what is sent of the parameters'),
+  'sync.params': Option(str, one_of(SYNCS), 'sync method',
+    "what is sent of the parameters; unset: the method's own, mean"),
   'sync.moments': Option('mean', one_of(SYNCS), 'sync method', 'what is sent of every moment'),
   **{f'sync.{field}': Option(str, one_of(SYNCS), 'sync method',
     f'of {meaning}; unset: as sync.moments') for field, meaning in FIELDS.items()},
@@ -123,6 +127,12 @@ OPTIONS = {
   'sync.decay': Option(float, SHARE, 'sync method',
     "of the memory of what was not sent; 0: none; unset: the sync's own"),
   'sync.eta': Option(0.1, NOT_NEGATIVE, 'sync method', 'weight of the error in econtrol'),
+  'sync.byzantine': Option(int, at_least(0), 'sync method workers',
+    "workers that may lie, for robust averages; unset: the method's own"),
+  'sync.neighbours': Option(bool, ANY, 'sync method',
+    "robust averages of means of nearest neighbours; unset: the method's own, off"),
+  'sync.who': Option('present', one_of(WHO), 'sync method',
+    'how much who is there counts: by worker_weights, or also by how long it was away (fedau)'),
   'sync.exempt': Option('', ANY, 'sync method',
     "regular expression of arrays averaged by the mean, 'embed|norm', say"),
   'inner.name': Option('adam', one_of(INNER_OPTIMIZERS), 'inner', 'the optimizer of each worker'),
@@ -155,10 +165,18 @@ OPTIONS = {
     "'tokens': as long as steps are at the run's first batch"),
   'schedule.decay_fraction': Option(0.1, SHARE, 'schedule',
     'of the run, at its end, in which wsd decays by 1 - sqrt'),
-  'outer.learning_rate': Option(0.7, NOT_NEGATIVE, 'method',
-    'of the outer SGD (methods diloco, desloc_nesterov)'),
-  'outer.momentum': Option(0.9, BELOW_ONE, 'method', 'of the outer SGD'),
-  'outer.nesterov': Option(True, ANY, 'method', 'Nesterov momentum in the outer SGD'),
+  'outer.name': Option(str, ANY, 'method',
+    f"{', '.join(OUTER_OPTIMIZERS)}, or one of optax; unset: the method's own, sgd"),
+  'outer.learning_rate': Option(float, NOT_NEGATIVE, 'method',
+    "of the outer optimizer; unset: the method's own, 0.7"),
+  'outer.momentum': Option(float, BELOW_ONE, 'method',
+    "of the outer sgd; unset: the method's own, 0.9"),
+  'outer.nesterov': Option(bool, ANY, 'method',
+    "Nesterov momentum in the outer sgd; unset: the method's own, on"),
+  'outer.momentum_warmup': Option(0.0, SHARE, 'method',
+    'share of the outer steps in which the momentum rises from 0'),
+  'outer.momentum_decay': Option(0.0, SHARE, 'method',
+    'share of the outer steps, the last, in which it falls to 0'),
   'init.run': Option('', ANY, '',
     "begin from the model of a run: its workdir, or WORKDIR:STEP; '': a random model"),
   'init.model': Option('', ANY, '',
@@ -237,6 +255,8 @@ OPTIONS = {
     'parameter syncs of a worker before its past counts'),
   'failures.away': Option('', ANY, 'failures workers',
     "workers that are away in some steps, e.g. '3:100-199, 0-1:500-'"),
+  'failures.attack': Option('', ANY, 'failures workers',
+    f"workers that lie in what they send, e.g. '5:flip, 6-7:scale=100', of {', '.join(ATTACKS)}"),
   'failures.rate': Option(0.0, BELOW_ONE, 'failures',
     'probability that a worker goes away in a step'),
   'failures.steps': Option(100, at_least(1), 'failures',
@@ -339,6 +359,13 @@ def option(config: config_dict.ConfigDict, name: str):
   for key in name.split('.'):
     config = config[key]
   return config
+
+
+def with_presets(config: config_dict.ConfigDict, group: str) -> dict[str, object]:
+  """Returns the options of a group by name, with those of the method where they are unset."""
+  presets = METHODS[config.method].options
+  values = {name: config[group][name] for name in config[group]}
+  return {n: presets.get(f'{group}.{n}') if v is None else v for n, v in values.items()}
 
 
 def flatten(config: config_dict.ConfigDict) -> dict[str, object]:

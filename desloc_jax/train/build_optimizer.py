@@ -17,12 +17,14 @@ from desloc_jax.errors import UserError
 from desloc_jax.optimizer.health import HealthCheck
 from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
+from desloc_jax.optimizer.outer import make_outer, momentum_schedule, OUTER_OPTIMIZERS
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.optimizer.periods import growing_timetables, grown, Periods, Timetable
 from desloc_jax.optimizer.schedules import SCHEDULES
-from desloc_jax.optimizer.syncs import make_sync, Sync, TAKE
+from desloc_jax.optimizer.syncs import Sync
 from desloc_jax.optimizer.transform import HEALTH, RESTARTS
-from desloc_jax.options.table import default_config, FIELDS
+from desloc_jax.options.table import with_presets
+from desloc_jax.train.build_syncs import check_exemptions, make_syncs
 
 # With fewer in a run a quantity is hardly averaged at all.
 FEW_AVERAGES = 8
@@ -47,9 +49,11 @@ def make_optimizer(
   """
   schedule, inner = schedule_and_inner(config, clock)
   periods = _resolve_periods(config, inner, params_like, clock)
-  syncs = _make_syncs(config, periods)
+  syncs = make_syncs(config, periods)
+  if paper := METHODS[config.method].paper:
+    logging.info("Method %s; its paper's: %s", config.method, paper)
   tx = make_transform(config, config.method, inner, periods, clock, syncs)
-  _check_exemptions(config, tx, params_like)
+  check_exemptions(config, tx, params_like)
   return Optimizer(schedule, inner, periods, tx)
 
 
@@ -70,7 +74,7 @@ def make_transform(
     inner,
     scheduled_periods(periods, config, clock),
     AXIS_NAMES,
-    outer=optax.sgd(**config.outer.to_dict()),
+    outer=_make_outer(config, periods, clock) if METHODS[method].outer else None,
     timing=config.timing,
     coin_key=jax.random.key(config.seed) if config.stochastic else None,
     warmup_steps=config.sync_warmup_steps,
@@ -84,41 +88,21 @@ def make_transform(
   return tx
 
 
-def _make_syncs(config: config_dict.ConfigDict, periods: Periods) -> dict[str, Sync]:
-  """Returns the sync of each quantity that is averaged, but for those that are means."""
-  of_fields = {name: config.sync[name] for name in ('params', *FIELDS)}
-  averaged = [n for n, period in periods.items() if period is not None or config.sync_warmup_steps]
-  chosen = {name: of_fields.get(name) or config.sync.moments for name in averaged}
-  for name, sync in of_fields.items():
-    if sync not in (None, 'mean') and name not in averaged:
-      raise UserError(
-        f'sync.{name} is {sync!r}, but method {config.method!r} with inner.name '
-        f'{config.inner.name!r} does not average {name}; leave it unset.'
-      )
-  options = {name: config.sync[name] for name in TAKE}
-  for name, value in options.items():
-    if value != default_config().sync[name] and not {*TAKE[name]} & {*chosen.values()}:
-      raise UserError(
-        f'sync.{name} is {value!r}, but nothing is averaged by what takes it: '
-        f'{", ".join(TAKE[name])}.'
-      )
-  syncs = {}
-  for name, sync in chosen.items():
-    try:
-      if sync != 'mean':
-        syncs[name] = make_sync(sync, name, **options)
-    except ValueError as error:
-      source = name if of_fields.get(name) else 'moments'
-      raise UserError(f'sync.{source} is {sync!r}: {error}') from error
-  return syncs
-
-
-def _check_exemptions(config: config_dict.ConfigDict, tx, params_like) -> None:
-  if config.sync.exempt:
-    try:
-      jax.eval_shape(tx.init, params_like)
-    except ValueError as error:
-      raise UserError(f'sync.exempt: {error}') from error
+def _make_outer(
+  config: config_dict.ConfigDict, periods: Periods, clock: Clock
+) -> optax.GradientTransformation:
+  options = with_presets(config, 'outer')
+  name = options.pop('name') or 'sgd'
+  shares = [options.pop(f'momentum_{part}') for part in ('warmup', 'decay')]
+  if any(shares):
+    momentum = OUTER_OPTIMIZERS['sgd'].defaults['momentum']
+    momentum = options['momentum'] if options['momentum'] is not None else momentum
+    steps = syncs_of_run(periods, config, clock)['params']
+    options['momentum'] = momentum_schedule(momentum, steps, *shares)
+  try:
+    return make_outer(name, **options)
+  except ValueError as error:
+    raise UserError(str(error)) from error
 
 
 def sent_periods(periods: Periods) -> Periods:
@@ -171,11 +155,14 @@ def _health_check(config: config_dict.ConfigDict, periods: Periods) -> HealthChe
 
 def _resolve_periods(config: config_dict.ConfigDict, inner, params_like, clock: Clock) -> Periods:
   requested = {name: value for name, value in config.periods.items() if value is not None}
+  if METHODS[config.method].merges_once:
+    requested['params'] = clock.last_step
   try:
     periods = resolve_periods(config.method, inner, params_like, requested)
   except ValueError as error:
     raise UserError(str(error)) from error
-  _warn_of_few_averages(periods, syncs_of_run(periods, config, clock), clock.last_step)
+  averaged = {n: p for n, p in periods.items() if not METHODS[config.method].merges_once}
+  _warn_of_few_averages(averaged, syncs_of_run(periods, config, clock), clock.last_step)
   moments = {name: period for name, period in periods.items() if name != 'params'}
   apart = len(set(moments.values())) > 1 or (config.stochastic and any(moments.values()))
   if not config.moment_guard and apart:

@@ -91,6 +91,21 @@ def test_the_ledger_of_workers_that_share_a_device_is_that_of_separate_ones(text
     ({'sync.params': 'topk', 'sync.chunk': 32}, 'cannot keep 64 of 32'),
     ({'sync.params': 'int8', 'sync.exempt': 'nowhere'}, "exempt paths 'nowhere' match none of"),
     ({'sync.params': 'int8', 'sync.exempt': '('}, 'sync.exempt is .*no regular expression'),
+    ({'sync.params': 'krum'}, 'krum needs to know how many workers may lie: set sync.byzantine'),
+    ({'sync.moments': 'median', 'sync.neighbours': True}, 'sync.moments is .*neighbours need to'),
+    ({'sync.params': 'krum', 'sync.byzantine': 2}, 'expected byzantine from 0 to 1'),
+    ({'sync.byzantine': 1}, 'nothing is averaged by what takes it: trimmed_mean, median'),
+    ({'sync.moments': 'edit'}, "sync.moments is 'edit': edit weighs differences"),
+    ({'failures.attack': '1:flop'}, "failures.attack.*'flop'.*flip"),
+    ({'failures.attack': '9:flip'}, 'expected workers from 0 to 3'),
+    ({'failures.attack': '1:flip=2'}, 'flip has no strength'),
+    ({'failures.attack': '0-1:flip'}, 'lets 2 of 4 workers lie; expected fewer than half, 1 at'),
+    ({'failures.attack': '1:flip, 1:alie'}, 'has worker 1 twice'),
+    ({'failures.attack': '1:flip', 'method': 'ddp'}, "method 'ddp' has no average"),
+    (
+      {'failures.attack': '1:flip', 'sync.params': 'trimmed_mean', 'sync.byzantine': 0},
+      'lets 1 of 4 workers lie, and sync.byzantine is 0: sync.params bears no more',
+    ),
     (
       {'sync.params': 'int8', 'sync.decay': 1.5},
       r'sync.decay is 1.5; expected a number in \[0, 1\]',
@@ -115,3 +130,17 @@ def test_the_compiled_step_sends_the_ledgers_bytes_and_only_inside_conditionals(
   assert 2 * sum(c.payload_bytes for c in between) == sum(job.ledger.bytes_per_sync.values())
   ring = job.ledger.ring_bytes_after(dict.fromkeys(job.ledger.bytes_per_sync, 1))
   assert 2 * sum(c.sent_bytes for c in between) == pytest.approx(ring)
+
+
+def test_a_run_with_a_liar_goes_on_with_other_workers(text, tmp_path):
+  options = {
+    'sync.params': 'krum', 'sync.moments': 'trimmed_mean', 'sync.byzantine': 1,
+    'sync.neighbours': True, 'failures.attack': '1:scale=1000, ',
+  }  # fmt: skip
+  first = train(small_config(text, **options), tmp_path / 'run')
+  more = {'workers': 6, 'steps': 15, 'failures.attack': '1:scale=1000, 4:noise'}
+  more |= {'restore.allow': 'schedule,sync', 'sync.byzantine': 2}
+  second = train(small_config(text, **options | more), tmp_path / 'run')
+  found = losses(tmp_path / 'run')
+  assert len(found) == 15 and max(found) < 1.1 * found[0]
+  assert second['bytes_per_worker'] > first['bytes_per_worker'] > 0

@@ -1,0 +1,111 @@
+"""From a configuration to what is sent of each quantity, and to who lies in it."""
+
+from collections.abc import Mapping
+
+from absl import logging
+import jax
+from ml_collections import config_dict
+
+from desloc_jax.errors import UserError
+from desloc_jax.optimizer.periods import Periods
+from desloc_jax.optimizer.syncs import (
+  attacked,
+  check_byzantine,
+  fedau,
+  make_sync,
+  mean,
+  ROBUST,
+  Sync,
+  TAKE,
+)
+from desloc_jax.options.failures import parse_attacks
+from desloc_jax.options.table import default_config, FIELDS, with_presets
+
+
+def make_syncs(config: config_dict.ConfigDict, periods: Periods) -> dict[str, Sync]:
+  """Returns the sync of each quantity that is averaged, but for those that are means.
+
+  Raises:
+    UserError: a sync does not fit its quantity, an option of none is set, or too many workers lie.
+  """
+  wanted = with_presets(config, 'sync')
+  of_fields = {name: wanted[name] for name in ('params', *FIELDS)}
+  averaged = [n for n, period in periods.items() if period is not None or config.sync_warmup_steps]
+  chosen = {name: of_fields.get(name) or config.sync.moments for name in averaged}
+  chosen |= {'params': of_fields['params'] or 'mean'} if 'params' in averaged else {}
+  for name, sync in of_fields.items():
+    if sync not in (None, 'mean') and name not in averaged:
+      raise UserError(
+        f'sync.{name} is {sync!r}, but method {config.method!r} with inner.name '
+        f'{config.inner.name!r} does not average {name}; leave it unset.'
+      )
+  options = {name: wanted[name] for name in TAKE}
+  for name in TAKE:
+    if (value := config.sync[name]) != default_config().sync[name] and not {*TAKE[name]} & {
+      *chosen.values()
+    }:
+      raise UserError(
+        f'sync.{name} is {value!r}, but nothing is averaged by what takes it: '
+        f'{", ".join(TAKE[name])}.'
+      )
+  syncs = {}
+  for name, sync in chosen.items():
+    try:
+      if sync != 'mean':
+        syncs[name] = make_sync(sync, name, **options)
+    except ValueError as error:
+      source = name if of_fields.get(name) else 'moments'
+      raise UserError(f'sync.{source} is {sync!r}: {error}') from error
+  if config.sync.who == 'fedau':
+    syncs = {name: fedau(syncs.get(name, mean())) for name in chosen}
+  return syncs | _attacked(config, chosen, syncs)
+
+
+def _attacked(
+  config: config_dict.ConfigDict, chosen: Mapping[str, str], syncs: Mapping[str, Sync]
+) -> dict[str, Sync]:
+  """Returns each sync with the workers that lie in it.
+
+  Raises:
+    UserError: more lie than a robust average was told of, or nothing is sent that they could change.
+  """
+  if (byzantine := with_presets(config, 'sync')['byzantine']) is not None:
+    try:
+      check_byzantine(byzantine, config.workers)
+    except ValueError as error:
+      raise UserError(f'sync.byzantine: {error}') from error
+  plan = parse_attacks(config.failures.attack, config.workers)
+  if not plan:
+    return {}
+  if not chosen:
+    raise UserError(
+      f'failures.attack is {config.failures.attack!r}, but method {config.method!r} has no average '
+      'whose messages could be changed; take one that averages parameters.'
+    )
+  robust = [name for name, sync in chosen.items() if sync in ROBUST]
+  if robust and byzantine is not None and len(plan) > byzantine:
+    raise UserError(
+      f'failures.attack lets {len(plan)} of {config.workers} workers lie, and sync.byzantine is {byzantine}: '
+      f'sync.{robust[0]} bears no more; expected sync.byzantine={len(plan)} at least.'
+    )
+  plain = [name for name in chosen if name not in robust]
+  logging.warning(
+    '%d of %d workers lie: failures.attack is %s.%s',
+    len(plan),
+    config.workers,
+    config.failures.attack,
+    f' No average that bears it has {", ".join(plain)}.' if plain else '',
+  )
+  return {
+    name: attacked(syncs.get(name, mean()), plan, config.seed + 1000 * i)
+    for i, name in enumerate(chosen)
+  }
+
+
+def check_exemptions(config: config_dict.ConfigDict, tx, params_like) -> None:
+  """Raises UserError if `sync.exempt` names no array."""
+  if config.sync.exempt:
+    try:
+      jax.eval_shape(tx.init, params_like)
+    except ValueError as error:
+      raise UserError(f'sync.exempt: {error}') from error

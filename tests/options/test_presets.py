@@ -1,0 +1,120 @@
+"""Methods whose settings are those of a paper: what they become, and what a run may set otherwise."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from desloc_jax.checkpoints.segment import BEGINNING, make_clock
+from desloc_jax.errors import UserError
+from desloc_jax.optimizer.methods import METHODS
+from desloc_jax.optimizer.outer import make_outer, momentum_schedule
+from desloc_jax.options.checks import check_config
+from desloc_jax.options.table import default_config, with_presets
+from desloc_jax.programs.ledger import transform_ledger
+from desloc_jax.train.build_optimizer import make_optimizer
+from tests.runs import losses, small_config, train_on_two as train
+
+PARAMS = {'w': jax.ShapeDtypeStruct((64, 64), np.float32)}
+SIZE = 4 * 64 * 64
+PRESETS = ('edit', 'byz_nsgdm', 'muloco', 'sparseloco', 'merge_once')
+
+
+def optimizer_of(**options):
+  config = default_config()
+  config.steps = 96
+  config.update_from_flattened_dict(options)
+  check_config(config)
+  return make_optimizer(config, PARAMS, make_clock(config, BEGINNING))
+
+
+# Bytes of an average, as the array whose ring all-reduce over four workers sends as much.
+BYTES = {
+  'edit': SIZE + 4 + 4,  # The shortest length, and the sum of the weights.
+  'byz_nsgdm': SIZE + 4 * 4 * 5,  # Lengths between workers.
+  'muloco': SIZE,
+  'sparseloco': 2 * (64 * 12 // 8 + 64 * 2 // 8 + 16),  # To 3 others: twice the factor of a ring.
+  'merge_once': SIZE,
+}
+
+
+@pytest.mark.parametrize('method', PRESETS)
+def test_a_row_of_the_ledger_for_each(method):
+  made = optimizer_of(**{'method': method, 'health.check': False})
+  ledger = transform_ledger(made.tx, PARAMS, made.periods, 4, ('workers', 'replicas'))
+  assert list(ledger.bytes_per_sync) == ['params']
+  assert ledger.periods['params'] == (96 if method == 'merge_once' else 16)
+  sent = ledger.ring_bytes(ledger.bytes_per_sync['params'], 'params') / 1.5
+  assert sent == pytest.approx(BYTES[method])
+
+
+def test_what_a_run_sets_is_its_own():
+  config = default_config()
+  config.method = 'edit'
+  assert with_presets(config, 'outer')['momentum'] == 0.8
+  config.outer.momentum = 0.5
+  config.sync.params = 'int8'
+  assert with_presets(config, 'outer')['momentum'] == 0.5
+  assert with_presets(config, 'sync')['params'] == 'int8'
+  for name, method in METHODS.items():
+    for option in method.options:
+      group, _, key = option.partition('.')
+      assert default_config()[group][key] is None, (name, option)
+
+
+def test_a_normalised_step_has_the_length_that_its_number_gives():
+  tx, params = make_outer('normalised', learning_rate=3.0), {'w': np.zeros(4, np.float32)}
+  state = tx.init(params)
+  for t in range(1, 4):
+    updates, state = tx.update({'w': np.full(4, 10.0**t, np.float32)}, state, params)
+    np.testing.assert_allclose(updates['w'], -3 / np.sqrt(t) / 2, rtol=1e-6)
+
+
+def test_momentum_rises_and_falls():
+  """Of ten outer steps two rise and five fall: .45 .9 .9 .9 .9 .72 .54 .36 .18 0."""
+  schedule = momentum_schedule(0.9, 10, 0.2, 0.5)
+  found = [float(schedule(t)) for t in range(10)]
+  expected = [0.45, 0.9, 0.9, 0.9, 0.9, 0.72, 0.54, 0.36, 0.18, 0.0]
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  tx, plain = make_outer('sgd', momentum=schedule), make_outer('sgd', momentum=0.9)
+  grads = params = {'w': np.ones(2, np.float32)}
+  steps, states = [], [tx.init(params), plain.init(params)]
+  for _ in range(2):
+    results = [t.update(grads, s, params) for t, s in zip((tx, plain), states, strict=True)]
+    states = [state for _, state in results]
+    steps.append([float(updates['w'][0]) for updates, _ in results])
+  np.testing.assert_allclose(steps[0], [-0.7 * 1.45, -0.7 * 1.9], rtol=1e-6)
+  np.testing.assert_allclose(steps[1], [-0.7 * (1 + 0.9 * 1.9)] * 2, rtol=1e-6)
+
+
+def test_an_outer_optimizer_of_optax_by_its_name():
+  params = {'w': np.zeros(3, np.float32)}
+  for ours, theirs in ((make_outer('lion', learning_rate=0.1), optax.lion(0.1)),):
+    grads = {'w': np.array([1.0, -2.0, 0.0], np.float32)}
+    np.testing.assert_array_equal(
+      ours.update(grads, ours.init(params), params)[0]['w'],
+      theirs.update(grads, theirs.init(params), params)[0]['w'],
+    )
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'outer.name': 'nadam2'}, "outer.name is 'nadam2'; expected sgd, normalised or an optimizer"),
+    ({'outer.name': 'chain'}, "outer.name is 'chain'; expected"),
+    ({'outer.name': 'adam', 'outer.momentum': 0.5}, 'outer.momentum is set, but .* adam does not'),
+    ({'method': 'byz_nsgdm', 'outer.nesterov': True}, 'outer.nesterov is set, but .* normalised'),
+    ({'method': 'byz_nsgdm', 'workers': 2}, '1 of 2 workers may lie'),
+  ],
+)
+def test_what_cannot_work_is_refused(options, message):
+  with pytest.raises(UserError, match=message):
+    optimizer_of(**{'method': 'diloco'} | options)
+
+
+def test_a_method_with_a_robust_average_resumes_bit_for_bit(text, tmp_path):
+  options = {'method': 'byz_nsgdm', 'outer.learning_rate': 0.1}
+  train(small_config(text, **options), tmp_path / 'through')
+  train(small_config(text, stop_at=7, **options), tmp_path / 'halves')
+  train(small_config(text, **options), tmp_path / 'halves')
+  assert losses(tmp_path / 'halves') == losses(tmp_path / 'through')
