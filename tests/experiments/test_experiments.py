@@ -38,6 +38,7 @@ MEASURED = {
 
 
 WITH_RUNS = [name for name in all_experiments.NAMES if name not in ('toy', 'wallclock')]
+WITH_RUNS += ['attacks']  # Too many runs to be among all.
 
 
 @pytest.mark.parametrize('name', WITH_RUNS)

@@ -1,0 +1,123 @@
+"""Workers that lie, and averages that bear it: a heat map of the loss against clean training.
+
+  python -m experiments.paper.attacks
+
+Eight workers train by DES-LOC, of which none, one or two send something else than what they have, of
+the parameters and of both moments. Each average is told how many lie. Not in the paper; the health
+check is on, as always, and sees nothing of it: a worker's own state stays true.
+"""
+
+from collections.abc import Mapping, Sequence
+import math
+import statistics
+import sys
+
+from desloc_jax.optimizer.syncs import ATTACKS
+from experiments import command, plots
+from experiments.report import above, Check, grouped, mean_spread, Report, rows_of
+from experiments.runs import Result, Run
+from experiments.scales import Options, Scale
+
+WORKERS, FIRST, MOST = 8, 5, 2
+AVERAGES = {
+  'mean': {},
+  'clip_to_median': {},
+  'trimmed_mean': {},
+  'median': {},
+  'geometric_median': {},
+  'krum': {},
+  'trimmed_mean of neighbours': {'sync.neighbours': True},
+  'geometric_median of neighbours': {'sync.neighbours': True},
+}
+CLEAN = 'none'
+WITHIN = 3  # Percent above clean training that the best average is to stay.
+
+
+def runs(scale: Scale) -> list[Run]:
+  """Returns, for each seed, a run of each average without attack and under each by one and two."""
+  cases = [(CLEAN, 0), *((name, count) for count in range(1, MOST + 1) for name in ATTACKS)]
+  return [
+    run
+    for attack, count in cases
+    for run in scale.runs(
+      {name: _options(name, attack, count) for name in AVERAGES},
+      labels={'attack': attack, 'liars': count},
+    )
+  ]
+
+
+def _options(name: str, attack: str, count: int) -> Options:
+  rule = name.partition(' ')[0]
+  options = {'workers': WORKERS, 'batch_size': 2, 'sync.params': rule, 'sync.moments': rule}
+  options |= AVERAGES[name]
+  if rule != 'mean':
+    options['sync.byzantine'] = count or MOST
+  if count:
+    options['failures.attack'] = f'{FIRST}-{FIRST + count - 1}:{attack}'
+  return options
+
+
+def report(results: Sequence[Result], scale: Scale) -> Report:
+  """Returns the heat map, and what the best average loses at each attack."""
+  by: dict[tuple[str, str, int], list[Result]] = {}
+  for result in results:
+    labels = result.run.labels
+    by.setdefault((labels['variant'], labels['attack'], labels['liars']), []).append(result)
+  clean = by['mean', CLEAN, 0]
+  table = [('average', CLEAN, *(f'{n} {a}' for n in range(1, MOST + 1) for a in ATTACKS))]
+  for name in AVERAGES:
+    cells = [by[name, CLEAN, 0], *(by[name, a, n] for n in range(1, MOST + 1) for a in ATTACKS)]
+    table.append((name, *(mean_spread([r.loss for r in cell], 3) for cell in cells)))
+  checks = [
+    Check(
+      f'{attack} by one of {WORKERS}: the best robust average is at most {WITHIN}% above clean '
+      'training',
+      _best(by, attack, 1, clean),
+      at_most=WITHIN,
+      unit='%',
+    )
+    for attack in ATTACKS
+  ]
+  notes = [
+    'Validation loss; the first column has no attack, then one worker of '
+    f'{WORKERS} lies, then {MOST}. {len(grouped(results))} averages; bytes are those of an all-reduce '
+    'but for what mimic and alie look up.'
+  ]
+  return Report(
+    'Attacks and averages', rows_of(results), table, checks, _figure(by, clean, scale), notes
+  )
+
+
+def _best(by: Mapping, attack: str, liars: int, clean: Sequence[Result]) -> list[float]:
+  """Returns for each seed by how many percent the best robust average is above clean training."""
+  each = [above(by[name, attack, liars], clean) for name in AVERAGES if name != 'mean']
+  return [min(seed) for seed in zip(*each, strict=True)]
+
+
+def _figure(by: Mapping, clean: Sequence[Result], scale: Scale):
+  figure, panels = plots.panels(
+    MOST, f'{WORKERS} workers, K_x = {scale.config.periods.params}, {scale.config.steps} steps: loss '
+    f'above clean training, mean of {scale.seeds} seeds', 8
+  )  # fmt: skip
+  for liars, panel in enumerate(panels, 1):
+    columns = [(CLEAN, 0), *((attack, liars) for attack in ATTACKS)]
+    percent = [
+      [statistics.mean(above(by[(name, *column)], clean)) for column in columns]
+      for name in AVERAGES
+    ]
+    # What diverged is as dark as what is twice as high.
+    shown = [[min(x, 100.0) if math.isfinite(x) else 100.0 for x in row] for row in percent]
+    panel.imshow(shown, cmap='Reds', vmin=0, vmax=30, aspect='auto')
+    panel.grid(visible=False)
+    for i, row in enumerate(percent):
+      for j, x in enumerate(row):
+        text = f'{x:+.1f}%' if math.isfinite(x) else 'diverged'
+        panel.text(j, i, text, ha='center', va='center', color='white' if not x < 18 else 'black')
+    panel.set_xticks(range(len(columns)), [attack for attack, _ in columns])
+    panel.set_yticks(range(len(AVERAGES)), list(AVERAGES))
+    panel.set(title=f'{liars} of {WORKERS} lie')
+  return figure
+
+
+if __name__ == '__main__':
+  command.main(sys.modules[__name__])
