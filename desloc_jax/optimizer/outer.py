@@ -83,18 +83,22 @@ def make_outer(name: str, **options) -> optax.GradientTransformation:
     ValueError: there is no such optimizer, or it does not take an option.
   """
   chosen = {key: value for key, value in options.items() if value is not None}
-  if name in OUTER_OPTIMIZERS:
-    make, defaults = OUTER_OPTIMIZERS[name].make, OUTER_OPTIMIZERS[name].defaults
-    takes = defaults.keys()
-  else:
-    make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
-    takes = inspect.signature(make).parameters if inspect.isfunction(make) else ()
-    defaults = {'learning_rate': 0.7}
-    if 'learning_rate' not in takes:
-      raise ValueError(
-        f'outer.name is {name!r}; expected {", ".join(OUTER_OPTIMIZERS)} or an optimizer of optax '
-        'with a learning rate: adam, adamw, lion, ...'
-      )
-  if unknown := sorted(chosen.keys() - set(takes)):
+  make, defaults, takes = _find(name)
+  if unknown := sorted(chosen.keys() - takes):
     raise ValueError(f'outer.{unknown[0]} is set, but the outer optimizer {name} does not take it.')
   return make(**{**defaults, **chosen})
+
+
+def _find(name: str) -> tuple[Callable, dict[str, object], set[str]]:
+  """Returns what makes an outer optimizer, its defaults, and the options that it takes."""
+  if name in OUTER_OPTIMIZERS:
+    ours = OUTER_OPTIMIZERS[name]
+    return ours.make, ours.defaults, set(ours.defaults)
+  make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
+  takes = set(inspect.signature(make).parameters) if inspect.isfunction(make) else set()
+  if make is None or 'learning_rate' not in takes:
+    raise ValueError(
+      f'outer.name is {name!r}; expected {", ".join(OUTER_OPTIMIZERS)} or an optimizer of optax '
+      'with a learning rate: adam, adamw, lion, ...'
+    )
+  return make, {'learning_rate': 0.7}, takes

@@ -40,15 +40,18 @@ def runs(scale: Scale) -> list[Run]:
     run
     for attack, count in cases
     for run in scale.runs(
-      {name: _options(name, attack, count) for name in AVERAGES},
+      {name: _options(name, attack, count, scale) for name in AVERAGES},
       labels={'attack': attack, 'liars': count},
     )
   ]
 
 
-def _options(name: str, attack: str, count: int) -> Options:
+def _options(name: str, attack: str, count: int, scale: Scale) -> Options:
   rule = name.partition(' ')[0]
-  options = {'workers': WORKERS, 'batch_size': 2, 'sync.params': rule, 'sync.moments': rule}
+  # Tokens as in the other experiments, by twice as many workers.
+  batch_size = max(1, scale.config.batch_size * scale.config.workers // WORKERS)
+  options = {'workers': WORKERS, 'batch_size': batch_size}
+  options |= {'sync.params': rule, 'sync.moments': rule}
   options |= AVERAGES[name]
   if rule != 'mean':
     options['sync.byzantine'] = count or MOST

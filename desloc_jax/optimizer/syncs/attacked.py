@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from desloc_jax.optimizer.averaging import at_least_float32, from_one, Share, worker_mean
-from desloc_jax.optimizer.syncs.channels import worker_counts
+from desloc_jax.optimizer.syncs.channels import gathered
 from desloc_jax.optimizer.syncs.sync import Context, difference, moved, Sync, Tree
 
 
@@ -119,7 +119,7 @@ def attacked(sync: Sync, plan: Mapping[int, tuple[str, float | None]], seed: int
     place = jax.lax.axis_index(context.axis_name)
     liar = (place == jnp.asarray(list(plan))).any()
     own = jnp.where(liar, 0, weight)
-    of_all = worker_counts(context.axis_name, Share(own, own)).all
+    of_all = gathered(own, context.axis_name)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), context.round), place)
     return Scene(context.axis_name, Share(own, of_all.sum()), place == jnp.argmax(of_all > 0), key)
 

@@ -36,7 +36,7 @@ def clip_to_median(byzantine: int = 0, neighbours: bool = False) -> Sync:
 
 def _weigh(squares: Squares, senders: Senders) -> jax.Array:
   lengths = jnp.sqrt(squares.norms)
-  ordered, count = jnp.sort(lengths), senders.count
+  ordered, count = jnp.sort(lengths), senders.number
   middle = (ordered[jnp.maximum(count - 1, 0) // 2] + ordered[count // 2]) / 2
   scales = jnp.where(lengths > middle, middle / lengths, 1.0)
   total = senders.weights.sum()

@@ -20,7 +20,7 @@ class Past(NamedTuple):
 
   mean: jax.Array  # float32 scalar.
   variance: jax.Array  # float32 scalar.
-  count: jax.Array  # float32 scalar: lengths that are in both.
+  seen: jax.Array  # float32 scalar: lengths that are in both.
 
 
 def edit(
@@ -101,7 +101,7 @@ def edit(
     # A past without any variance is none to rounding.
     deviation = jnp.maximum(jnp.sqrt(past.variance), 1e-6 * past.mean)
     far = lengths - past.mean > threshold * deviation
-    return jnp.isfinite(lengths) & ~(far & (past.count >= max(warmup, 2)))
+    return jnp.isfinite(lengths) & ~(far & (past.seen >= max(warmup, 2)))
 
   return Sync(init, reduce)
 
@@ -129,11 +129,11 @@ def _clipped(mean: jax.Array, reference: jax.Array, most: float) -> jax.Array:
 
 def _learn(past: Past, lengths: jax.Array, learns: jax.Array, alpha: float) -> Past:
   """Returns the moving averages [arrays] with these lengths, where a worker learns of them."""
-  step = jnp.maximum(alpha, 1 / (past.count + 1))
+  step = jnp.maximum(alpha, 1 / (past.seen + 1))
   change = lengths - past.mean
   after = Past(
     past.mean + step * change,
     (1 - step) * (past.variance + step * change**2),
-    past.count + 1,
+    past.seen + 1,
   )
   return Past(*(jnp.where(learns, new, old) for new, old in zip(after, past, strict=True)))

@@ -61,7 +61,7 @@ def geometric_median(
 def _centre(squares: Squares, senders: Senders) -> tuple[jax.Array, jax.Array]:
   """Returns who has the least median distance to those that are there, itself too, and which."""
   ordered = jnp.sort(squares.pairs, axis=1)
-  medians = jnp.sqrt(ordered[:, senders.count // 2])
+  medians = jnp.sqrt(ordered[:, senders.number // 2])
   medians = jnp.where(senders.present, medians, jnp.inf)
   first = jnp.argmin(medians)
   return first, jnp.where(jnp.isfinite(medians[first]), medians[first], 0)

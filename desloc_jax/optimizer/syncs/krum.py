@@ -38,7 +38,7 @@ def _weigh(squares: Squares, senders: Senders) -> jax.Array:
   most = jnp.finfo(jnp.float32).max
   others = jnp.where(jnp.eye(len(squares.norms), dtype=bool), jnp.inf, squares.pairs)
   others = jnp.sort(others, axis=1)
-  counted = jnp.arange(len(squares.norms)) < senders.count - senders.liars - 1
+  counted = jnp.arange(len(squares.norms)) < senders.number - senders.liars - 1
   scores = jnp.minimum(jnp.where(counted, others, 0).sum(axis=1), most)
   chosen = jnp.argmin(jnp.where(senders.present, scores, jnp.inf))
   return jax.nn.one_hot(chosen, len(scores), dtype=jnp.float32)

@@ -36,7 +36,7 @@ class Senders(NamedTuple):
     return self.weights > 0
 
   @property
-  def count(self) -> jax.Array:
+  def number(self) -> jax.Array:
     """int32 scalar, of those that are there."""
     return self.present.sum()
 
@@ -165,7 +165,7 @@ def nearest(squares: Squares, senders: Senders) -> jax.Array:
   """Returns [workers, workers]: weights of the mean of each one's n - f nearest, itself included."""
   order = jnp.argsort(squares.pairs, axis=1)
   ranks = jnp.argsort(order, axis=1)
-  chosen = (ranks < senders.count - senders.liars) & senders.present
+  chosen = (ranks < senders.number - senders.liars) & senders.present
   weights = jnp.where(chosen & senders.present[:, None], senders.weights, 0)
   total = weights.sum(axis=1, keepdims=True)
   return weights / jnp.where(total > 0, total, 1)

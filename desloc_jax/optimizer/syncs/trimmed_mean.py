@@ -51,7 +51,7 @@ def median(byzantine: int = 0, neighbours: bool = False) -> Sync:
   References:
     Yin et al., `Byzantine-Robust Distributed Learning <https://arxiv.org/abs/1803.01498>`_, 2018
   """
-  most = lambda x, s: _middle(x, s, jnp.maximum(s.count - 1, 0) // 2)
+  most = lambda x, s: _middle(x, s, jnp.maximum(s.number - 1, 0) // 2)
   return robust(Rule(combine=most), byzantine, neighbours)
 
 
@@ -63,7 +63,7 @@ def _middle(rows: jax.Array, senders: Senders, dropped: jax.Array) -> jax.Array:
   weights = column(senders.weights.astype(rows.dtype))
   _, rows, weights = jax.lax.sort((absent, rows, weights), dimension=0, num_keys=2)
   place = jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0)
-  kept = (place >= dropped) & (place < senders.count - dropped)
+  kept = (place >= dropped) & (place < senders.number - dropped)
   weights = jnp.where(kept, weights, 0)
   total = weights.sum(axis=0)
   return jnp.where(kept, rows * weights, 0).sum(axis=0) / jnp.where(total > 0, total, 1)
