@@ -17,7 +17,7 @@ LAUNCH = ROOT / 'launch'
 OPTIONS = (
   '--config=configs/tiny.py --config.steps=4 --config.seq_len=32 --config.batch_size=2 '
   '--config.model.layers=1 --config.model.width=32 --config.model.heads=2 --config.eval.sequences=4 '
-  '--config.schedule.warmup_steps=1 --config.data.validation_fraction=0.2'
+  '--config.schedule.warmup_steps=1 --config.data.validation_fraction=0.2 --config.health.check=False'
 ).split()
 
 # Starts two tasks on this machine with the variables that Slurm gives them.

@@ -3,15 +3,19 @@
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 
+from configs import tiny
 from desloc_jax.errors import UserError
 from desloc_jax.hosts.ending import PEER_LOST
 from desloc_jax.hosts.joined import Joined
 from desloc_jax.hosts.joining import join
 from desloc_jax.hosts.peers import Peers
 from desloc_jax.logs.metrics import read_metrics
+from desloc_jax.train import loop
+from experiments.scales import changed
 from experiments.several import kill, start, wait_for_step
 from experiments.systems.faults import trouble
 from tests.runs import losses
@@ -39,15 +43,15 @@ def finish(processes, timeout=150):
 
 
 @pytest.mark.slow
-def test_several_processes_compute_what_one_does(options, tmp_path):
+def test_several_processes_compute_what_one_does(options, text, tmp_path):
   """Also where they go on from a checkpoint of one process."""
   short = options | {'steps': 20, 'failures.away': '1:4-8', 'health.check': True}
   one, several = tmp_path / 'one', tmp_path / 'several'
-  codes, errors = finish(start(4, one, short, 1))
-  assert codes == [0], errors
-  for stop, count in ((10, 1), (20, 2)):
-    codes, errors = finish(start(4, several, short | {'stop_at': stop}, count))
-    assert codes == [0] * count, errors
+  here = changed(tiny.get_config(), short | {'workers': 4, 'data.sources.text.path': str(text)})
+  loop.train(here, one, jax.devices()[:1])
+  loop.train(changed(here, {'stop_at': 10}), several, jax.devices()[:1])
+  codes, errors = finish(start(4, several, short, 2))
+  assert codes == [0, 0], errors
   np.testing.assert_allclose(losses(several), losses(one), rtol=1e-5)
   assert [line['step'] for line in read_metrics(several)] == [0, 5, 10, 15, 20]
   ends = [read_metrics(workdir)[-1] for workdir in (one, several)]
