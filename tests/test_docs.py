@@ -7,6 +7,7 @@ What measures networks, faults and alarms ends when its options are parsed; see 
 name. A placeholder, as in `HOST:PORT`, is not run.
 """
 
+import argparse
 import importlib
 import importlib.util
 import pathlib
@@ -136,7 +137,7 @@ def test_a_command_of_an_experiment_gets_to_its_runs(words, monkeypatch):
 
 
 @pytest.mark.parametrize('words', told(lambda w: module_of(w).startswith('experiments.systems.')))
-def test_a_command_of_a_measurement_is_parsed(words):
+def test_a_command_of_a_measurement_is_parsed(words, monkeypatch):
   name = module_of(words)
   if name.endswith('benchmark'):  # Its flags are global: it is run by test_experiments.py.
     words = [word for word in words[1:] if not word.startswith('--rounds=')]
@@ -144,7 +145,15 @@ def test_a_command_of_a_measurement_is_parsed(words):
     return
   if importlib.util.find_spec(name).submodule_search_locations:
     name += '.__main__'
-  importlib.import_module(name).parse(words[2:])
+  module = importlib.import_module(name)
+  if hasattr(module, 'parse'):
+    module.parse(words[2:])
+    return
+  parse = argparse.ArgumentParser.parse_args
+  then_end = lambda *args: mock.Mock(side_effect=Reached)(parse(*args))
+  monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', then_end)
+  with pytest.raises(Reached):
+    module.main(words[2:])
 
 
 @pytest.mark.parametrize('module', sorted({module_of(words) for _, words in commands()} - {''}))

@@ -7,6 +7,9 @@ from ml_collections import config_dict
 from desloc_jax.errors import UserError
 from desloc_jax.options.table import ALLOWABLE, default_config, find_row, flatten
 
+# Defaults of before that are unset now: a method's own, which are the same.
+_UNSET_SINCE = {'outer.learning_rate': 0.7, 'outer.momentum': 0.9, 'outer.nesterov': True}
+
 
 def changed_options(config: config_dict.ConfigDict, before: Mapping[str, object]) -> dict[str, str]:
   """Returns the options that differ from those of a checkpoint's run, with both values.
@@ -26,6 +29,9 @@ def changed_options(config: config_dict.ConfigDict, before: Mapping[str, object]
     n: v for n, v in flatten(default_config()).items() if not n.startswith('data.sources.')
   }
   before = defaults | dict(before)
+  for name, default in _UNSET_SINCE.items():
+    if now.get(name) is None and before[name] == default:
+      before[name] = None
   changed = {
     name: f'{name} (was {before.get(name)!r}, is {now.get(name)!r})'
     for name in dict.fromkeys([*now, *before])
