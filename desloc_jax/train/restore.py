@@ -19,6 +19,7 @@ from ml_collections import config_dict
 import numpy as np
 
 from desloc_jax.checkpoints.damage import CheckpointDamaged
+from desloc_jax.checkpoints.leaves import named_leaves
 from desloc_jax.checkpoints.segment import make_clock, Segment
 from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.checkpoints.store import Checkpoints
@@ -94,11 +95,14 @@ def _go_on(
   segment = following if changed else position['segment']
   _check_end(config, segment, step, changed, checkpoints.folder.parent)
   job = make_job(config, devices, segment, texts)
-  if not changed:
+  leaves = checkpoints.leaves(step)
+  # Of an older version: what has come since begins anew.
+  complete = named_leaves(job.state_like).keys() <= leaves.keys()
+  if complete and not changed:
     print(f'Going on after step {step}.')
     return job, checkpoints.restore(step, job.state_like), step, ''
   before = Before(
-    leaves=checkpoints.leaves(step),
+    leaves=leaves,
     workers=position['config']['workers'],
     shared_moments=METHODS[position['config']['method']].gradients,
     finite=position['finite'],
@@ -108,7 +112,7 @@ def _go_on(
   with checkpoints.reader(step) as reader:
     arrays = peers().together(lambda: plan.read(reader), also=(CheckpointDamaged,))
   state, summary = plan.state(arrays)
-  line = f'{", ".join(changed)}; {summary}'
+  line = f'{", ".join(changed or ["a checkpoint of older code"])}; {summary}'
   print(f'Going on after step {step} with changes: {line}.')
   return job, state, step, line
 
