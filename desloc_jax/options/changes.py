@@ -7,6 +7,8 @@ from ml_collections import config_dict
 from desloc_jax.errors import UserError
 from desloc_jax.options.table import ALLOWABLE, default_config, find_row, flatten
 
+# What runs did that did not know an option yet, where that is not its default now.
+_BEFORE_IT_CAME = {'moment_guard': False}
 # Defaults of before that are unset now: a method's own, which are the same.
 _UNSET_SINCE = {'outer.learning_rate': 0.7, 'outer.momentum': 0.9, 'outer.nesterov': True}
 
@@ -24,11 +26,13 @@ def changed_options(config: config_dict.ConfigDict, before: Mapping[str, object]
     UserError: one differs that neither `restore.allow` nor a change of `workers` permits.
   """
   now = flatten(config)
-  # An option that the run did not know yet was what its default is now.
+  # Nobody could choose these then: they are changed without asking, and said.
+  come_since = _BEFORE_IT_CAME.keys() - before.keys()
+  # Any other option that the run did not know yet was what its default is now.
   defaults = {
     n: v for n, v in flatten(default_config()).items() if not n.startswith('data.sources.')
   }
-  before = defaults | dict(before)
+  before = defaults | _BEFORE_IT_CAME | dict(before)
   for name, default in _UNSET_SINCE.items():
     if now.get(name) is None and before[name] == default:
       before[name] = None
@@ -38,7 +42,9 @@ def changed_options(config: config_dict.ConfigDict, before: Mapping[str, object]
     if before.get(name) != now.get(name) and not {'always', 'content'} & set(restart_words(name))
   }
   permitted = {*allowed_words(config), *(['workers'] if 'workers' in changed else [])}
-  refused = [name for name in changed if not permitted & set(restart_words(name))]
+  refused = [
+    name for name in changed if name not in come_since and not permitted & set(restart_words(name))
+  ]
   if refused:
     # The first word of a row permits least.
     words = [word for name in refused for word in restart_words(name)[:1] if word in ALLOWABLE]
