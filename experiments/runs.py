@@ -14,8 +14,9 @@ from ml_collections import config_dict
 from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.logs.workdir import CHECKPOINTS
 from desloc_jax.model import flops_per_token
+from desloc_jax.options.batch import batch_of
 from desloc_jax.options.changes import restart_words
-from desloc_jax.options.table import flatten, model_config, worker_batch_size
+from desloc_jax.options.table import flatten, model_config
 
 RESULT_FILE = 'result.json'
 # A restart may change these, but what is recorded depends on them.
@@ -68,7 +69,7 @@ class Run:
     """Floating-point operations, about: for the time that it takes beside others."""
     config = self.config
     flops = flops_per_token(model_config(config, vocab_size=256))
-    tokens = config.workers * worker_batch_size(config) * config.seq_len
+    tokens = batch_of(config).tokens
     return flops * tokens * (self.last_step - (self.after.last_step if self.after else 0))
 
   def folder(self, runs: pathlib.Path) -> pathlib.Path:

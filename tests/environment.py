@@ -20,4 +20,7 @@ _FLAGS = ' '.join([*_QUICK, os.environ.get('XLA_FLAGS', '')])
 def environment(devices: int = 1, **variables: str) -> dict[str, str]:
   """Returns the environment of a process with so many virtual CPU devices."""
   flags = f'{_FLAGS} --xla_force_host_platform_device_count={devices}'
-  return os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags} | variables
+  # As `give_threads_to_collectives` does for a run: here the devices are there before.
+  threads = {'NPROC': str(4 * devices)} if devices > 1 else {}
+  inherited = {name: value for name, value in os.environ.items() if name != 'NPROC'}
+  return inherited | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags} | threads | variables

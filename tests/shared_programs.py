@@ -10,7 +10,7 @@ from desloc_jax.train import job as job_lib
 
 # What no program depends on. It is taken out: who reads it all the same finds nothing there.
 APART = (
-  'stop_at', 'log_every', 'log', 'init', 'data', 'eval', 'checkpoint', 'restore', 'processes', 'compilation',
+  'stop_at', 'log_every', 'log', 'init', 'data', 'eval', 'checkpoint', 'restore', 'processes', 'compilation', 'profile',
   'topology', 'plan',
 )  # fmt: skip
 _MOST = 16  # Programs kept: each has some MB.
@@ -35,9 +35,9 @@ class SharedPrograms:
     self._key = key_of(config, vocab_size, clock, mesh, document_end)
     return self._make(without(config), vocab_size, schedule_of(clock), mesh, document_end)
 
-  def compile_program(self, config, program):
+  def compile_program(self, program):
     if self._key not in self._kept:
-      self._kept[self._key] = self._compile(without(config), program)
+      self._kept[self._key] = self._compile(program)
       if len(self._kept) > _MOST:
         self._kept.popitem(last=False)
     self._kept.move_to_end(self._key)
@@ -55,7 +55,7 @@ def schedule_of(clock):
   step, progress = clock.segment.step, clock.segment.progress
   if clock.rate == 1 and progress == step:
     step, progress = 0, 0.0
-  return Clock(Segment(step=step, progress=progress), 0, clock.rate, clock.steps)
+  return Clock(Segment(step=step, progress=progress), clock.batch, clock.rate, clock.steps)
 
 
 def without(config):

@@ -4,7 +4,8 @@ import json
 import math
 
 from desloc_jax.logs.workdir import CHECKPOINTS, METRICS_FILE, write_options, write_text
-from desloc_jax.options.table import flatten, worker_batch_size
+from desloc_jax.options.batch import batch_of
+from desloc_jax.options.table import flatten
 from desloc_jax.train.recorder import TrainingDiverged
 
 PARAMETERS = 1000
@@ -41,7 +42,7 @@ def train(config, workdir):
 
 
 def _line(config, step, offset):
-  tokens = config.workers * worker_batch_size(config) * config.seq_len * step
+  tokens = batch_of(config).tokens * step
   losses = {
     'loss': 3 + offset + 1 / (1 + step),
     'grad_norm': 1.0,

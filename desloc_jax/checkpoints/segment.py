@@ -14,7 +14,7 @@ import optax
 
 from desloc_jax.data import StreamStart
 from desloc_jax.errors import UserError
-from desloc_jax.options.table import worker_batch_size
+from desloc_jax.options.batch import Batch, batch_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,19 +65,19 @@ class Clock:
 
   Attributes:
     segment: that it counts in.
-    tokens_per_step: of all workers, in this segment.
+    batch: of a step in this segment.
     rate: schedule steps a step.
     steps: of the whole schedule.
   """
 
   segment: Segment
-  tokens_per_step: int
+  batch: Batch
   rate: float
   steps: int
 
   def tokens(self, step: int) -> int:
     """Returns the tokens of all workers in the run's first `step` steps."""
-    return self.segment.tokens + (step - self.segment.step) * self.tokens_per_step
+    return self.segment.tokens + (step - self.segment.step) * self.batch.tokens
 
   def progress(self, step):
     """Returns the schedule steps done after `step` steps, which may be traced."""
@@ -102,11 +102,10 @@ def make_clock(config: config_dict.ConfigDict, segment: Segment) -> Clock:
   Raises:
     UserError: `stop_at` is after the last step.
   """
-  tokens_per_step = config.workers * worker_batch_size(config) * config.seq_len
-  rate = 1.0
+  batch, rate = batch_of(config), 1.0
   if config.schedule.unit == 'tokens' and segment.schedule_tokens:
-    rate = tokens_per_step / segment.schedule_tokens
-  clock = Clock(segment, tokens_per_step, rate, config.steps)
+    rate = batch.tokens / segment.schedule_tokens
+  clock = Clock(segment, batch, rate, config.steps)
   if config.stop_at is not None and not 1 <= config.stop_at <= clock.last_step:
     raise UserError(
       f'stop_at is {config.stop_at}; expected a step from 1 to the last ({clock.last_step}).'

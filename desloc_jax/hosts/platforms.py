@@ -1,9 +1,28 @@
-"""Whether JAX has the devices that the user asks for by JAX_PLATFORMS."""
+"""Whether JAX has the devices that the user asks for, and threads for virtual ones."""
+
+import os
+import re
 
 import jax
 import jax.extend.backend
 
 from desloc_jax.errors import UserError
+
+_THREADS_A_DEVICE = 4
+
+
+def give_threads_to_collectives(workers: int) -> None:
+  """Lets virtual CPU devices that share a worker wait for each other; before JAX has its devices.
+
+  XLA runs what does not depend on each other at once, and a collective holds its thread until all
+  devices have come. With a thread a device, as XLA takes where there are fewer cores, half of the
+  devices may wait in one collective and half in another: after 40 seconds XLA aborts the process.
+  Devices that are a worker each meet in its averages alone, where this was not seen.
+  """
+  flags = re.findall(r'host_platform_device_count=(\d+)', os.environ.get('XLA_FLAGS', ''))
+  devices = max([jax.config.jax_num_cpu_devices, *map(int, flags[-1:])])
+  if devices > workers:
+    os.environ.setdefault('NPROC', str(_THREADS_A_DEVICE * devices))
 
 
 def check_platforms() -> None:

@@ -15,6 +15,10 @@ from desloc_jax.errors import UserError
 from desloc_jax.logs.workdir import METRICS_FILE, TENSORBOARD, write_text
 
 _FLUSH_S = 30
+# What differs between two lines of the same step and run.
+MEASURED = (
+  'seconds', 'tokens_per_s', 'local_step_ms', 'sync_step_ms', 'mfu', 'peak_memory_bytes'
+)  # fmt: skip
 
 
 class MetricsWriter:

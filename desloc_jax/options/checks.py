@@ -9,9 +9,11 @@ from ml_collections import config_dict
 from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.optimizer.inner import REFUSED
 from desloc_jax.optimizer.methods import MULTIPLES
+from desloc_jax.options.batch import batch_of
 from desloc_jax.options.changes import allowed_words
 from desloc_jax.options.failures import parse_attacks, parse_away
-from desloc_jax.options.table import ALLOWABLE, find_row, OPTIONS, worker_batch_size
+from desloc_jax.options.profile_steps import parse_steps
+from desloc_jax.options.table import ALLOWABLE, find_row, OPTIONS
 from desloc_jax.options.topology import parse_topology
 from desloc_jax.valid import check_value, FLOAT32_LIMIT, LIMIT
 
@@ -75,6 +77,7 @@ def _check_texts(config: config_dict.ConfigDict) -> None:
   """Checks the options that are written in a form of their own."""
   parse_away(config.failures.away, config.workers)
   parse_attacks(config.failures.attack, config.workers)
+  parse_steps(config.profile.steps)
   if config.topology:
     parse_topology(config.topology)
   try:
@@ -113,15 +116,17 @@ def _check_sizes(config: config_dict.ConfigDict) -> None:
       f'global_batch_size is {config.global_batch_size}, which {config.workers} workers cannot '
       'share evenly.'
     )
-  batch_size = worker_batch_size(config)
-  if batch_size % config.accumulation:
+  batch = batch_of(config)
+  if batch.worker_sequences % batch.micro_batches:
     raise UserError(
-      f'accumulation is {config.accumulation}, which does not divide the {batch_size} sequences of '
-      f'a worker. Valid: {_divisors(batch_size)}.'
+      f'accumulation is {config.accumulation}, which does not divide the '
+      f'{batch.worker_sequences} sequences of a worker. Valid: {_divisors(batch.worker_sequences)}.'
     )
-  if (tokens := config.workers * batch_size * config.seq_len) >= LIMIT:
+  if batch.tokens >= LIMIT:
     size = 'global_batch_size' if config.global_batch_size else 'workers * batch_size'
-    raise UserError(f'{size} * seq_len is {tokens} tokens a step; expected less than {LIMIT}.')
+    raise UserError(
+      f'{size} * seq_len is {batch.tokens} tokens a step; expected less than {LIMIT}.'
+    )
   if config.seq_len > config.model.seq_len:
     raise UserError(
       f'seq_len is {config.seq_len}, longer than the model takes '

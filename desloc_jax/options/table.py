@@ -268,6 +268,8 @@ OPTIONS = {
   'processes.stuck_timeout_s': Option(300, at_least(0), 'always',
     'seconds without a step, if that is over 20 median steps, after which a run is stuck and ends '
     'with code 4; 10 times as many outside of steps (compiling, saving); 0: never'),
+  'profile.steps': Option('', ANY, 'always',
+    "steps whose profile is written to the workdir's tensorboard/, e.g. '100-103'"),
   'compilation.cache': Option('user', ANY, 'always',
     "folder of compiled programs, which later starts read; '': none; 'user': desloc_jax in "
     '$XDG_CACHE_HOME or ~/.cache'),
@@ -345,13 +347,6 @@ def model_config(
     return GPTConfig(**options)
   except UserError as error:
     raise UserError(f'model.{error}') from error
-
-
-def worker_batch_size(config: config_dict.ConfigDict) -> int:
-  """Returns the sequences that each worker takes in a step."""
-  if config.global_batch_size:
-    return config.global_batch_size // config.workers
-  return config.batch_size
 
 
 def option(config: config_dict.ConfigDict, name: str):

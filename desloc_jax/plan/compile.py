@@ -15,7 +15,6 @@ from desloc_jax import model as model_lib
 from desloc_jax.checkpoints.segment import BEGINNING, make_clock
 from desloc_jax.errors import UserError
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
-from desloc_jax.options import table as config_lib
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.topology import CHIPS, parse_topology, topology_devices, TopologyName
 from desloc_jax.plan.estimate import vocabulary_size
@@ -95,7 +94,7 @@ def compile_step(config: config_dict.ConfigDict) -> CompiledStep:
     )
   devices = topology_devices(topology)
   clock = make_clock(config, BEGINNING)
-  mesh = make_worker_mesh(config, devices)
+  mesh = make_worker_mesh(config, clock.batch, devices)
   rows, chips = (mesh.shape[axis] for axis in (mesh_lib.WORKERS, mesh_lib.FSDP))
   program = make_program(config, vocab_size, clock, mesh)
   estimate = estimate_memory(config, program, chips)
@@ -114,7 +113,7 @@ def compile_step(config: config_dict.ConfigDict) -> CompiledStep:
     collectives=read_collectives(compiled.as_text()),
     ledger=sync_ledger(config, program),
     xla_flops=compiled.cost_analysis()['flops'],
-    model_flops=model_lib.flops_per_token(model) * clock.tokens_per_step / len(devices),
+    model_flops=model_lib.flops_per_token(model) * clock.batch.tokens / len(devices),
     seconds=seconds,
   )
 
@@ -132,15 +131,13 @@ def estimate_memory(
   config: config_dict.ConfigDict, program: Program, chips: int
 ) -> Mapping[str, float]:
   """Returns bytes a chip by what they are for, of the workers that share it."""
-  sequences = config_lib.worker_batch_size(config) // config.accumulation
   a_row = config.workers // program.mesh.shape[mesh_lib.WORKERS]
   # 'auto' is cuDNN's attention on a GPU and XLA's here, which holds its scores.
   parts = memory_bytes(
     dataclasses.replace(program.model, seq_len=config.seq_len, attention='xla'),
     program.params_like,
     program.optimizer.tx,
-    sequences,
-    config.accumulation,
+    program.batch,
     chips,
   )
   shared = ('consensus copy', 'shared memory of syncs')

@@ -5,7 +5,7 @@ import dataclasses
 
 from desloc_jax.logs.metrics import format_bytes
 from desloc_jax.optimizer.transform import RESTARTS
-from desloc_jax.options.table import worker_batch_size
+from desloc_jax.options.batch import batch_of
 from desloc_jax.options.topology import CHIPS
 from desloc_jax.plan.compile import CompiledStep
 from desloc_jax.programs.hlo import Collective
@@ -97,11 +97,11 @@ def _name(collective: Collective) -> str:
 
 def _sizes(step: CompiledStep) -> str:
   config = step.config
-  sequences = worker_batch_size(config) // config.accumulation
+  batch = batch_of(config)
   shared = f', {step.workers_a_row} on the same chips' if step.workers_a_row > 1 else ''
   return (
     f'{step.parameters:,} parameters on {step.topology}: {config.workers} workers of {step.chips} '
-    f'chips each{shared}; {config.accumulation} micro-batches of {sequences} sequences of '
+    f'chips each{shared}; {batch.micro_batches} micro-batches of {batch.sequences} sequences of '
     f'{config.seq_len:,} tokens. Compiled in {step.seconds:.0f} s.'
   )
 

@@ -17,6 +17,7 @@ from desloc_jax.optimizer.methods import resolve_periods
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.optimizer.transform import HEALTH, RESTARTS
 from desloc_jax.options import table as config_lib
+from desloc_jax.options.batch import Batch
 from desloc_jax.options.checks import check_config
 from desloc_jax.plan.memory import memory_bytes
 from desloc_jax.plan.timing import compute_seconds, Link, step_time, StepTime, with_value_size
@@ -72,15 +73,14 @@ def make_plan(config: config_dict.ConfigDict) -> Plan:
   """
   check_config(config)
   clock = make_clock(config, BEGINNING)
-  micro_batch = config_lib.worker_batch_size(config) // config.accumulation
-  devices = _devices_per_worker(config, micro_batch)
+  devices = _devices_per_worker(config, clock.batch)
   model = config_lib.model_config(config, vocabulary_size(config))
   model = dataclasses.replace(model, seq_len=config.seq_len)
   params_like = jax.eval_shape(functools.partial(model_lib.init_params, model), jax.random.key(0))
   tx, start = _ledgers(config, params_like, clock)
   options = config.plan
   link = Link(options.bandwidth_gbps * 1e9 / 8, options.latency_ms / 1e3)
-  flops = model_lib.flops_per_token(model) * clock.tokens_per_step / config.workers
+  flops = model_lib.flops_per_token(model) * clock.batch.tokens / config.workers
   ledgers = {name: _over_the_run(ledger, config, clock) for name, ledger in start.items()}
   compute_s = compute_seconds(flops, devices, options.peak_tflops * 1e12, options.mfu)
   return Plan(
@@ -88,7 +88,7 @@ def make_plan(config: config_dict.ConfigDict) -> Plan:
     clock=clock,
     parameters=model_lib.parameter_count(model),
     devices=devices,
-    memory=memory_bytes(model, params_like, tx, micro_batch, config.accumulation, devices),
+    memory=memory_bytes(model, params_like, tx, clock.batch, devices),
     link=link,
     ledgers=ledgers,
     periods=start[config.method].periods,
@@ -107,13 +107,13 @@ def vocabulary_size(config: config_dict.ConfigDict) -> int:
   )
 
 
-def _devices_per_worker(config: config_dict.ConfigDict, micro_batch: int) -> int:
+def _devices_per_worker(config: config_dict.ConfigDict, batch: Batch) -> int:
   devices = config.plan.devices_per_worker or config.mesh.fsdp
   if devices == 0:
-    return math.gcd(micro_batch, _USUAL_DEVICES)
-  if micro_batch % devices:
+    return math.gcd(batch.sequences, _USUAL_DEVICES)
+  if batch.sequences % devices:
     raise UserError(
-      f'batch_size / accumulation is {micro_batch}, which {devices} devices of a worker '
+      f'batch_size / accumulation is {batch.sequences}, which {devices} devices of a worker '
       '(plan.devices_per_worker, or mesh.fsdp) cannot share evenly.'
     )
   return devices

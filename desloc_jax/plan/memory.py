@@ -4,14 +4,14 @@ import jax
 import optax
 
 from desloc_jax.model import activation_bytes, GPTConfig
+from desloc_jax.options.batch import Batch
 
 
 def memory_bytes(
   model: GPTConfig,
   params_like: optax.Params,
   tx: optax.GradientTransformation,
-  sequences: int,
-  micro_batches: int,
+  batch: Batch,
   devices: int,
 ) -> dict[str, float]:
   """Returns bytes a device by what they are for, everything of a worker split evenly.
@@ -27,8 +27,7 @@ def memory_bytes(
     model: whose `seq_len` is that of the training sequences.
     params_like: shapes of its parameters.
     tx: the method's transformation.
-    sequences: a micro-batch of one worker.
-    micro_batches: of a step.
+    batch: of a step.
     devices: that share a worker.
   """
   state = jax.eval_shape(tx.init, params_like)
@@ -46,8 +45,8 @@ def memory_bytes(
     'parameters': (own or parameters) / devices,
     'consensus copy': (parameters if own else 0) / devices,  # DDP has one model only.
     'moments': (tree_bytes(state.inner) + tree_bytes(state.outer)) / devices,
-    'gradients': parameters * min(micro_batches, 2) / devices,
-    'activations': activation_bytes(model, sequences / devices),
+    'gradients': parameters * min(batch.micro_batches, 2) / devices,
+    'activations': activation_bytes(model, batch.sequences / devices),
     'weights in use': in_use,
   } | {name: size for name, size in remembered.items() if size}  # Most have none.
 

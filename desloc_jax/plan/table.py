@@ -19,7 +19,7 @@ def _sizes(plan: Plan) -> str:
   config, clock = plan.config, plan.clock
   return (
     f'{plan.parameters:,} parameters; workers: {config.workers}, of {plan.devices} devices each; '
-    f'{clock.last_step:,} steps of {clock.tokens_per_step:,} tokens, '
+    f'{clock.last_step:,} steps of {clock.batch.tokens:,} tokens, '
     f'{clock.tokens(clock.last_step):,} in all.'
   )
 
@@ -90,7 +90,7 @@ def _time(plan: Plan) -> str:
         f'{time.communication_s:#.4g}',
         f'{time.share:.2%}',
         f'{time.total_s:#.4g}',
-        f'{plan.clock.tokens_per_step / time.total_s:,.0f}',
+        f'{plan.clock.batch.tokens / time.total_s:,.0f}',
         f'{plan.days(method):#.4g}',
         f'{plan.times["ddp"].total_s / time.total_s:.2f}x',
         _period_at_share(plan, method),

@@ -62,15 +62,14 @@ def read_initial(job: Job, stored: StoredModel) -> optax.Params:
     values = stored.read(name)
     return jax.make_array_from_callback(like.shape, like.sharding, lambda index: values[index])
 
-  likes = flax.traverse_util.flatten_dict(job.state_like.params, sep='.')
+  likes = flax.traverse_util.flatten_dict(job.program.state_like.params, sep='.')
   leaves = {name: place(name, like) for name, like in likes.items()}
   return flax.traverse_util.unflatten_dict(leaves, sep='.')
 
 
 def state_from(job: Job, params: optax.Params) -> TrainState:
   """Returns the state before the first step, with these parameters on every worker."""
-  shardings = jax.tree.map(lambda x: x.sharding, job.state_like)
-  return jax.jit(job.state_of, out_shardings=shardings)(params)
+  return jax.jit(job.program.state_of, out_shardings=job.program.shardings)(params)
 
 
 def _open_run(spec: str) -> StoredModel:

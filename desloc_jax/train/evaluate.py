@@ -1,16 +1,18 @@
 """Loss of the consensus model, and of the mean of the local models, on the held-out sequences."""
 
 from collections.abc import Callable
+import functools
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+from desloc_jax import model as model_lib
 from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.hosts.peers import peers
 from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.job import Job
-from desloc_jax.train.step import local_mean
+from desloc_jax.train.step import local_mean, make_eval_step
 
 
 class Evaluator:
@@ -18,13 +20,14 @@ class Evaluator:
 
   def __init__(self, job: Job, arrived: Callable[[], None] = lambda: None):
     """Calls `arrived` each time that the result of a batch has been waited for."""
-    sharding = NamedSharding(job.mesh, P(mesh_lib.WORKERS, mesh_lib.FSDP))
+    program = job.program
+    sharding = NamedSharding(program.mesh, P(mesh_lib.WORKERS, mesh_lib.FSDP))
     self._job, self._arrived = job, arrived
-    workers, _, batch_size, _ = job.tokens_like.shape
-    batches = job.data.held_out.batches(workers, batch_size)
+    batches = job.data.held_out.batches(program.batch.workers, program.batch.sequences)
     self._batches = [mesh_lib.place(tokens, sharding) for tokens in batches]
-    params = jax.tree.map(lambda x: x.sharding, job.state_like.params)
-    self._local_mean = jax.jit(local_mean, out_shardings=params)
+    losses = functools.partial(model_lib.sequence_losses, config=program.model)
+    self._eval_step = make_eval_step(losses, program.mesh)
+    self._local_mean = jax.jit(local_mean, out_shardings=program.shardings.params)
 
   def __call__(self, state: TrainState) -> dict[str, float]:
     """Returns the losses in nats per token.
@@ -47,6 +50,6 @@ class Evaluator:
 
   def _losses(self, params) -> dict[str, float]:
     in_flight = InFlight(self._arrived)
-    losses = [in_flight.add(self._job.eval_step(params, tokens)) for tokens in self._batches]
+    losses = [in_flight.add(self._eval_step(params, tokens)) for tokens in self._batches]
     # Of several processes each has those of its own workers: one exchange brings them together.
     return self._job.data.held_out.by_source(peers().fetch(losses))

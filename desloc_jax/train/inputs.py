@@ -12,7 +12,7 @@ from desloc_jax.train.job import Job
 
 def step_inputs(job: Job, start: int) -> Iterator[tuple[jax.Array, jax.Array | None]]:
   """Yields tokens and active workers of each step after `start`, already on the devices."""
-  everywhere = NamedSharding(job.mesh, P())
+  everywhere = NamedSharding(job.program.mesh, P())
   on_device = (
     (
       _place_tokens(job, tokens),
@@ -28,7 +28,7 @@ def step_inputs(job: Job, start: int) -> Iterator[tuple[jax.Array, jax.Array | N
 
 def _place_tokens(job: Job, tokens: np.ndarray) -> jax.Array:
   """Returns the global array of a step, of the tokens [local workers, ...] of this process."""
-  like, first = job.tokens_like, job.local_workers[0]
+  like, first = job.program.tokens_like, job.local_workers[0]
   tokens = tokens.reshape(len(tokens), *like.shape[1:])
 
   def part(index):

@@ -4,10 +4,12 @@
 goes on from are dropped: they will be written again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
+import dataclasses
 import functools
 import pathlib
+import time
 from typing import Any
 
 import jax
@@ -19,11 +21,17 @@ from desloc_jax.checkpoints.store import Checkpoints
 from desloc_jax.hosts.agreement import check_agreement
 from desloc_jax.hosts.interruption import Interrupted, StopRequest
 from desloc_jax.hosts.peers import peers
-from desloc_jax.hosts.platforms import check_platforms
+from desloc_jax.hosts.platforms import check_platforms, give_threads_to_collectives
 from desloc_jax.hosts.watchdog import Watchdog
 from desloc_jax.logs import lock
 from desloc_jax.logs.wandb_log import check_available
-from desloc_jax.logs.workdir import check_workdir, CHECKPOINTS, keep_tokenizer, write_options
+from desloc_jax.logs.workdir import (
+  check_workdir,
+  CHECKPOINTS,
+  keep_tokenizer,
+  TENSORBOARD,
+  write_options,
+)
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.table import flatten
 from desloc_jax.paths import resolve
@@ -34,8 +42,10 @@ from desloc_jax.train.evaluate import Evaluator
 from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.inputs import step_inputs
 from desloc_jax.train.job import Job
+from desloc_jax.train.profile import Profile
 from desloc_jax.train.recorder import check_finite_state, Recorder
 from desloc_jax.train.restore import begin_or_go_on, position_after
+from desloc_jax.train.step import finite_workers
 
 
 def train(
@@ -59,79 +69,97 @@ def train(
     Interrupted: after Ctrl-C, SIGTERM or SIGHUP to one of the processes, when all have finished the
       same step and saved it.
   """
+  begun_s = time.perf_counter()
   check_config(config)
+  give_threads_to_collectives(config.workers)
   check_platforms()
   peers().on_first(functools.partial(check_available, config.log.wandb))
   keep_programs(config.compilation.cache)
   workdir = peers().together(lambda: resolve(workdir, '--workdir'))
   board = peers().make_board()
   with contextlib.ExitStack() as stack:
-    watchdog = Watchdog(config.processes.stuck_timeout_s, workdir, board)
-    stack.enter_context(watchdog)
+    watchdog = stack.enter_context(Watchdog(config.processes.stuck_timeout_s, workdir, board))
     request = stack.enter_context(StopRequest(board))
     peers().together(functools.partial(check_workdir, workdir))
     peers().on_first(lambda: stack.enter_context(lock.hold(workdir)))
     check_agreement(config, workdir)
     peers().on_first(functools.partial(check_renaming, workdir))
-    return _train(config, workdir, devices, request, watchdog)
+    kept = config.checkpoint.keep, config.checkpoint.keep_every
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, *kept)
+    try:
+      job, state, start, changes = begin_or_go_on(config, devices, checkpoints)
+      stop = config.stop_at or job.clock.last_step
+      if start == stop:
+        complete_metrics(job, state, stop, workdir)
+      if peers().is_first:
+        ended = start == stop
+        write_options(checkpoints.position(start)['config'] if ended else flatten(config), workdir)
+        keep_tokenizer(job.data.tokenizer.file, workdir)
+      if start < stop:
+        run = Run(job, workdir, checkpoints, request, watchdog, start, stop, changes, begun_s)
+        state = _run_steps(run, state)
+    finally:
+      watchdog.enter('the end')
+      checkpoints.close()
+    syncs = {name: int(count) for name, count in peers().fetch(state.syncs).items()}
+    return report.conclude(job, workdir, syncs) if peers().is_first else {}
 
 
-def _train(
-  config: config_dict.ConfigDict,
-  workdir: pathlib.Path,
-  devices: Sequence[jax.Device] | None,
-  request: StopRequest,
-  watchdog: Watchdog,
-) -> dict[str, Any]:
-  """Trains in a workdir that is this run's alone."""
-  checkpoints = Checkpoints(
-    workdir / CHECKPOINTS, config.checkpoint.keep, config.checkpoint.keep_every
-  )
-  try:
-    job, state, start, changes = begin_or_go_on(config, devices, checkpoints)
-    stop = config.stop_at or job.clock.last_step
-    if start == stop:
-      made_with = checkpoints.position(start)['config']
-      complete_metrics(job, state, stop, workdir)
-    else:
-      made_with = flatten(config)
-    if peers().is_first:
-      write_options(made_with, workdir)
-      keep_tokenizer(job.data.tokenizer.file, workdir)
-    state = _run_steps(job, workdir, checkpoints, state, start, stop, changes, request, watchdog)
-  finally:
-    watchdog.enter('the end')
-    checkpoints.close()
-  syncs = {name: int(count) for name, count in peers().fetch(state.syncs).items()}
-  return report.conclude(job, workdir, syncs) if peers().is_first else {}
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The steps that are to be made, and what is made of them.
+
+  Attributes:
+    job: how.
+    workdir: where all is written.
+    checkpoints: those of the workdir.
+    request: that the run stops early.
+    watchdog: that is told of progress.
+    start: the step after which it begins.
+    stop: the last step.
+    changes: what differs from the run that it goes on from, in words.
+    begun_s: when this process began it, by `time.perf_counter`.
+  """
+
+  job: Job
+  workdir: pathlib.Path
+  checkpoints: Checkpoints
+  request: StopRequest
+  watchdog: Watchdog
+  start: int
+  stop: int
+  changes: str
+  begun_s: float
+
+  def saves_after(self, step: int) -> bool:
+    return step == self.stop or _due(step, self.job.config.checkpoint.every)
+
+  def evaluates_after(self, step: int) -> bool:
+    return step == self.stop or _due(step, self.job.config.eval.every)
+
+  def save(self, step: int, state: TrainState, syncs: Mapping[str, int]) -> None:
+    """Writes a checkpoint after a step, with the number of averages so far."""
+    with self.watchdog.during('a checkpoint'):
+      finite = peers().fetch(finite_workers(state))
+      check_finite_state(step, finite, can_be_left_out=bool(state.optimizer.health))
+      self.checkpoints.save(step, state, position_after(self.job, step, syncs, finite))
 
 
-def _run_steps(
-  job: Job,
-  workdir: pathlib.Path,
-  checkpoints: Checkpoints,
-  state: TrainState,
-  start: int,
-  stop: int,
-  changes: str,
-  request: StopRequest,
-  watchdog: Watchdog,
-) -> TrainState:
-  """Returns the state after step `stop`, of which there is then a checkpoint."""
-  if start == stop:
-    return state
-  config = job.config
+def _run_steps(run: Run, state: TrainState) -> TrainState:
+  """Returns the state after the last step, of which there is then a checkpoint."""
+  job, start, stop, request = run.job, run.start, run.stop, run.request
   if peers().is_first:
     job.data.warn_of_epochs(stop)
-  evaluator = Evaluator(job, watchdog.beat)
-  recorder = Recorder(job, workdir, start, stop, state)
-  in_flight = InFlight(watchdog.step_arrived)
+  evaluator = Evaluator(job, run.watchdog.beat)
+  recorder = Recorder(job, run.workdir, start, stop, state, run.begun_s)
+  profile = Profile(job.config.profile.steps, run.workdir / TENSORBOARD, start, stop)
+  in_flight = InFlight(run.watchdog.step_arrived)
   try:
     if start == 0:
       recorder.write(
         {'step': 0, 'tokens': 0, 'bytes_per_worker': 0, 'synced': [], **evaluator(state)}
       )
-    if notes := [note for note in (changes, recorder.lost) if note]:
+    if notes := [note for note in (run.changes, recorder.lost) if note]:
       recorder.write({'step': start, 'restored': '; '.join(notes)})
     recorder.restart_clock()
     request.begin(start)
@@ -141,24 +169,22 @@ def _run_steps(
       if recorder.due:  # The step before: fetched now that the device has its next work.
         recorder.write(recorder.fetch())
       recorder.add(step, metrics)
+      profile.after(step, metrics)
       interrupted = step < stop and request.stops_after(step)
-      saves = interrupted or step == stop or _due(step, config.checkpoint.every)
-      evaluates = step == stop or _due(step, config.eval.every)
+      saves, evaluates = interrupted or run.saves_after(step), run.evaluates_after(step)
       if saves or evaluates:
         line = recorder.fetch()
         if evaluates:
-          with watchdog.during('an evaluation'):
+          with run.watchdog.during('an evaluation'):
             line |= evaluator(state)
         recorder.write(line)
         if saves:
-          with watchdog.during('a checkpoint'):
-            finite = peers().fetch(job.finite(state))
-            check_finite_state(step, finite, can_be_left_out=bool(state.optimizer.health))
-            checkpoints.save(step, state, position_after(job, step, recorder.syncs, finite))
+          run.save(step, state, recorder.syncs)
         recorder.restart_clock()
       if interrupted:
         raise Interrupted(step, request.signal_number)
   finally:
+    profile.close()
     recorder.close()
   return state
 

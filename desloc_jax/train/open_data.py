@@ -11,7 +11,7 @@ from ml_collections import config_dict
 from desloc_jax import data as data_lib
 from desloc_jax.data.manifest import MANIFEST
 from desloc_jax.hosts.peers import peers
-from desloc_jax.options.table import worker_batch_size
+from desloc_jax.options.batch import batch_of
 from desloc_jax.paths import local_path
 
 Sources = list[tuple[data_lib.SourceSpec, data_lib.PackedSequences]]
@@ -131,7 +131,7 @@ def load_data(
     stream=data_lib.TrainingStream(
       texts.train,
       workers=config.workers,
-      batch_size=worker_batch_size(config),
+      batch_size=batch_of(config).worker_sequences,
       seed=config.seed,
       local_workers=local_workers,
       start=start,

@@ -16,8 +16,13 @@ from desloc_jax import model as model_lib
 from desloc_jax.checkpoints.segment import Clock
 from desloc_jax.checkpoints.state import STATE_AXES, TrainState
 from desloc_jax.errors import UserError
-from desloc_jax.options import table as config_lib
+from desloc_jax.optimizer.ddp import ddp
+from desloc_jax.optimizer.periods import Periods
+from desloc_jax.optimizer.transform import desloc
+from desloc_jax.options.batch import Batch
 from desloc_jax.options.failures import active_workers
+from desloc_jax.options.table import model_config
+from desloc_jax.programs.ledger import Ledger, transform_ledger
 from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.build_optimizer import make_optimizer, Optimizer
 from desloc_jax.train.step import init_state, make_train_step
@@ -28,28 +33,79 @@ _TPU_OPTIONS = {'xla_tpu_prefer_async_allgather_to_allreduce': True}
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A training step before it is compiled."""
+  """A training step before it is compiled.
 
+  Attributes:
+    config: of the run.
+    model: what is trained.
+    mesh: the devices.
+    batch: what a step takes.
+    params_like: shapes of the parameters of one worker.
+    optimizer: the method with its parts.
+    state_of: to be jitted, the state before the first step of a model.
+    new_state: to be jitted, that of a random model.
+    state_like: its shapes, dtypes and shardings.
+    tokens_like: int32 `batch.shape`.
+    active_like: boolean [workers], where workers come and go.
+    step: see `make_train_step`.
+  """
+
+  config: config_dict.ConfigDict
   model: model_lib.GPTConfig
   mesh: Mesh
-  params_like: optax.Params  # Shapes of the parameters of one worker.
+  batch: Batch
+  params_like: optax.Params
   optimizer: Optimizer
-  state_of: Callable[[optax.Params], TrainState]  # To be jitted: before the first step, of a model.
-  new_state: Callable[[], TrainState]  # To be jitted: that of a random model.
-  state_like: TrainState  # Shapes, dtypes and shardings.
-  tokens_like: jax.ShapeDtypeStruct  # int32 [workers, micro-batches, sequences, seq_len + 1].
-  active_like: jax.ShapeDtypeStruct | None  # Boolean [workers], where workers come and go.
-  step: Callable[..., tuple[TrainState, dict[str, Any]]]  # See `make_train_step`.
+  state_of: Callable[[optax.Params], TrainState]
+  new_state: Callable[[], TrainState]
+  state_like: TrainState
+  tokens_like: jax.ShapeDtypeStruct
+  active_like: jax.ShapeDtypeStruct | None
+  step: Callable[..., tuple[TrainState, dict[str, Any]]]
 
-  def lower(self) -> jax.stages.Lowered:
-    """Returns the step as it is compiled, with the state donated and its shardings kept."""
-    shardings = jax.tree.map(lambda x: x.sharding, self.state_like)
-    jitted = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
-    return jitted.lower(self.state_like, self.tokens_like, self.active_like)
+  @property
+  def parameters(self) -> int:
+    """Number of parameters of the model."""
+    return sum(x.size for x in jax.tree.leaves(self.params_like))
+
+  @property
+  def shardings(self) -> TrainState:
+    """Where the state lives."""
+    return jax.tree.map(lambda x: x.sharding, self.state_like)
+
+  @functools.cached_property
+  def ddp_ledger(self) -> Ledger:
+    """What DDP sends for the same model."""
+    return self._ledger_of(ddp(self.optimizer.inner), {})
+
+  @functools.cached_property
+  def local_adam_ledger(self) -> Ledger:
+    """What Local Adam sends: everything at each average of the parameters."""
+    periods = dict.fromkeys(self.optimizer.periods, self.config.periods.params or 1)
+    return self._ledger_of(desloc(self.optimizer.inner, periods), periods)
+
+  def _ledger_of(self, tx: optax.GradientTransformation, periods: Periods) -> Ledger:
+    platform = mesh_lib.platform(self.mesh)
+    return transform_ledger(tx, self.params_like, periods, self.batch.workers, platform=platform)
+
+  def make_state(self) -> TrainState:
+    """Returns the state before the first step, on the devices."""
+    return jax.jit(self.new_state, out_shardings=self.shardings)()
+
+  @functools.cached_property
+  def traced(self) -> jax.stages.Traced:
+    """The step as it is compiled, with the state donated and its shardings kept."""
+    jitted = jax.jit(self.step, donate_argnums=0, out_shardings=(self.shardings, None))
+    return jitted.trace(self.state_like, self.tokens_like, self.active_like)
+
+  @functools.cached_property
+  def lowered(self) -> jax.stages.Lowered:
+    """The traced step as XLA takes it."""
+    return self.traced.lower()
 
   def compile(self) -> jax.stages.Compiled:
     """Returns the step compiled for the devices of its mesh."""
-    lowered = self.lower()
+    lowered = self.lowered
     if mesh_lib.platform(self.mesh) != 'tpu':
       return lowered.compile()
     try:
@@ -61,15 +117,17 @@ class Program:
       return lowered.compile()
 
 
-def make_worker_mesh(config: config_dict.ConfigDict, devices: Sequence[jax.Device] | None) -> Mesh:
+def make_worker_mesh(
+  config: config_dict.ConfigDict, batch: Batch, devices: Sequence[jax.Device] | None
+) -> Mesh:
   """Returns the mesh of a run over `devices`, all of this machine's if None.
 
   Raises:
     UserError: the devices cannot be shared out evenly, or not the sequences of a micro-batch.
   """
   mesh = mesh_lib.make_mesh(config.workers, config.mesh.fsdp, devices, config.mesh.straddle)
-  fsdp, sequences = mesh.shape[mesh_lib.FSDP], config_lib.worker_batch_size(config)
-  if _micro_batch(config) % fsdp:
+  fsdp, sequences = mesh.shape[mesh_lib.FSDP], batch.worker_sequences
+  if batch.sequences % fsdp:
     most = sequences // fsdp
     fitting = [n for n in range(1, most + 1) if sequences % (n * fsdp) == 0]
     hint = (
@@ -78,7 +136,7 @@ def make_worker_mesh(config: config_dict.ConfigDict, devices: Sequence[jax.Devic
       else (f'batch_size can be {max(1, round(sequences / fsdp)) * fsdp} with accumulation=1')
     )
     raise UserError(
-      f'batch_size / accumulation is {_micro_batch(config)}, which mesh.fsdp={fsdp} devices of a '
+      f'batch_size / accumulation is {batch.sequences}, which mesh.fsdp={fsdp} devices of a '
       f'worker cannot share evenly; {hint}.'
     )
   return mesh
@@ -103,7 +161,7 @@ def make_program(
   Raises:
     UserError: the model or the optimizer cannot be made as configured.
   """
-  model = config_lib.model_config(config, vocab_size, document_end)
+  model = model_config(config, vocab_size, document_end)
   init_params = functools.partial(model_lib.init_params, model)
   params_like = _params_like(model)
   optimizer = make_optimizer(config, params_like, clock)
@@ -121,15 +179,17 @@ def make_program(
     active_like = jax.ShapeDtypeStruct((config.workers,), bool, sharding=NamedSharding(mesh, P()))
   loss = functools.partial(model_lib.next_token_loss_and_metrics, config=model)
   return Program(
+    config=config,
     model=model,
     mesh=mesh,
+    batch=clock.batch,
     params_like=params_like,
     optimizer=optimizer,
     state_of=state_of,
     new_state=new_state,
     state_like=state_like,
     tokens_like=jax.ShapeDtypeStruct(
-      (config.workers, config.accumulation, _micro_batch(config), config.seq_len + 1),
+      clock.batch.shape,
       jnp.int32,
       sharding=NamedSharding(mesh, P(mesh_lib.WORKERS, None, mesh_lib.FSDP)),
     ),
@@ -141,7 +201,3 @@ def make_program(
 @functools.lru_cache(maxsize=8)
 def _params_like(model: model_lib.GPTConfig) -> optax.Params:
   return jax.eval_shape(functools.partial(model_lib.init_params, model), jax.random.key(0))
-
-
-def _micro_batch(config: config_dict.ConfigDict) -> int:
-  return config_lib.worker_batch_size(config) // config.accumulation

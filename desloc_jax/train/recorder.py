@@ -1,8 +1,10 @@
 """Turns the metrics of steps, fetched in bunches, into lines for the logs and the progress bar."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import math
 import pathlib
+import statistics
 import sys
 import time
 from typing import Any
@@ -11,12 +13,15 @@ from absl import logging
 import numpy as np
 
 from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.hosts.devices import peak_flops, peak_memory_bytes
 from desloc_jax.hosts.peers import peers
 from desloc_jax.logs.metrics import format_bytes, MetricsWriter, progress_bar
 from desloc_jax.logs.wandb_log import WandbLog
+from desloc_jax.model import flops_per_token
 from desloc_jax.optimizer.transform import HEALTH
 from desloc_jax.optimizer.triggers import steps_until_due
 from desloc_jax.options.table import flatten
+from desloc_jax.train.arrivals import Arrivals
 from desloc_jax.train.build_optimizer import scheduled_periods
 from desloc_jax.train.job import Job
 
@@ -33,9 +38,12 @@ class TrainingDiverged(RuntimeError):
 class Recorder:
   """Keeps the metrics of steps on the device until a line is due; then the newest is waited for."""
 
-  def __init__(self, job: Job, workdir: pathlib.Path, start: int, stop: int, state: TrainState):
-    """Starts after step `start`, with `state`."""
-    self._job = job
+  def __init__(
+    self, job: Job, workdir: pathlib.Path, start: int, stop: int, state: TrainState, begun_s: float
+  ):
+    """Starts after step `start`, with `state`; `begun_s` is when the run was, by `perf_counter`."""
+    self._job, self._begun_s = job, begun_s
+    self._peak_tokens_per_s = _peak_tokens_per_s(job)
     self._writer = MetricsWriter(workdir, start) if peers().is_first else None
     self._wandb = None
     if peers().is_first and job.config.log.wandb != 'off':
@@ -45,8 +53,9 @@ class Recorder:
       logging.warning('%s', self.lost)
     self._bar = progress_bar(start, stop, shown=peers().is_first)
     self._pending: list[tuple[int, Mapping[str, Any]]] = []
+    self._arrivals, self._last_arrival = Arrivals(), math.nan
     self._interval_start = time.perf_counter()
-    self._periods = scheduled_periods(job.periods, job.config, job.clock)
+    self._periods = scheduled_periods(job.program.optimizer.periods, job.config, job.clock)
     self._counters: Mapping[str, Any] = {}
     syncs, health = peers().fetch((state.syncs, state.optimizer.health))
     self._restarts = np.array(health.restarts if health else np.zeros(job.config.workers, int))
@@ -55,6 +64,7 @@ class Recorder:
   def add(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Takes the metrics of a step that was dispatched."""
     self._pending.append((step, metrics))
+    self._arrivals.add(metrics['loss'])
     self._bar.update()
 
   @property
@@ -70,7 +80,9 @@ class Recorder:
         of workers that can be left out while others stay.
     """
     fetched = peers().fetch([metrics for _, metrics in self._pending])
-    speed = self._speed(time.perf_counter())
+    now = time.perf_counter()
+    speed = self._speed(now)
+    step_ms = self._step_ms([metrics['syncs'] for metrics in fetched])
     for (step, _), metrics in zip(self._pending, fetched, strict=True):
       check_finite(step, metrics, self._active(step))
       self._tell_of_restarts(step, metrics)
@@ -93,7 +105,11 @@ class Recorder:
       'lr': float(metrics['learning_rate']),
       'grad_norm': finite_mean(metrics['grad_norm'], active),
       **{name: finite_mean(values, active) for name, values in metrics['model'].items()},
+      'seconds': round(now - self._begun_s, 3),
       'tokens_per_s': speed,
+      **step_ms,
+      **({'mfu': speed / self._peak_tokens_per_s} if self._peak_tokens_per_s else {}),
+      'peak_memory_bytes': peak_memory_bytes(),
       'bytes_per_worker': self._job.bytes_after(syncs),
       'synced': synced,
       'drift': drift,
@@ -130,20 +146,33 @@ class Recorder:
       self._bar.set_postfix_str(self._status(line), refresh=False)
 
   def restart_clock(self) -> None:
-    """Leaves the time since the last line, spent on something else, out of the tokens/s."""
-    self._interval_start = time.perf_counter()
+    """Leaves the time since the last line, spent on something else, out of what steps take."""
+    self._interval_start, self._last_arrival = time.perf_counter(), math.nan
 
   def close(self) -> None:
     self._bar.close()
+    self._arrivals.close()
     if self._writer is not None:
       self._writer.close()
     if self._wandb is not None:
       self._wandb.close()
 
   def _speed(self, now: float) -> float:
-    speed = len(self._pending) * self._job.clock.tokens_per_step / (now - self._interval_start)
+    speed = len(self._pending) * self._job.clock.batch.tokens / (now - self._interval_start)
     self._interval_start = now
     return speed
+
+  def _step_ms(self, syncs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the median milliseconds of pending local and sync steps, of `syncs` after each."""
+    arrivals, took = self._arrivals.take(), {'local_step_ms': [], 'sync_step_ms': []}
+    before = self.syncs
+    for arrival, after in zip(arrivals, syncs, strict=True):
+      averaged = any(int(count) > before[name] for name, count in after.items())
+      took['sync_step_ms' if averaged else 'local_step_ms'].append(arrival - self._last_arrival)
+      before, self._last_arrival = after, arrival
+    # The first after a pause has none before it.
+    known = {name: [each for each in times if not math.isnan(each)] for name, times in took.items()}
+    return {name: 1e3 * statistics.median(times) for name, times in known.items() if times}
 
   def _status(self, line: Mapping[str, Any]) -> str:
     upcoming = [f'{name} {when}' for name, when in self._upcoming(line['step']).items()]
@@ -173,6 +202,14 @@ class Recorder:
       if steps is not None:
         found[name] = f'in {steps}'
     return found
+
+
+def _peak_tokens_per_s(job: Job) -> float | None:
+  """Returns the tokens a second of all devices at their peak; None: it is not known."""
+  model, devices = job.program.model, job.program.mesh.devices
+  peak = peak_flops(devices.flat[0].device_kind) if model.compute_dtype == 'bfloat16' else None
+  model = dataclasses.replace(model, seq_len=job.config.seq_len)
+  return peak and peak * devices.size / flops_per_token(model)
 
 
 def check_finite(step: int, metrics: Mapping[str, Any], active: np.ndarray) -> None:

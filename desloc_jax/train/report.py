@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 import json
 import math
 import pathlib
-import resource
 import statistics
-import sys
 from typing import Any
 
 import flax
@@ -16,6 +14,7 @@ import optax
 
 from desloc_jax.data import bits_per_byte
 from desloc_jax.errors import UserError
+from desloc_jax.hosts.devices import peak_memory_bytes
 from desloc_jax.logs.metrics import format_bytes, read_metrics
 from desloc_jax.logs.plot import plot_or_tell
 from desloc_jax.logs.workdir import PLOT_FILE, SUMMARY_FILE, write_text
@@ -84,8 +83,10 @@ def summarise(
   speeds = [each['tokens_per_s'] for each in lines if 'loss' in each]
   steps = line['step']
   sent = job.bytes_after(syncs)
-  ddp_bytes = job.ddp_ledger.bytes_after(job.ddp_ledger.syncs_in(steps))
-  local_adam_bytes = job.local_adam_ledger.bytes_after(job.local_adam_ledger.syncs_in(steps))
+  ddp_bytes = job.program.ddp_ledger.bytes_after(job.program.ddp_ledger.syncs_in(steps))
+  local_adam_bytes = job.program.local_adam_ledger.bytes_after(
+    job.program.local_adam_ledger.syncs_in(steps)
+  )
   return {
     'method': job.config.method,
     'train_loss': line.get('loss'),
@@ -97,10 +98,10 @@ def summarise(
     'tokens': line['tokens'],
     'tokens_per_s': statistics.median(speeds) if speeds else None,
     'compile_s': job.compile_s,
-    'parameters': job.parameters,
+    'parameters': job.program.parameters,
     'peak_memory_bytes': peak_memory_bytes(),
     'workers': job.config.workers,
-    'periods': dict(job.periods),
+    'periods': dict(job.program.optimizer.periods),
     'syncs': dict(syncs),
     'bytes_per_worker': sent,
     'ring_bytes_per_worker': job.ring_bytes_after(syncs),
@@ -143,14 +144,6 @@ def write_summary(summary: Mapping[str, Any], workdir: pathlib.Path) -> None:
   write_text(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + '\n')
 
 
-def peak_memory_bytes() -> int:
-  """Returns the peak of the first device's memory, or of this process where that is not known."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  unit = 1 if sys.platform == 'darwin' else 1024
-  host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-  return stats.get('peak_bytes_in_use', host)
-
-
 def network_table(job: Job, summary: Mapping[str, Any]) -> str:
   """Returns the table of what crossed the network, beside DDP and Local Adam on the same model."""
   rows = [('quantity', 'period', 'syncs', 'bytes/sync', 'bytes')]
@@ -167,7 +160,7 @@ def network_table(job: Job, summary: Mapping[str, Any]) -> str:
     )
   rows += [
     (f'{name}: never', '-', '0', '-', format_bytes(0))
-    for name, period in job.periods.items()
+    for name, period in job.program.optimizer.periods.items()
     if period is None
     and name not in job.ledger.periods
     and not METHODS[job.config.method].gradients
@@ -188,8 +181,8 @@ def network_table(job: Job, summary: Mapping[str, Any]) -> str:
     f'Payload of each worker in {summary["steps"]} steps; a ring all-reduce over '
     f'{job.config.workers} workers sends {format_bytes(summary["ring_bytes_per_worker"])} for it.'
   )
-  if job.ledger.bytes_per_step:
-    steady = job.ddp_ledger.bytes_per_step / job.ledger.bytes_per_step
+  if job.ledger.bytes_per_step and job.config.period_growth == 1:  # Else there is no long run.
+    steady = job.program.ddp_ledger.bytes_per_step / job.ledger.bytes_per_step
     notes += f' In the long run DDP sends {steady:.2f}x as much.'
   return f'What crossed the network\n{align(rows)}\n{notes}'
 

@@ -74,9 +74,10 @@ def _begin(
   stored = peers().together(lambda: open_initial(config, texts.tokenizer))
   job = make_job(config, devices, texts=texts)
   if stored is None:
-    return job, job.make_state(), 0, ''
+    return job, job.program.make_state(), 0, ''
   line = f'begun from {stored.label}'
-  print(f'{line[0].upper()}{line[1:]}.')
+  if peers().is_first:
+    print(f'{line[0].upper()}{line[1:]}.')
   params = peers().together(lambda: read_initial(job, stored))
   return job, state_from(job, params), 0, line
 
@@ -97,10 +98,11 @@ def _go_on(
   job = make_job(config, devices, segment, texts)
   leaves = checkpoints.leaves(step)
   # Of an older version: what has come since begins anew.
-  complete = named_leaves(job.state_like).keys() <= leaves.keys()
+  complete = named_leaves(job.program.state_like).keys() <= leaves.keys()
   if complete and not changed:
-    print(f'Going on after step {step}.')
-    return job, checkpoints.restore(step, job.state_like), step, ''
+    if peers().is_first:
+      print(f'Going on after step {step}.')
+    return job, checkpoints.restore(step, job.program.state_like), step, ''
   before = Before(
     leaves=leaves,
     workers=position['config']['workers'],
@@ -113,7 +115,8 @@ def _go_on(
     arrays = peers().together(lambda: plan.read(reader), also=(CheckpointDamaged,))
   state, summary = plan.state(arrays)
   line = f'{", ".join(changed or ["a checkpoint of older code"])}; {summary}'
-  print(f'Going on after step {step} with changes: {line}.')
+  if peers().is_first:
+    print(f'Going on after step {step} with changes: {line}.')
   return job, state, step, line
 
 
@@ -183,7 +186,7 @@ def position_after(
     consumed=job.data.stream.consumed(step),
     tokens=clock.tokens(step),
     progress=float(clock.progress(step)),
-    schedule_tokens=segment.schedule_tokens or clock.tokens_per_step,
+    schedule_tokens=segment.schedule_tokens or clock.batch.tokens,
     bytes_per_worker=job.bytes_after(syncs),
     syncs=dict(syncs),
     orders=segment.orders,

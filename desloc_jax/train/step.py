@@ -139,6 +139,7 @@ def local_mean(state: TrainState) -> optax.Params:
   return state.params if local is None else jax.tree.map(lambda x: jnp.mean(x, axis=0), local)
 
 
+@jax.jit
 def finite_workers(state: TrainState) -> jax.Array:
   """Returns boolean [workers]: are all of a worker's own arrays, and the shared ones, finite?"""
 

@@ -53,10 +53,10 @@ class Transfer:
   def __init__(self, job: Job, before: Before):
     """Takes the job to go on with."""
     self._job, self._before = job, before
-    shared_moments = not jax.tree.leaves(job.state_like.optimizer.params)
+    shared_moments = not jax.tree.leaves(job.program.state_like.optimizer.params)
     self._leaves = [
       Leaf(name, like, _is_per_worker(name, shared_moments))
-      for name, like in named_leaves(job.state_like).items()
+      for name, like in named_leaves(job.program.state_like).items()
     ]
 
   def read(self, reader: LeafReader) -> dict[str, jax.Array | None]:
@@ -75,7 +75,7 @@ class Transfer:
       begun[leaf.name] if leaf.name in begun else _spread(arrays[leaf.name], leaf)
       for leaf in self._leaves
     ]
-    state = jax.tree.unflatten(jax.tree.structure(self._job.state_like), leaves)
+    state = jax.tree.unflatten(jax.tree.structure(self._job.program.state_like), leaves)
     return state, _summary(self._before, self._job.config.workers, fresh, names)
 
 
@@ -163,10 +163,10 @@ def _spread_to(shape: tuple[int, ...], sharding: NamedSharding):
 
 def _begin_anew(job: Job, names: Sequence[str]) -> dict[str, jax.Array]:
   """Returns these leaves of the state before the first step."""
-  shardings = {name: like.sharding for name, like in named_leaves(job.state_like).items()}
+  shardings = {name: like.sharding for name, like in named_leaves(job.program.state_like).items()}
 
   def chosen():
-    leaves = named_leaves(job.new_state())
+    leaves = named_leaves(job.program.new_state())
     return {name: leaves[name] for name in names}
 
   return jax.jit(chosen, out_shardings={name: shardings[name] for name in names})()

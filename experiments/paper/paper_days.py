@@ -108,7 +108,7 @@ def largest(errors: Mapping[tuple[str, str], float]) -> float:
 def devices(plan: Plan, run: Fit, tokens: float) -> float:
   """Returns how many of the plan's devices do a run's arithmetic on `tokens` in the fitted time."""
   device_s = plan.times['ddp'].compute_s * plan.devices * plan.config.workers
-  return device_s / plan.clock.tokens_per_step * tokens / (run.steps * run.compute_s)
+  return device_s / plan.clock.batch.tokens * tokens / (run.steps * run.compute_s)
 
 
 def one_setting(fits: Mapping[str, Fit], plans: Mapping[str, Plan]) -> tuple[float, float, dict]:

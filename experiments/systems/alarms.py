@@ -32,6 +32,7 @@ from desloc_jax.train.evaluate import Evaluator
 from desloc_jax.train.inputs import step_inputs
 from desloc_jax.train.job import Job, make_job
 from desloc_jax.train.recorder import check_finite, TrainingDiverged
+from desloc_jax.train.step import finite_workers
 from experiments.report import markdown, RESULTS, write_rows
 from experiments.scales import changed
 from experiments.systems.alarm_settings import (
@@ -72,7 +73,13 @@ def train(setting: Setting, steps: int, check: bool) -> Outcome:
     tiny.get_config(), {**OPTIONS, **setting.options, 'steps': steps, 'health.check': check}
   )
   job = make_job(config, jax.devices()[:1])
-  state, past, counted, syncs, restarts = job.make_state(), {}, 0, 0, np.zeros(config.workers, int)
+  state, past, counted, syncs, restarts = (
+    job.program.make_state(),
+    {},
+    0,
+    0,
+    np.zeros(config.workers, int),
+  )
   ended = 0
   for step, (tokens, active) in _inputs(job, steps):
     if setting.halfway and step == steps // 2:
@@ -92,7 +99,9 @@ def train(setting: Setting, steps: int, check: bool) -> Outcome:
     if setting.edit:
       state = setting.edit(step, state, past)
       past = _remember(past, step, state)
-  healthy = bool(job.finite(state).all()) and bool(np.all(metrics['health'].get('healthy', True)))
+  healthy = bool(finite_workers(state).all()) and bool(
+    np.all(metrics['health'].get('healthy', True))
+  )
   return Outcome(ended, restarts, counted, healthy, Evaluator(job)(state)['val_loss'])
 
 

@@ -63,7 +63,7 @@ def plain_program(job: Job) -> Program:
   """Returns the inner optimizer alone on each worker, inside the same shard_map."""
   config = job.config
   _, inner = schedule_and_inner(config, job.clock)
-  loss = functools.partial(model_lib.next_token_loss_and_metrics, config=job.model)
+  loss = functools.partial(model_lib.next_token_loss_and_metrics, config=job.program.model)
 
   def of_worker(state, tokens):
     params, inner_state = state
@@ -73,17 +73,17 @@ def plain_program(job: Job) -> Program:
     return (optax.apply_updates(params, updates), inner_state), metrics
 
   def new_state():
-    params = model_lib.init_params(job.model, jax.random.key(config.seed))
+    params = model_lib.init_params(job.program.model, jax.random.key(config.seed))
     return jax.vmap(lambda: (params, inner.init(params)), axis_size=config.workers)()
 
-  shardings = mesh_lib.shardings(job.mesh, jax.eval_shape(new_state), 0)
+  shardings = mesh_lib.shardings(job.program.mesh, jax.eval_shape(new_state), 0)
   state = jax.jit(new_state, out_shardings=shardings)()
   step = jax.jit(
-    over_workers(of_worker, job.mesh, (0, 0), (0, 0)),
+    over_workers(of_worker, job.program.mesh, (0, 0), (0, 0)),
     donate_argnums=0,
     out_shardings=(shardings, None),
   )
-  return Program(step.lower(state, job.tokens_like).compile(), state, first_batch(job))
+  return Program(step.lower(state, job.program.tokens_like).compile(), state, first_batch(job))
 
 
 def method_program(config: config_dict.ConfigDict, **options) -> tuple[Job, Program]:
@@ -92,13 +92,13 @@ def method_program(config: config_dict.ConfigDict, **options) -> tuple[Job, Prog
   config.update_from_flattened_dict({'accumulation': 1, **options})
   job = make_job(config)
   # All workers are there.
-  return job, Program(job.train_step, job.make_state(), first_batch(job), others=(None,))
+  return job, Program(job.train_step, job.program.make_state(), first_batch(job), others=(None,))
 
 
 def first_batch(job: Job) -> jax.Array:
   """Returns the tokens of a step."""
-  tokens = job.data.stream.batch(0).reshape(job.tokens_like.shape)
-  return jax.device_put(tokens, job.tokens_like.sharding)
+  tokens = job.data.stream.batch(0).reshape(job.program.tokens_like.shape)
+  return jax.device_put(tokens, job.program.tokens_like.sharding)
 
 
 def measure(programs: dict[str, Program], rounds: int) -> dict[str, list[float]]:
@@ -161,17 +161,17 @@ def compare_replicas(config: config_dict.ConfigDict, counts: list[int], rounds: 
   for name, (job, _) in jobs.items():
     step_s = statistics.median(seconds[name])
     each = ratio(seconds, name, first) * counts[0] / int(name)
-    rate = job.clock.tokens_per_step / step_s
+    rate = job.clock.batch.tokens / step_s
     rows.append((name, f'{1e3 * step_s:.1f} ms', f'{rate:,.0f}', f'{each:.3f}'))
   job = jobs[first][0]
   device = jax.devices()[0].device_kind
-  return f'{align(rows)}\n{len(jax.devices())} x {device}, {job.parameters:,} parameters, jax {jax.__version__}.'
+  return f'{align(rows)}\n{len(jax.devices())} x {device}, {job.program.parameters:,} parameters, jax {jax.__version__}.'
 
 
 def table(job: Job, programs: dict[str, Program], seconds: dict[str, list[float]]) -> str:
   """Returns time and memory of each program beside `plain`."""
-  copy = 4 * job.parameters * job.config.workers / job.mesh.size
-  consensus = 4 * job.parameters / job.mesh.shape[mesh_lib.FSDP]
+  copy = 4 * job.program.parameters * job.config.workers / job.program.mesh.size
+  consensus = 4 * job.program.parameters / job.program.mesh.shape[mesh_lib.FSDP]
   base = programs['plain'].memory_bytes()
   rows = [('program', 'tokens/s', 'time / plain', 'memory', 'over plain, in consensus copies')]
   for name, program in programs.items():
@@ -179,7 +179,7 @@ def table(job: Job, programs: dict[str, Program], seconds: dict[str, list[float]
     rows.append(
       (
         name,
-        f'{job.clock.tokens_per_step / statistics.median(seconds[name]):,.0f}',
+        f'{job.clock.batch.tokens / statistics.median(seconds[name]):,.0f}',
         f'{ratio(seconds, name, "plain"):.3f}',
         format_bytes(memory),
         f'{(memory - base) / consensus:+.2f}',
@@ -187,8 +187,8 @@ def table(job: Job, programs: dict[str, Program], seconds: dict[str, list[float]
     )
   device = jax.devices()[0].device_kind
   return (
-    f'{align(rows)}\n{job.config.workers} workers on {job.mesh.size} x {device}, '
-    f'{job.parameters:,} parameters, jax {jax.__version__}; local copies take '
+    f'{align(rows)}\n{job.config.workers} workers on {job.program.mesh.size} x {device}, '
+    f'{job.program.parameters:,} parameters, jax {jax.__version__}; local copies take '
     f'{format_bytes(copy)} a device, the consensus {format_bytes(consensus)}.'
   )
 

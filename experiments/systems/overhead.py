@@ -108,7 +108,7 @@ class Training:
 
   def __init__(self, config: config_dict.ConfigDict):
     self._job = make_job(config)
-    self._state = self._job.make_state()
+    self._state = self._job.program.make_state()
     self._inputs = step_inputs(self._job, 0)
     self._in_flight = InFlight()
 

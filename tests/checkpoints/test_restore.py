@@ -19,6 +19,7 @@ from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.options.changes import changed_options
 from desloc_jax.options.table import flatten
 from desloc_jax.train.restore import begin_or_go_on
+from desloc_jax.train.step import finite_workers
 from tests.environment import environment
 from tests.runs import losses, same_bits, small_config, train_on_two as train
 
@@ -73,7 +74,7 @@ def test_another_number_of_workers_begins_with_the_mean_of_the_old(text, workdir
       np.testing.assert_allclose(value[0], expected, rtol=1e-5, atol=1e-8, err_msg=name)
   spread = before['optimizer.params.embedding'].std(axis=0).max()
   assert spread > 0  # The checkpoint is between syncs: its workers differ.
-  shardings = jax.tree.map(lambda x: x.sharding, named_leaves(job.state_like))
+  shardings = jax.tree.map(lambda x: x.sharding, named_leaves(job.program.state_like))
   assert {name: leaf.sharding for name, leaf in state.items()} == shardings
 
 
@@ -116,7 +117,7 @@ def test_the_global_batch_can_stay_as_it_is(text, tmp_path):
   config = small_config(text, global_batch_size=8, stop_at=3)
   train(config, tmp_path)
   job, *_ = go_on(small_config(text, global_batch_size=8, workers=2), tmp_path)
-  assert job.tokens_like.shape == (2, 1, 4, 33)
+  assert job.program.tokens_like.shape == (2, 1, 4, 33)
   assert job.clock.tokens(4) == 4 * 8 * 32
 
 
@@ -144,7 +145,7 @@ def test_a_worker_that_is_not_finite_is_left_out_of_the_mean(text, workdir, tmp_
   poisoned = jax.tree.map(poison, state.optimizer.params)
   state = state._replace(optimizer=state.optimizer._replace(params=poisoned), step=state.step + 1)
   position = checkpoints.position(7) | {'step': 8}
-  position['finite'] = np.asarray(job.finite(state)).tolist()
+  position['finite'] = np.asarray(finite_workers(state)).tolist()
   assert position['finite'] == [True, False, True, True]
   checkpoints.save(8, state, position)
   checkpoints.close()

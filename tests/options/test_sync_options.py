@@ -58,7 +58,7 @@ def as_all_reduce(ledger, name):
 def test_the_ledger_of_a_run_knows_the_bytes(text):
   job = make_job(small_config(text, **{'sync.params': 'int8', 'sync.moments': 'int4'}))
   sent = {name: as_all_reduce(job.ledger, name) for name in job.ledger.bytes_per_sync}
-  blocks = math.ceil(job.parameters / 256)
+  blocks = math.ceil(job.program.parameters / 256)
   # On each of a worker's two devices as many for each of the four workers.
   blocks = 2 * 4 * math.ceil(math.ceil(blocks / 2) / 4)
   # A scale in float32 with each block; of logarithms a least and a step.
@@ -73,8 +73,8 @@ def test_the_ledger_of_workers_that_share_a_device_is_that_of_separate_ones(text
   job = make_job(small_config(text, **options), jax.devices()[:2])
   plain = make_job(small_config(text), jax.devices()[:1]).ledger.bytes_per_sync
   sent = {name: as_all_reduce(job.ledger, name) for name in job.ledger.bytes_per_sync}
-  assert plain['params'] == sent['mu'] == 4 * job.parameters
-  assert sent['params'] == 4 * math.ceil(job.parameters / 256 / 4) * (256 + 4) + 8
+  assert plain['params'] == sent['mu'] == 4 * job.program.parameters
+  assert sent['params'] == 4 * math.ceil(job.program.parameters / 256 / 4) * (256 + 4) + 8
 
 
 @pytest.mark.parametrize(

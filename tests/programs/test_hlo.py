@@ -17,13 +17,13 @@ def job(text):
 
 def worker_of_device(job):
   owners = {}
-  for worker, devices in enumerate(job.mesh.devices):
+  for worker, devices in enumerate(job.program.mesh.devices):
     owners |= {device.id: worker for device in devices}
   return [owners[i] for i in range(len(owners))]
 
 
 def test_cross_worker_collectives_are_in_conditionals(job):
-  assert dict(job.mesh.shape) == {'workers': 4, 'fsdp': 2}
+  assert dict(job.program.mesh.shape) == {'workers': 4, 'fsdp': 2}
   text = job.train_step.as_text()
   collectives = read_collectives(text)
   across = [c for c in collectives if c.crosses(worker_of_device(job))]
@@ -240,5 +240,5 @@ def test_loops_of_the_step_are_counted(job):
   inside = [
     c for c in read_collectives(job.train_step.as_text()) if not c.crosses(worker_of_device(job))
   ]
-  assert any(c.times == job.model.layers for c in inside)
+  assert any(c.times == job.program.model.layers for c in inside)
   assert all(c.times for c in inside)

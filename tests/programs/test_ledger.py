@@ -2,6 +2,7 @@
 
 import functools
 import math
+import types
 
 from absl import logging
 import jax
@@ -42,14 +43,14 @@ def test_the_ledger_of_a_whole_training_step(text):
   """The real model, loss and optimizer, 4 workers on 8 devices."""
   config = small_config(text, **{'periods.params': 256, 'steps': 4000})
   job = make_job(config)
-  size = 4 * job.parameters
+  size = 4 * job.program.parameters
   health = {'health': 80, 'restarts': 2 * size + 8}  # With the counts of Adam and the schedule.
   assert job.ledger.bytes_per_sync == dict.fromkeys(PAPER, size) | health
   assert job.ledger.periods == PAPER | {'health': 256, 'restarts': math.inf}
   tolerance = 2 * 80 / size
   sent = job.ledger.bytes_per_step
-  assert job.ddp_ledger.bytes_per_step / sent == pytest.approx(512 / 3, rel=tolerance)
-  assert job.local_adam_ledger.bytes_per_step / sent == pytest.approx(2.0, rel=tolerance)
+  assert job.program.ddp_ledger.bytes_per_step / sent == pytest.approx(512 / 3, rel=tolerance)
+  assert job.program.local_adam_ledger.bytes_per_step / sent == pytest.approx(2.0, rel=tolerance)
 
 
 def test_bytes_over_a_run():
@@ -296,11 +297,12 @@ def test_what_is_compiled_otherwise_than_the_ledger_says_is_told(monkeypatch):
   x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
   mesh = jax.make_mesh((4, 1), ('workers', 'fsdp'), axis_types=(AxisType.Auto,) * 2,
                        devices=jax.devices()[:4])  # fmt: skip
+  program = types.SimpleNamespace(config=small_config('.', method='desloc'), mesh=mesh)
   step = mapped(in_a_sync(EXCHANGES['ppermute']), mesh)
   compiled, jaxpr = jax.jit(step).lower(x).compile(), jax.make_jaxpr(step)(x)
   for platform in ('cpu', 'tpu'):
     ledger = read_ledger(jaxpr, {'x': 1}, 4, platform=platform)
-    check_compiled(small_config('.', method='desloc'), mesh, compiled, ledger)
+    check_compiled(program, compiled, ledger)
   (line,) = [line for line in told if 'An average of' in line]
   assert line == (
     'An average of x sends 400000 bytes a worker, as it was compiled; the ledger counts 200000.'

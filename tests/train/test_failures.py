@@ -1,5 +1,6 @@
 """Workers that fail within a run of the trainer: planned, at random, and by numbers that break."""
 
+from concurrent import futures
 import dataclasses
 
 import jax
@@ -34,7 +35,9 @@ def poisoned(monkeypatch, workers, at, value=jnp.nan):
         state = state._replace(optimizer=state.optimizer._replace(params=params))
       return train_step(state, *inputs)
 
-    return dataclasses.replace(job, train_step=step), state, start, changes
+    compiling = futures.Future()
+    compiling.set_result((step, 0.0))
+    return dataclasses.replace(job, compiling=compiling), state, start, changes
 
   monkeypatch.setattr(loop, 'begin_or_go_on', begin)
 

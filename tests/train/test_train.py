@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 from absl import logging
 import jax
@@ -14,11 +15,14 @@ from desloc_jax.checkpoints.store import Checkpoints
 from desloc_jax.data import sources, StreamStart
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import read_metrics
+from desloc_jax.options.batch import batch_of
 from desloc_jax.train.job import make_job
 from desloc_jax.train.loop import train as train_on
-from desloc_jax.train.open_data import load_data
+from desloc_jax.train.open_data import Data, load_data
+from desloc_jax.train.profile import Profile
 from desloc_jax.train.program import make_program, make_worker_mesh
 from desloc_jax.train.recorder import check_finite_state, TrainingDiverged
+from desloc_jax.train.step import finite_workers
 from tests.runs import losses, same_bits, small_config, train_on_two as train, write_text
 
 NO_CHECK = {'health.check': False}  # A step is traced and compiled in half the time.
@@ -28,7 +32,7 @@ NO_CHECK = {'health.check': False}  # A step is traced and compiled in half the 
 def finished(text, tmp_path_factory):
   """A finished run: (config, workdir, summary)."""
   workdir = tmp_path_factory.mktemp('runs') / 'finished'
-  config = small_config(text, **{'eval.every': 4})
+  config = small_config(text, **{'eval.every': 4, 'profile.steps': '6-7'})
   return config, workdir, train(config, workdir)
 
 
@@ -36,7 +40,7 @@ def restored(config, workdir):
   job = make_job(config, jax.devices()[:2])
   checkpoints = Checkpoints(workdir / 'checkpoints', config.checkpoint.keep)
   step = checkpoints.steps()[0]
-  state, position = checkpoints.restore(step, job.state_like), checkpoints.position(step)
+  state, position = checkpoints.restore(step, job.program.state_like), checkpoints.position(step)
   checkpoints.close()
   return state, position
 
@@ -57,6 +61,44 @@ def test_a_run_leaves_what_it_promises(finished):
   assert summary['tokens'] == 12 * 4 * 2 * 32
   for key in ('tokens_per_s', 'compile_s', 'peak_memory_bytes', 'parameters'):
     assert summary[key] > 0
+
+
+def test_lines_say_how_long_steps_take(finished):
+  """Not the first after an evaluation, which has none before it to count from."""
+  _, workdir, _ = finished
+  lines = read_metrics(workdir)[1:]
+  seconds = [line['seconds'] for line in lines]
+  assert seconds == sorted(seconds) and seconds[0] > 0
+  of_kind = lambda name: [line['step'] for line in lines if line.get(name, 0) > 0]
+  assert of_kind('sync_step_ms') == [3, 6, 12]
+  assert of_kind('local_step_ms') == [2, 4, 7, 8, 10, 11]
+  assert of_kind('peak_memory_bytes') == list(range(1, 13))
+  assert not of_kind('mfu')  # The peak of a CPU is not known.
+
+
+def test_the_named_steps_are_profiled_for_tensorboard(finished):
+  _, workdir, _ = finished
+  (profile,) = (workdir / 'tensorboard' / 'plugins' / 'profile').glob('*/*.xplane.pb')
+  planes = jax.profiler.ProfileData.from_file(str(profile)).planes
+  assert any(line.events for plane in planes for line in plane.lines)
+
+
+def test_steps_to_profile_that_a_run_does_not_make_are_told_of(tmp_path, monkeypatch):
+  told = []
+  monkeypatch.setattr(logging, 'warning', lambda text, *values: told.append(text % values))
+  Profile('100-103', tmp_path, 0, 50).close()
+  assert told == ['profile.steps is 100-103: this run makes steps 1 to 50.']
+
+
+def test_sources_that_are_read_again_are_told_of(monkeypatch):
+  told = []
+  monkeypatch.setattr(logging, 'warning', lambda text, *values: told.append(text % values))
+  stream = types.SimpleNamespace(epochs=lambda step: {'a': step / 40, 'b': 0.5, 'c': 1.0})
+  data = Data(None, [], [], stream, None)
+  data.warn_of_epochs(100)
+  assert told == ['Training to step 100 reads source a 2.50 times.']
+  data.warn_of_epochs(40)
+  assert len(told) == 1
 
 
 def test_syncs_and_bytes_are_those_of_the_periods(finished):
@@ -184,7 +226,7 @@ def test_workers_that_share_several_devices_train_as_on_one(workers, text, tmp_p
 
 def program_of(config, devices):
   """Returns the program of a config for so many devices, which is not compiled."""
-  mesh = make_worker_mesh(config, jax.devices()[:devices])
+  mesh = make_worker_mesh(config, batch_of(config), jax.devices()[:devices])
   return make_program(config, 257, make_clock(config, BEGINNING), mesh)
 
 
@@ -227,7 +269,7 @@ def test_a_diverged_run_names_the_worker_and_keeps_finite_checkpoints(text, tmp_
   job = make_job(config, jax.devices()[:2])
   checkpoints = Checkpoints(tmp_path / 'checkpoints', 20)
   for step in kept:
-    assert bool(job.finite(checkpoints.restore(step, job.state_like)).all())
+    assert bool(finite_workers(checkpoints.restore(step, job.program.state_like)).all())
   checkpoints.close()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from desloc_jax.checkpoints.leaves import LeafReader
 from desloc_jax.checkpoints.store import Checkpoints, STATE
-from desloc_jax.logs.metrics import read_metrics
+from desloc_jax.logs.metrics import MEASURED, read_metrics
 from desloc_jax.logs.workdir import CHECKPOINTS, METRICS_FILE
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -211,7 +211,7 @@ def saved_arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
 
 def _lines(workdir: pathlib.Path) -> dict[int, dict]:
   lines = read_metrics(workdir) if (workdir / METRICS_FILE).exists() else []
-  by_step = {line['step']: {k: v for k, v in line.items() if k != 'tokens_per_s'} for line in lines}
+  by_step = {line['step']: {k: v for k, v in line.items() if k not in MEASURED} for line in lines}
   if len(by_step) != len(lines):
     raise RunFailed(f'{workdir / METRICS_FILE} has a step twice')
   return by_step

@@ -1,0 +1,41 @@
+"""What is known of devices, and threads for virtual ones."""
+
+import os
+
+import pytest
+
+from desloc_jax.hosts.devices import peak_flops
+from desloc_jax.hosts.platforms import give_threads_to_collectives
+
+
+@pytest.mark.parametrize(
+  ('kind', 'tflops'),
+  [
+    ('NVIDIA H100 80GB HBM3', 989),
+    ('NVIDIA H100 PCIe', 756),
+    ('TPU v5 lite', 197),
+    ('TPU v5', 459),
+  ],
+)
+def test_peaks_are_found_by_the_kind_of_device(kind, tflops):
+  assert peak_flops(kind) == tflops * 1e12
+
+
+def test_the_peak_of_a_cpu_is_not_known():
+  assert peak_flops('cpu') is None
+
+
+@pytest.mark.parametrize(('workers', 'threads'), [(8, None), (9, None), (7, '32'), (1, '32')])
+def test_virtual_devices_that_share_a_worker_get_more_threads(monkeypatch, workers, threads):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+  monkeypatch.setenv('NPROC', '')
+  monkeypatch.delenv('NPROC')
+  give_threads_to_collectives(workers)
+  assert os.environ.get('NPROC') == threads
+
+
+def test_a_number_of_threads_that_is_set_stays(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+  monkeypatch.setenv('NPROC', '5')
+  give_threads_to_collectives(1)
+  assert os.environ['NPROC'] == '5'
