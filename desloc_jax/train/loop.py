@@ -89,11 +89,12 @@ def train(
     try:
       job, state, start, changes = begin_or_go_on(config, devices, checkpoints)
       stop = config.stop_at or job.clock.last_step
+      options = flatten(config)
       if start == stop:
         complete_metrics(job, state, stop, workdir)
+        options = checkpoints.position(start)['config']  # All ask, and process 0 reads.
       if peers().is_first:
-        ended = start == stop
-        write_options(checkpoints.position(start)['config'] if ended else flatten(config), workdir)
+        write_options(options, workdir)
         keep_tokenizer(job.data.tokenizer.file, workdir)
       if start < stop:
         run = Run(job, workdir, checkpoints, request, watchdog, start, stop, changes, begun_s)

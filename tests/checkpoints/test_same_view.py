@@ -71,7 +71,7 @@ def test_a_stale_listing_hides_no_checkpoint(text, at_six, tmp_path, who):
   workdir = shutil.copytree(at_six, tmp_path / 'run')
   codes, ends = go_on(text, workdir, tmp_path, 'listing', who)
   assert codes == [0, 0], ends
-  assert all('Going on after step 6.' in out for out, _ in ends)
+  assert ['Going on after step 6.' in out for out, _ in ends] == [True, False]
   assert [line['step'] for line in read_metrics(workdir)] == list(range(9))
 
 
@@ -101,7 +101,7 @@ def test_a_damaged_file_sends_all_to_the_checkpoint_before(text, at_six, tmp_pat
       (folder / name).write_bytes(data)
   codes, ends = go_on(text, workdir, tmp_path, 'nothing', '-')
   assert codes == [0, 0], ends
-  assert all('Going on after step 3.' in out for out, _ in ends)
+  assert ['Going on after step 3.' in out for out, _ in ends] == [True, False]
   assert (workdir / 'checkpoints' / 'damaged-6').is_dir()
 
 
