@@ -83,14 +83,18 @@ def make_outer(name: str, **options) -> optax.GradientTransformation:
     ValueError: there is no such optimizer, or it does not take an option.
   """
   chosen = {key: value for key, value in options.items() if value is not None}
-  make, defaults, takes = _find(name)
+  make, defaults, takes = find_outer(name)
   if unknown := sorted(chosen.keys() - takes):
     raise ValueError(f'outer.{unknown[0]} is set, but the outer optimizer {name} does not take it.')
   return make(**{**defaults, **chosen})
 
 
-def _find(name: str) -> tuple[Callable, dict[str, object], set[str]]:
-  """Returns what makes an outer optimizer, its defaults, and the options that it takes."""
+def find_outer(name: str) -> tuple[Callable, dict[str, object], set[str]]:
+  """Returns what makes an outer optimizer, its defaults, and the options that it takes.
+
+  Raises:
+    ValueError: there is no such optimizer.
+  """
   if name in OUTER_OPTIMIZERS:
     ours = OUTER_OPTIMIZERS[name]
     return ours.make, ours.defaults, set(ours.defaults)

@@ -9,6 +9,7 @@ from ml_collections import config_dict
 from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.optimizer.inner import REFUSED
 from desloc_jax.optimizer.methods import MULTIPLES
+from desloc_jax.optimizer.outer import find_outer
 from desloc_jax.options.batch import batch_of
 from desloc_jax.options.changes import allowed_words
 from desloc_jax.options.failures import parse_attacks, parse_away
@@ -78,6 +79,11 @@ def _check_texts(config: config_dict.ConfigDict) -> None:
   parse_away(config.failures.away, config.workers)
   parse_attacks(config.failures.attack, config.workers)
   parse_steps(config.profile.steps)
+  if config.outer.name:  # Also where the method has no outer optimizer.
+    try:
+      find_outer(config.outer.name)
+    except ValueError as error:
+      raise UserError(str(error)) from error
   if config.topology:
     parse_topology(config.topology)
   try:
