@@ -114,7 +114,7 @@ def test_checkpoints_of_before_know_only_one_hash(text, after_seven_steps, other
     del position[name]
   del position['next']['orders'], position['segment']['orders']
   path.write_text(json.dumps(position))
-  checksums.sign(folder, ('state', 'position'))
+  checksums.sign(folder, ('state', 'position'), 1)
   if fits:
     assert train(small_config(text, stop_at=8), after_seven_steps)['steps'] == 8
     return

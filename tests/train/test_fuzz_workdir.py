@@ -90,7 +90,7 @@ def put(draw, path, outside, kinds):
 
 
 def sign(checkpoint):
-  checksums.sign(checkpoint, ('state', 'position'))
+  checksums.sign(checkpoint, ('state', 'position'), 1)
 
 
 def spoil(draw, workdir, outside):
