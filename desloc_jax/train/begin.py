@@ -18,6 +18,7 @@ from desloc_jax.hub.stored import StoredModel
 from desloc_jax.options.table import model_config
 from desloc_jax.paths import resolve
 from desloc_jax.train.job import Job
+from desloc_jax.train.mesh import place
 
 # What makes two models compute the same: option -> what it comes to.
 _SAME = {
@@ -57,13 +58,8 @@ def open_initial(config: config_dict.ConfigDict, tokenizer: Tokenizer) -> Stored
 
 def read_initial(job: Job, stored: StoredModel) -> optax.Params:
   """Returns the parameters of a model as the job has them, one in the host's memory at a time."""
-
-  def place(name: str, like: jax.ShapeDtypeStruct) -> jax.Array:
-    values = stored.read(name)
-    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: values[index])
-
   likes = flax.traverse_util.flatten_dict(job.program.state_like.params, sep='.')
-  leaves = {name: place(name, like) for name, like in likes.items()}
+  leaves = {name: place(stored.read(name), like.sharding) for name, like in likes.items()}
   return flax.traverse_util.unflatten_dict(leaves, sep='.')
 
 
