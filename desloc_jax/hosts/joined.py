@@ -6,10 +6,11 @@ from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed  # Its client has no public name.
-from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from desloc_jax.hosts import ending
+from desloc_jax.hosts.aside import first_devices
 from desloc_jax.hosts.board import SharedBoard
 from desloc_jax.hosts.peers import Peers
 
@@ -33,8 +34,9 @@ class Joined(Peers):
     self._boards = itertools.count()
 
   def _gather_texts(self, text: str) -> list[str]:
-    sizes = multihost_utils.process_allgather(np.array([len(text.encode())], np.int32))[:, 0]
-    messages = _all_gather(text.encode(), max(1, *sizes))
+    message = text.encode()
+    sizes = [int(row[0]) for row in _rows_of_all(np.array([len(message)], np.int32))]
+    messages = _all_gather(message, max(1, *sizes))
     return [message[:size].decode() for message, size in zip(messages, sizes, strict=True)]
 
   def fetch(self, tree: Any) -> Any:
@@ -61,7 +63,7 @@ class Joined(Peers):
     return jax.tree.unflatten(structure, values)
 
   def wait_for_all(self) -> None:
-    multihost_utils.sync_global_devices('wait')
+    _all_gather(b'', 1)
 
   def make_board(self) -> SharedBoard:
     client = distributed.global_state.client
@@ -81,7 +83,26 @@ def _all_gather(message: bytes, size: int) -> list[bytes]:
   """Returns the messages of all processes, filled up to `size` bytes."""
   filled = np.zeros(size, np.uint8)
   filled[: len(message)] = np.frombuffer(message, np.uint8)
-  return [row.tobytes() for row in multihost_utils.process_allgather(filled)]
+  return [row.tobytes() for row in _rows_of_all(filled)]
+
+
+def _rows_of_all(row: np.ndarray) -> np.ndarray:
+  """Returns [processes, ...]: the array of each process.
+
+  One device of each takes part. JAX's own all-gather takes all, and would wait for those on which
+  an average is under way.
+  """
+  mesh = Mesh(np.array(first_devices()), ('processes',))
+  shape = (len(mesh.devices), *row.shape)
+  rows = jax.make_array_from_process_local_data(
+    NamedSharding(mesh, PartitionSpec('processes')), row[None], shape
+  )
+  gather = jax.jit(_same, out_shardings=NamedSharding(mesh, PartitionSpec()))
+  return np.asarray(gather(rows).addressable_data(0))
+
+
+def _same(rows: jax.Array) -> jax.Array:
+  return rows
 
 
 def _is_here(leaf: Any) -> bool:

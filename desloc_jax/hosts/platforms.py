@@ -1,12 +1,12 @@
 """Whether JAX has the devices that the user asks for, and threads for virtual ones."""
 
 import os
-import re
 
 import jax
 import jax.extend.backend
 
 from desloc_jax.errors import UserError
+from desloc_jax.hosts.aside import virtual_devices
 
 _THREADS_A_DEVICE = 4
 
@@ -19,8 +19,7 @@ def give_threads_to_collectives(workers: int) -> None:
   devices may wait in one collective and half in another: after 40 seconds XLA aborts the process.
   Devices that are a worker each meet in its averages alone, where this was not seen.
   """
-  flags = re.findall(r'host_platform_device_count=(\d+)', os.environ.get('XLA_FLAGS', ''))
-  devices = max([jax.config.jax_num_cpu_devices, *map(int, flags[-1:])])
+  devices = virtual_devices()
   if devices > workers:
     os.environ.setdefault('NPROC', str(_THREADS_A_DEVICE * devices))
 
