@@ -4,7 +4,7 @@
 goes on from are dropped: they will be written again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ from desloc_jax.logs.workdir import (
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.table import flatten
 from desloc_jax.paths import resolve
-from desloc_jax.train import report
+from desloc_jax.train import collector, report
 from desloc_jax.train.compilation import keep_programs
 from desloc_jax.train.complete import complete_metrics
 from desloc_jax.train.evaluate import Evaluator
@@ -78,6 +78,7 @@ def train(
   workdir = peers().together(lambda: resolve(workdir, '--workdir'))
   board = peers().make_board()
   with contextlib.ExitStack() as stack:
+    wake_collector = stack.enter_context(collector.resting())
     watchdog = stack.enter_context(Watchdog(config.processes.stuck_timeout_s, workdir, board))
     request = stack.enter_context(StopRequest(board))
     peers().together(functools.partial(check_workdir, workdir))
@@ -98,7 +99,7 @@ def train(
         keep_tokenizer(job.data.tokenizer.file, workdir)
       if start < stop:
         run = Run(job, workdir, checkpoints, request, watchdog, start, stop, changes, begun_s)
-        state = _run_steps(run, state)
+        state = _run_steps(run, state, wake_collector)
     finally:
       watchdog.enter('the end')
       checkpoints.close()
@@ -146,8 +147,11 @@ class Run:
       self.checkpoints.save(step, state, position_after(self.job, step, syncs, finite))
 
 
-def _run_steps(run: Run, state: TrainState) -> TrainState:
-  """Returns the state after the last step, of which there is then a checkpoint."""
+def _run_steps(run: Run, state: TrainState, begun: Callable[[], None]) -> TrainState:
+  """Returns the state after the last step, of which there is then a checkpoint.
+
+  `begun` is called when the first step is dispatched.
+  """
   job, start, stop, request = run.job, run.start, run.stop, run.request
   if peers().is_first:
     job.data.warn_of_epochs(stop)
@@ -166,6 +170,8 @@ def _run_steps(run: Run, state: TrainState) -> TrainState:
     request.begin(start)
     for step, inputs in zip(range(start + 1, stop + 1), step_inputs(job, start), strict=False):
       state, metrics = job.train_step(state, *inputs)
+      if step == start + 1:
+        begun()
       in_flight.add(metrics)
       if recorder.due:  # The step before: fetched now that the device has its next work.
         recorder.write(recorder.fetch())
