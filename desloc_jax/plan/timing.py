@@ -5,6 +5,8 @@ import math
 
 from desloc_jax.programs.ledger import EVERY_STEP, Ledger
 
+_CYCLES = 4  # Of the longest period, over which waiting is counted.
+
 
 @dataclasses.dataclass(frozen=True)
 class Link:
@@ -58,7 +60,9 @@ def all_reduce_seconds(
   return ledger.ring_bytes(payload_bytes, name) / link.bytes_per_s + messages * link.latency_s
 
 
-def step_time(ledger: Ledger, link: Link, compute_s: float, overlap: float = 0.0) -> StepTime:
+def step_time(
+  ledger: Ledger, link: Link, compute_s: float, overlap: float = 0.0, behind: int = 0
+) -> StepTime:
   """Returns the mean step of a method.
 
   Args:
@@ -66,14 +70,64 @@ def step_time(ledger: Ledger, link: Link, compute_s: float, overlap: float = 0.0
     link: that it sends over.
     compute_s: seconds of arithmetic a step.
     overlap: share of `compute_s` behind which gradients are averaged, where they are (DDP).
-      Devices wait for every other sync.
+    behind: steps that are made while a sync is on its way; 0: devices wait for each.
   """
+  if behind:
+    return StepTime(compute_s, waiting_seconds(ledger, link, compute_s, behind))
   seconds = sum(
     all_reduce_seconds(ledger, size, link, name) / ledger.periods[name]
     for name, size in ledger.bytes_per_sync.items()
   )
   hidden = overlap * compute_s if EVERY_STEP in ledger.bytes_per_sync else 0.0
   return StepTime(compute_s, max(0.0, seconds - hidden))
+
+
+def waiting_seconds(ledger: Ledger, link: Link, compute_s: float, behind: int) -> float:
+  """Returns the seconds of a mean step in which devices wait for syncs that are behind the steps.
+
+  The syncs of a step begin after it, one after another and after those before them on the link,
+  and all must be done before the step that is `behind` steps later ends.
+  """
+  sent = [
+    (all_reduce_seconds(ledger, size, link, name), period, phase)
+    for name, size in ledger.bytes_per_sync.items()
+    if math.isfinite(period := ledger.periods[name])
+    for phase in [0]
+  ]
+  now = free = waited = 0.0
+  due: dict[int, float] = {}
+  steps = _CYCLES * math.ceil(max((period for _, period, _ in sent), default=1))
+  for step in range(1, steps + 1):
+    now += compute_s
+    if (landing := due.pop(step, now)) > now:
+      waited, now = waited + landing - now, landing
+    for seconds, period, phase in sent:
+      if (step + phase) // period > (step + phase - 1) // period:
+        free = max(now, free) + seconds
+        due[step + behind] = free
+  return waited / steps
+
+
+def least_delay(ledger: Ledger, link: Link, compute_s: float) -> int:
+  """Returns the steps behind which all syncs that may fall on one step are hidden."""
+  seconds = sum(
+    all_reduce_seconds(ledger, size, link, name)
+    for name, size in ledger.bytes_per_sync.items()
+    if math.isfinite(ledger.periods[name])
+  )
+  return math.ceil(seconds / compute_s)
+
+
+def slowest_link(
+  ledger: Ledger, latency_s: float, compute_s: float, behind: int, share: float
+) -> Link:
+  """Returns the slowest link over which communication takes at most `share` of a step."""
+  slow, fast = 1.0, 1e15  # Bytes a second.
+  while fast / slow > 1.001:
+    middle = math.sqrt(slow * fast)
+    time = step_time(ledger, Link(middle, latency_s), compute_s, behind=behind)
+    slow, fast = (slow, middle) if time.share <= share else (middle, fast)
+  return Link(fast, latency_s)
 
 
 def period_for_share(period: int, time: StepTime, share: float) -> int:
