@@ -1,5 +1,6 @@
 """The experiments' own code: mostly with a stub in the trainer's place, else on runs of seconds."""
 
+import collections
 import csv
 import importlib
 import math
@@ -15,7 +16,7 @@ from desloc_jax.options.table import flatten
 from desloc_jax.train import loop
 from experiments import all as all_experiments, runner
 from experiments.command import check_followed, parse
-from experiments.paper import communication, half_lives, heterogeneous, muon, toy
+from experiments.paper import communication, half_lives, heterogeneous, muon, toy, tuned, tuning
 from experiments.report import write
 from experiments.runs import Result, with_those_before
 from experiments.scales import make_scale
@@ -65,6 +66,22 @@ def test_an_experiment_reports_on_its_runs(name, tmp_path, trained, monkeypatch)
     assert check.claim in written
     assert check.exact or len(check.values) == scale.seeds, check.claim
   assert (tmp_path / 'results' / f'{name}.png').stat().st_size > 10_000
+
+
+def test_methods_are_tuned_on_seeds_that_their_results_do_not_use(tmp_path, trained, monkeypatch):
+  scale = make_scale('test')
+  swept = tuning.runs(scale)
+  counts = collections.Counter(run.labels['variant'] for run in swept)
+  assert set(counts.values()) == {6 * tuning.SEEDS}
+  write(tuning.report(run_all(swept, tmp_path / 'runs'), scale), tmp_path / 'tuning-test', 't', '')
+  best = tuning.best(scale, tmp_path)
+  for method in tuning.METHODS:
+    assert best[method] in tuning.candidates(method)
+  monkeypatch.setattr(tuning, 'best', lambda scale: best)
+  runs = tuned.runs(scale)
+  assert not {run.config.seed for run in runs} & {run.config.seed for run in swept}
+  report = tuned.report(run_all(runs, tmp_path / 'runs'), scale)
+  assert all(check.exact or len(check.values) == scale.seeds for check in report.checks)
 
 
 @pytest.mark.parametrize('name', WITH_RUNS)

@@ -1,0 +1,152 @@
+"""The settings of each method that its results use: swept on seeds that no result has.
+
+  python -m experiments.paper.tuning --processes=2
+
+Each method gets as many runs: six learning rates, in factors of the square root of two. A method with
+a setting of its own (the outer momentum of DiLoCo, the weight of MT-DAO's gradient) gets three rates
+and two values of that. Runs are long enough for 64 averages of the parameters and 10 of the second
+moment. `experiments.paper.tuned` takes the best of each.
+"""
+
+from collections.abc import Mapping, Sequence
+import csv
+import itertools
+import math
+import pathlib
+import statistics
+import sys
+from typing import Any
+
+from desloc_jax.errors import UserError
+from experiments import command, plots
+from experiments.report import grouped, mean_spread, Report, RESULTS, rows_of
+from experiments.runs import Result, Run
+from experiments.scales import changed, Scale
+
+FIRST_SEED = 100
+SEEDS = 2
+RATE = 'inner.learning_rate'
+MUON = {'inner.name': 'muon', 'inner.b1': None, 'inner.b2': None}
+# Of each method: what it is, the middle of its rates, and the setting of its own with two values.
+METHODS: Mapping[str, tuple[Mapping[str, Any], float, Mapping[str, Sequence[Any]]]] = {
+  'ddp': ({}, 4e-3, {}),
+  'local_adam': ({}, 4e-3, {}),
+  'desloc': ({}, 4e-3, {}),
+  'favg_opt': ({}, 4e-3, {}),
+  'favg_reset': ({}, 4e-3, {}),
+  'diloco': ({}, 4e-3, {'outer.momentum': (0.5, 0.9)}),
+  'mt_dao': ({}, 4e-3, {'inner.w': (0.9, 0.98)}),
+  'Local Muon': ({'method': 'local_adam', **MUON}, 2e-2, {}),
+  'DES-LOC-Muon': ({'method': 'desloc', **MUON}, 2e-2, {}),
+}
+
+
+def settings(scale: Scale) -> dict[str, Any]:
+  """Returns what the runs have in common, of this experiment and of `tuned`."""
+  steps = 64 * scale.config.periods.params if scale.name != 'test' else scale.config.steps
+  return {
+    'steps': steps, 'schedule.warmup_steps': max(1, steps // 8), 'eval.every': max(1, steps // 8),
+    'checkpoint.every': steps,
+  }  # fmt: skip
+
+
+def candidates(method: str) -> list[dict[str, Any]]:
+  """Returns the settings that are tried of a method."""
+  _, middle, own = METHODS[method]
+  rates = [middle * 2 ** (k / 2) for k in (range(-1, 2) if own else range(-2, 4))]
+  values = itertools.product(*own.values())
+  tried = [dict(zip(own, each, strict=True)) for each in values]
+  return [{RATE: float(f'{rate:.3g}'), **each} for each in tried for rate in rates]
+
+
+def options_of(method: str) -> dict[str, Any]:
+  """Returns what makes a method, without what is tuned."""
+  return {'method': method, **METHODS[method][0]}
+
+
+def runs(scale: Scale) -> list[Run]:
+  """Returns a run of each candidate of each method, for each seed."""
+  return [
+    Run(
+      {'variant': method, **{name: candidate.get(name, '') for name in _tuned()}},
+      changed(
+        scale.config,
+        {**settings(scale), **options_of(method), **candidate, 'seed': FIRST_SEED + seed},
+      ),
+    )
+    for seed in range(min(scale.seeds, SEEDS))
+    for method in METHODS
+    for candidate in candidates(method)
+  ]
+
+
+def report(results: Sequence[Result], scale: Scale) -> Report:
+  """Returns the best of each method, and whether it is at an end of what was tried."""
+  groups = grouped(results)
+  figure, (panel,) = plots.panels(
+    1, f'{settings(scale)["steps"]} steps, K_x = {scale.config.periods.params}: the mean of each '
+    'candidate', 9,
+  )  # fmt: skip
+  rows = [('method', *_tuned(), 'validation loss', 'at an end')]
+  for method, group in groups.items():
+    losses = _by_candidate(group)
+    for name, part in _curves(losses).items():
+      label = f'{method}{name}'
+      plots.mean_line(panel, list(part), list(part.values()), label, **plots.style(label))
+    best = min(losses, key=lambda candidate: statistics.mean(losses[candidate]))
+    rates = [dict(candidate)[RATE] for candidate in losses]
+    ends = dict(best)[RATE] in (min(rates), max(rates))
+    cells = [f'{dict(best)[name]:g}' if name in dict(best) else '' for name in _tuned()]
+    rows.append((method, *cells, mean_spread(losses[best]), 'yes' if ends else 'no'))
+  panel.set(xlabel='learning rate', ylabel=f'final {plots.LOSS}', xscale='log')
+  panel.legend(fontsize='small')
+  return Report('What each method is tuned to', rows_of(results), rows, [], figure)
+
+
+def best(scale: Scale, folder: pathlib.Path = RESULTS) -> dict[str, dict[str, Any]]:
+  """Returns the settings of each method with the least mean loss, of the committed sweep.
+
+  Raises:
+    UserError: there is none of this scale.
+  """
+  path = folder / f'tuning-{scale.name}' / 'results.csv'
+  if not path.exists():
+    raise UserError(f'{path} does not exist; run python -m experiments.paper.tuning first.')
+  with path.open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  losses: dict[str, dict[tuple, list[float]]] = {}
+  for row in rows:
+    candidate = tuple((name, float(row[name])) for name in _tuned() if row.get(name))
+    losses.setdefault(row['variant'], {}).setdefault(candidate, []).append(float(row['loss']))
+  return {
+    method: dict(min(each, key=lambda candidate: statistics.mean(each[candidate])))
+    for method, each in losses.items()
+  }
+
+
+def _tuned() -> list[str]:
+  return [RATE, *dict.fromkeys(name for _, _, own in METHODS.values() for name in own)]
+
+
+def _by_candidate(group: Sequence[Result]) -> dict[tuple, list[float]]:
+  losses: dict[tuple, list[float]] = {}
+  for result in group:
+    labels = result.run.labels
+    candidate = tuple((name, labels[name]) for name in _tuned() if labels[name] != '')
+    losses.setdefault(candidate, []).append(result.loss)
+  return losses
+
+
+def _curves(losses: Mapping[tuple, list[float]]) -> dict[str, dict[float, list[float]]]:
+  """Returns losses by learning rate, by the other settings in words; without those that diverged."""
+  curves: dict[str, dict[float, list[float]]] = {}
+  for candidate, values in sorted(losses.items()):
+    (_, rate), *own = candidate
+    words = ''.join(f', {name} {value:g}' for name, value in own)
+    if all(map(math.isfinite, values)):
+      curves.setdefault(words, {})[rate] = values
+  return curves
+
+
+if __name__ == '__main__':
+  command.main(sys.modules[__name__])
