@@ -16,7 +16,16 @@ from desloc_jax.options.table import flatten
 from desloc_jax.train import loop
 from experiments import all as all_experiments, runner
 from experiments.command import check_followed, parse
-from experiments.paper import communication, half_lives, heterogeneous, muon, toy, tuned, tuning
+from experiments.paper import (
+  communication,
+  frontier,
+  half_lives,
+  heterogeneous,
+  muon,
+  toy,
+  tuned,
+  tuning,
+)
 from experiments.report import write
 from experiments.runs import Result, with_those_before
 from experiments.scales import make_scale
@@ -78,10 +87,13 @@ def test_methods_are_tuned_on_seeds_that_their_results_do_not_use(tmp_path, trai
   for method in tuning.METHODS:
     assert best[method] in tuning.candidates(method)
   monkeypatch.setattr(tuning, 'best', lambda scale: best)
-  runs = tuned.runs(scale)
-  assert not {run.config.seed for run in runs} & {run.config.seed for run in swept}
-  report = tuned.report(run_all(runs, tmp_path / 'runs'), scale)
-  assert all(check.exact or len(check.values) == scale.seeds for check in report.checks)
+  for experiment in (tuned, frontier):
+    runs = experiment.runs(scale)
+    for run in runs:
+      check_config(run.config)
+    assert not {run.config.seed for run in runs} & {run.config.seed for run in swept}
+    report = experiment.report(run_all(runs, tmp_path / 'runs'), scale)
+    assert all(check.exact or len(check.values) == scale.seeds for check in report.checks)
 
 
 @pytest.mark.parametrize('name', WITH_RUNS)
