@@ -26,7 +26,7 @@ _TOPK = {'sync.params': 'topk', 'periods.mu': 0, 'periods.nu': 0}
 
 def variants(period: int) -> dict[str, tuple[str, dict[str, Any]]]:
   """Returns by name a method of `tuning` and what differs from it, where K_x is `period`."""
-  often, seldom = period // 2, 4 * period
+  often, few, seldom = period // 2, round(1.25 * period), 4 * period
   return {
     DDP: ('ddp', {}),
     'local_adam': ('local_adam', {}),
@@ -35,13 +35,15 @@ def variants(period: int) -> dict[str, tuple[str, dict[str, Any]]]:
     'desloc int8': ('desloc', _ALL('int8')),
     'desloc int4': ('desloc', _ALL('int4')),
     f'desloc int4, K_x = {seldom}': ('desloc', {**_ALL('int4'), 'periods.params': seldom}),
-    'desloc topk, local moments': ('desloc', _TOPK),
+    f'desloc topk, local moments, K_x = {few}': ('desloc', {**_TOPK, 'periods.params': few}),
     f'desloc topk, local moments, K_x = {often}': ('desloc', {**_TOPK, 'periods.params': often}),
     f'desloc topk, local moments, K_x = {seldom}': ('desloc', {**_TOPK, 'periods.params': seldom}),
     'Muon': ('DES-LOC-Muon', {}),
     'Muon int4': ('DES-LOC-Muon', _ALL('int4')),
     f'Muon int4, K_x = {seldom}': ('DES-LOC-Muon', {**_ALL('int4'), 'periods.params': seldom}),
-    'Muon topk, local moments': ('DES-LOC-Muon', _TOPK),
+    f'Muon topk, local moments, K_x = {few}': (
+      'DES-LOC-Muon', {**_TOPK, 'periods.params': few},
+    ),
     f'Muon topk, local moments, K_x = {often}': (
       'DES-LOC-Muon', {**_TOPK, 'periods.params': often},
     ),

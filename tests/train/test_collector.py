@@ -40,9 +40,7 @@ def test_a_run_has_it_on_from_its_first_step_and_after_a_start_that_fails(
     loop, 'begin_or_go_on', lambda *args: seen.append(gc.isenabled()) or begin(*args)
   )
   add = loop.Recorder.add
-  monkeypatch.setattr(
-    loop.Recorder, 'add', lambda *args: seen.append(gc.isenabled()) or add(*args)
-  )
+  monkeypatch.setattr(loop.Recorder, 'add', lambda *args: seen.append(gc.isenabled()) or add(*args))
   train_on_two(small_config(text, stop_at=2), tmp_path / 'run')
   assert seen == [False, True, True] and gc.isenabled()
   with pytest.raises(UserError):
