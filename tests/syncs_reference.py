@@ -253,3 +253,18 @@ class Edit:
       self.variance[i, m] = (1 - rate) * (self.variance[i, m] + rate * change**2)
       self.count[i, m] += 1
     return steps
+
+
+class FedStale:
+  """Over who is there, and what it lacks of all by the differences sent last."""
+
+  def __init__(self, beta, shape):
+    self.beta, self.h = beta, np.zeros(shape)
+
+  def __call__(self, local, reference, weights):
+    there = weights > 0
+    d = (reference - local)[there]
+    step = np.average(d, axis=0, weights=weights[there])
+    lacks = self.h.mean(axis=0) - np.average(self.h[there], axis=0, weights=weights[there])
+    self.h[there] = d
+    return reference - step - self.beta * lacks

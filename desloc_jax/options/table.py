@@ -39,7 +39,7 @@ _MOST_WORKERS = 2**16  # Each has a few Python objects of its own.
 # Moments without a period of their own get a multiple of the parameters'.
 _PERIOD = at_least(0, LIMIT // max(MULTIPLES.values()))
 # How much a worker counts.
-WHO = ('present', 'fedau')
+WHO = ('present', 'fedau', 'fedstale')
 # State fields that options name, beside the parameters.
 FIELDS = {
   'mu': 'the first moment (u)',
@@ -132,7 +132,8 @@ OPTIONS = {
   'sync.neighbours': Option(bool, ANY, 'sync method',
     "robust averages of means of nearest neighbours; unset: the method's own, off"),
   'sync.who': Option('present', one_of(WHO), 'sync method',
-    'how much who is there counts: by worker_weights, or also by how long it was away (fedau)'),
+    'who counts: who is there, by worker_weights; more of it after it was away (fedau); or all, by '
+    'what they sent last (fedstale, of the parameters)'),
   'sync.exempt': Option('', ANY, 'sync method',
     "regular expression of arrays averaged by the mean, 'embed|norm', say"),
   'inner.name': Option('adam', one_of(INNER_OPTIMIZERS), 'inner', 'the optimizer of each worker'),

@@ -12,9 +12,11 @@ from desloc_jax.optimizer.syncs import (
   attacked,
   check_byzantine,
   fedau,
+  fedstale,
   make_sync,
   mean,
   ROBUST,
+  SUMS,
   Sync,
   TAKE,
 )
@@ -56,9 +58,39 @@ def make_syncs(config: config_dict.ConfigDict, periods: Periods) -> dict[str, Sy
     except ValueError as error:
       source = name if of_fields.get(name) else 'moments'
       raise UserError(f'sync.{source} is {sync!r}: {error}') from error
-  if config.sync.who == 'fedau':
-    syncs = {name: fedau(syncs.get(name, mean())) for name in chosen}
+  syncs |= _weighed(config, chosen, syncs)
   return syncs | _attacked(config, chosen, syncs)
+
+
+def _weighed(
+  config: config_dict.ConfigDict, chosen: Mapping[str, str], syncs: Mapping[str, Sync]
+) -> dict[str, Sync]:
+  """Returns the syncs in which a worker counts by what it did before.
+
+  Raises:
+    UserError: there are none, or what the run has beside does not go with it.
+  """
+  who = config.sync.who
+  if who == 'present':
+    return {}
+  if 'params' not in chosen:
+    raise UserError(
+      f'sync.who is {who!r}, but method {config.method!r} with periods.params='
+      f'{config.periods.params} averages no parameters; leave it unset.'
+    )
+  if who == 'fedau':
+    return {name: fedau(syncs.get(name, mean())) for name in chosen}
+  if config.worker_weights:
+    raise UserError(
+      'sync.who is fedstale, in which all workers count the same, but worker_weights is '
+      f'{tuple(config.worker_weights)}; leave it unset, or take sync.who=fedau.'
+    )
+  if chosen['params'] not in SUMS:
+    raise UserError(
+      f'sync.who is fedstale, whose messages are parts of a sum, but sync.params is '
+      f'{chosen["params"]!r}; expected one of {", ".join(SUMS)}.'
+    )
+  return {'params': fedstale(syncs.get('params', mean()))}
 
 
 def _attacked(

@@ -105,6 +105,9 @@ def test_an_outer_optimizer_of_optax_by_its_name():
     ({'outer.name': 'adam', 'outer.momentum': 0.5}, 'outer.momentum is set, but .* adam does not'),
     ({'method': 'byz_nsgdm', 'outer.nesterov': True}, 'outer.nesterov is set, but .* normalised'),
     ({'method': 'byz_nsgdm', 'workers': 2}, '1 of 2 workers may lie'),
+    ({'sync.who': 'fedstale', 'sync.params': 'krum', 'sync.byzantine': 1}, 'parts of a sum, but'),
+    ({'sync.who': 'fedstale', 'worker_weights': (1, 2, 1, 1)}, 'all workers count the same'),
+    ({'sync.who': 'fedau', 'method': 'ddp'}, "sync.who is 'fedau', but method 'ddp'"),
   ],
 )
 def test_what_cannot_work_is_refused(options, message):

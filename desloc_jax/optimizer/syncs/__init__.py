@@ -15,10 +15,11 @@ from desloc_jax.optimizer.syncs.encodings import (
 )
 from desloc_jax.optimizer.syncs.exempt import exempt
 from desloc_jax.optimizer.syncs.fedau import fedau
+from desloc_jax.optimizer.syncs.fedstale import fedstale
 from desloc_jax.optimizer.syncs.geometric_median import geometric_median
 from desloc_jax.optimizer.syncs.krum import krum
 from desloc_jax.optimizer.syncs.mean import mean
-from desloc_jax.optimizer.syncs.named import make_sync, ROBUST, SYNCS, TAKE
+from desloc_jax.optimizer.syncs.named import make_sync, ROBUST, SUMS, SYNCS, TAKE
 from desloc_jax.optimizer.syncs.quantised import quantised
 from desloc_jax.optimizer.syncs.robust import check_byzantine
 from desloc_jax.optimizer.syncs.sync import Context, Memory, MEMORY_AXES, Sync
@@ -34,6 +35,7 @@ __all__ = [
   'MEMORY_AXES',
   'Memory',
   'ROBUST',
+  'SUMS',
   'SYNCS',
   'TAKE',
   'Sync',
@@ -46,6 +48,7 @@ __all__ = [
   'ef21',
   'exempt',
   'fedau',
+  'fedstale',
   'floats',
   'four_levels',
   'geometric_median',

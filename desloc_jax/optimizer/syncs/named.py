@@ -24,6 +24,8 @@ ROBUST = {
   'krum': krum,
   'clip_to_median': clip_to_median,
 }
+# Means of all that is sent, whatever it is.
+SUMS = ('mean', *BITS, 'ef21', 'econtrol')
 NEED_NUMBER = ('trimmed_mean', 'krum')
 SYNCS = ('mean', *BITS, 'topk', 'ef21', 'econtrol', *ROBUST, 'edit')
 # Which syncs take an argument of `make_sync`.
