@@ -175,8 +175,9 @@ def test_a_cut_of_every_experiment_really_runs(name, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_toy_is_reported():
   report = toy.report([], make_scale('test'))
-  assert len(report.rows) == 2 * 4 * toy.SEEDS
-  assert len(report.checks) == 6
+  settings = len(toy.RATES) * len(toy.DECAYS)
+  assert len(report.rows) == 4 * (toy.SEEDS + settings * toy.MAP_SEEDS)
+  assert len(report.checks) == 3
 
 
 def test_an_option_that_the_experiment_sets_itself_is_refused():
