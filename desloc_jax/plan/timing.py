@@ -88,24 +88,28 @@ def waiting_seconds(ledger: Ledger, link: Link, compute_s: float, behind: int) -
   The syncs of a step begin after it, one after another and after those before them on the link,
   and all must be done before the step that is `behind` steps later ends.
   """
-  sent = [
-    (all_reduce_seconds(ledger, size, link, name), period, phase)
-    for name, size in ledger.bytes_per_sync.items()
-    if math.isfinite(period := ledger.periods[name])
-    for phase in [0]
-  ]
+  sent = {
+    period: sum(
+      all_reduce_seconds(ledger, size, link, name)
+      for name, size in ledger.bytes_per_sync.items()
+      if ledger.periods[name] == period
+    )
+    for period in set(ledger.periods.values())
+    if math.isfinite(period)
+  }
   now = free = waited = 0.0
   due: dict[int, float] = {}
-  steps = _CYCLES * math.ceil(max((period for _, period, _ in sent), default=1))
-  for step in range(1, steps + 1):
+  cycle = math.ceil(max(sent, default=1))
+  for step in range(1, (1 + _CYCLES) * cycle + 1):
     now += compute_s
-    if (landing := due.pop(step, now)) > now:
-      waited, now = waited + landing - now, landing
-    for seconds, period, phase in sent:
-      if (step + phase) // period > (step + phase - 1) // period:
+    landing = max(now, due.pop(step, now))
+    waited += landing - now if step > cycle else 0  # Nothing is on its way before the first sync.
+    now = landing
+    for period, seconds in sent.items():
+      if step // period > (step - 1) // period:
         free = max(now, free) + seconds
         due[step + behind] = free
-  return waited / steps
+  return waited / (_CYCLES * cycle)
 
 
 def least_delay(ledger: Ledger, link: Link, compute_s: float) -> int:
