@@ -8,6 +8,7 @@ import itertools
 import textwrap
 
 from desloc_jax import commands
+from desloc_jax.options.effect import condition
 from desloc_jax.options.table import ALLOWABLE, Option, OPTIONS
 from desloc_jax.valid import expected
 
@@ -39,7 +40,9 @@ def options_help() -> str:
         subsequent_indent=' ' * _COLUMN,
         break_long_words=False,
       )
-      lines += textwrap.wrap(row.meaning, _WIDTH, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
+      lines += textwrap.wrap(
+        _meaning(row), _WIDTH, initial_indent=' ' * 6, subsequent_indent=' ' * 6
+      )
   return '\n'.join(lines)
 
 
@@ -60,7 +63,7 @@ def options_page() -> str:
     for name in names:
       row = OPTIONS[name]
       cells = (f'`{name}`', f'`{_default(row)}`', expected(row.kind, row.valid), _restart(row))
-      lines.append(f'| {" | ".join([*cells, row.meaning.replace("|", chr(92) + "|")])} |')
+      lines.append(f'| {" | ".join([*cells, _meaning(row).replace("|", chr(92) + "|")])} |')
   return '\n'.join(lines) + '\n'
 
 
@@ -75,3 +78,8 @@ def _default(row: Option) -> str:
 
 def _restart(row: Option) -> str:
   return ', '.join(row.restart.split()) or 'never'
+
+
+def _meaning(row: Option) -> str:
+  where = ' and '.join(condition(word).meaning for word in row.counts.split())
+  return f'{row.meaning}; counts where {where}' if where else row.meaning

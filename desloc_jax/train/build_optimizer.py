@@ -156,6 +156,11 @@ def _health_check(config: config_dict.ConfigDict, periods: Periods) -> HealthChe
 def _resolve_periods(config: config_dict.ConfigDict, inner, params_like, clock: Clock) -> Periods:
   requested = {name: value for name, value in config.periods.items() if value is not None}
   if METHODS[config.method].merges_once:
+    if config.timing == 'pre' or config.stochastic or config.period_growth != 1:
+      raise UserError(
+        f'method {config.method!r} averages once, after the last step: timing is to be post, '
+        'stochastic False and period_growth 1.'
+      )
     requested['params'] = clock.last_step
   try:
     periods = resolve_periods(config.method, inner, params_like, requested)

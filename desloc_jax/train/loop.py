@@ -4,7 +4,7 @@
 goes on from are dropped: they will be written again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -33,6 +33,7 @@ from desloc_jax.logs.workdir import (
   write_options,
 )
 from desloc_jax.options.checks import check_config
+from desloc_jax.options.effect import tell_of_no_effect
 from desloc_jax.options.table import flatten
 from desloc_jax.paths import resolve
 from desloc_jax.train import collector, report
@@ -52,12 +53,19 @@ def train(
   config: config_dict.ConfigDict,
   workdir: pathlib.Path,
   devices: Sequence[jax.Device] | None = None,
+  given: Collection[str] = (),
 ) -> dict[str, Any]:
   """Trains, or goes on from the newest checkpoint in `workdir`, until `stop_at` or the last step.
 
   Writes config.json, metrics.jsonl, tensorboard/, checkpoints/, training.png and summary.json. A
   run that is at its end already is summed up as what it was: its files stay as they are, and what
   is lost of them is made again.
+
+  Args:
+    config: of the run.
+    workdir: where all is written.
+    devices: default all of them.
+    given: the options that the command line sets, for what is said of those without effect.
 
   Returns:
     The summary; empty on all processes but the first.
@@ -98,6 +106,8 @@ def train(
         write_options(options, workdir)
         keep_tokenizer(job.data.tokenizer.file, workdir)
       if start < stop:
+        if peers().is_first:
+          tell_of_no_effect(config, given)
         run = Run(job, workdir, checkpoints, request, watchdog, start, stop, changes, begun_s)
         state = _run_steps(run, state, wake_collector)
     finally:

@@ -63,9 +63,10 @@ def _run(argv: Sequence[str]) -> None:
   del argv
   values = flags.FLAGS
   logging.set_verbosity(logging.WARNING)
+  given = config_flags.get_override_values(values['config'])
   # Imported here, and the loop later, so that --help and values that cannot work answer at once.
   if values.mode != 'train':
-    return _print_before_booking(values.mode, values.config)
+    return _print_before_booking(values.mode, values.config, given)
   from desloc_jax.hosts.joining import join
   from desloc_jax.options.checks import check_config
   from desloc_jax.paths import resolve
@@ -84,16 +85,19 @@ def _run(argv: Sequence[str]) -> None:
     config.processes.start_timeout_s,
     config.processes.heartbeat_timeout_s,
   )
-  train(config, workdir)
+  train(config, workdir, given=given)
 
 
-def _print_before_booking(mode, config) -> None:
+def _print_before_booking(mode, config, given) -> None:
   import jax
 
   jax.config.update('jax_platforms', 'cpu')  # An accelerator may be at work on something else.
   from desloc_jax import plan
+  from desloc_jax.options.effect import tell_of_no_effect
 
   if mode == 'plan':
-    print(plan.plan_text(plan.make_plan(config)))
+    text = plan.plan_text(plan.make_plan(config))
   else:
-    print(plan.compiled_text(plan.compile_step(config)))
+    text = plan.compiled_text(plan.compile_step(config))
+  tell_of_no_effect(config, given, mode)
+  print(text)

@@ -18,15 +18,15 @@ OUTER = {'outer.learning_rate': 1.0, 'outer.momentum': 0.9}
 VARIANTS = {
   'ddp': {'method': 'ddp'},
   'desloc': {'method': 'desloc'},
-  'desloc_nesterov': {'method': 'desloc_nesterov'},
-  'outer rate 0.7': {'method': 'desloc_nesterov', 'outer.learning_rate': 0.7},
+  'desloc_nesterov': {'method': 'desloc_nesterov', **OUTER},
+  'outer rate 0.7': {'method': 'desloc_nesterov', **OUTER, 'outer.learning_rate': 0.7},
 }
 WARM_SHARE = 4  # Of the steps, one in so many is of DDP.
 
 
 def runs(scale: Scale) -> list[Run]:
   """Returns a run of each variant and seed, and before them the warm start of each seed."""
-  shared = {**OUTER, 'periods.params': 2 * scale.fast, 'restore.allow': 'method'}
+  shared = {'periods.params': 2 * scale.fast, 'restore.allow': 'method'}
   warm = {**shared, 'method': 'ddp', 'stop_at': scale.config.steps // WARM_SHARE}
   before = scale.runs({'warm start': warm}, keep_checkpoints=True)
   return scale.runs({name: {**shared, **each} for name, each in VARIANTS.items()}, after=before)

@@ -107,6 +107,7 @@ def test_an_outer_optimizer_of_optax_by_its_name():
     ({'method': 'byz_nsgdm', 'workers': 2}, '1 of 2 workers may lie'),
     ({'sync.who': 'fedstale', 'sync.params': 'krum', 'sync.byzantine': 1}, 'parts of a sum, but'),
     ({'sync.who': 'fedstale', 'worker_weights': (1, 2, 1, 1)}, 'all workers count the same'),
+    ({'method': 'merge_once', 'timing': 'pre'}, "'merge_once' averages once, after the last step"),
     ({'sync.who': 'fedau', 'method': 'ddp'}, "sync.who is 'fedau', but method 'ddp'"),
   ],
 )
