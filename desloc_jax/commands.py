@@ -3,13 +3,13 @@
 import argparse
 from collections.abc import Iterator, Sequence
 import contextlib
-import math
 import pathlib
 import sys
 from typing import Any, NamedTuple
 
 from desloc_jax.errors import UserError
 from desloc_jax.paths import local_path
+from desloc_jax.valid import ANY, check_value, expected, Valid
 
 
 def make_parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -27,67 +27,70 @@ def make_parser(module: str, description: str) -> argparse.ArgumentParser:
   return parser
 
 
-class LocalPath(argparse.Action):
-  """Stores a file or folder of this machine, `~` expanded; an address is a UserError."""
-
-  def __call__(self, parser, namespace, values, option_string=None):
-    setattr(namespace, self.dest, local_path(values, option_string))
-
-
 class Option(NamedTuple):
   """An option `--NAME` of a command.
 
   Attributes:
-    default: its value is of this type; of several values where it is a list, and a path of this
-      machine where it is one. A type: there is no default.
-    help: what it is; the default is added.
-    least: smallest number.
-    most: largest number.
-    choices: values that it may have; empty: any.
+    default: its value is of this type; of several values where it is a list, a path of this machine
+      with `~` expanded where it is one, and a flag where it is False. A type: there is no default.
+    help: what it is; names to choose from and the default are added.
+    valid: values that it may have.
     required: whether it must be given.
   """
 
   default: Any
   help: str
-  least: float = -math.inf
-  most: float = math.inf
-  choices: Sequence[str] = ()
+  valid: Valid = ANY
   required: bool = False
 
 
+def parse(
+  module: str, description: str, argv: Sequence[str] | None, **options: Option
+) -> argparse.Namespace:
+  """Returns the values of a command's options by name.
+
+  Raises:
+    UserError: an option is unknown, or its value cannot be used.
+  """
+  parser = make_parser(module, description)
+  add_options(parser, **options)
+  return parser.parse_args(argv)
+
+
 def add_options(parser: argparse.ArgumentParser, **options: Option) -> None:
-  """Adds options by their names; a number that is out of range is a UserError."""
+  """Adds options by their names; a value that cannot be used is a UserError."""
   for name, option in options.items():
-    several = isinstance(option.default, list)
-    one = option.default[0] if several else option.default
-    kind = one if isinstance(one, type) else type(one)
-    default = None if one is kind else option.default
-    shown = ' '.join(map(str, default)) if several else default
-    help_text = option.help if shown in (None, '') else f'{option.help} (default: {shown})'
-    parser.add_argument(
-      f'--{name}',
-      default=default,
-      help=help_text.replace('%', '%%'),
-      nargs='+' if several else None,
-      choices=option.choices or None,
-      metavar=name.upper() if option.choices else None,
-      required=option.required,
-      **{'action': LocalPath} if issubclass(kind, pathlib.Path) else _numbers(kind, option),
-    )
+    if option.default is False:
+      parser.add_argument(f'--{name}', action='store_true', help=option.help)
+    else:
+      _add(parser, f'--{name}', option)
 
 
-def _numbers(kind: type, option: Option) -> dict[str, Any]:
-  least, most = option.least, option.most
-  span = f'{least:g} to {most:g}' if most < math.inf else f'at least {least:g}'
+def _add(parser: argparse.ArgumentParser, name: str, option: Option) -> None:
+  several = isinstance(option.default, list)
+  one = option.default[0] if several else option.default
+  kind = one if isinstance(one, type) else type(one)
+  is_path = issubclass(kind, pathlib.Path)
+  default = None if one is kind else option.default
+  shown = ' '.join(map(str, default)) if several else default
+  notes = [expected(kind, option.valid)] if option.valid.choices and not several else []
+  notes += [] if shown in (None, '') else [f'default: {shown}']
 
   class Checked(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
-      for value in values if isinstance(values, list) else [values]:
-        if kind in (int, float) and (value < least or value > most):
-          raise UserError(f'{option_string} is {value:g}; expected {span}.')
-      setattr(namespace, self.dest, values)
+      for value in values if several else [values]:
+        check_value(name, value, str if is_path else kind, option.valid)
+      setattr(namespace, self.dest, local_path(values, name) if is_path else values)
 
-  return {'type': kind, 'action': Checked}
+  parser.add_argument(
+    name,
+    action=Checked,
+    type=str if is_path else kind,
+    default=default,
+    help='; '.join([option.help, *notes]).replace('%', '%%'),
+    nargs='+' if several else None,
+    required=option.required,
+  )
 
 
 @contextlib.contextmanager

@@ -33,6 +33,11 @@ def at_least(least: float, limit: float = LIMIT) -> Valid:
   return Valid(lambda x: least <= x < limit, f'>= {least}, below {shown}')
 
 
+def between(least: float, most: float) -> Valid:
+  """Numbers from `least` to `most`."""
+  return Valid(lambda x: least <= x <= most, f'from {least} to {most}')
+
+
 def one_of(choices: Collection[str]) -> Valid:
   """One of these names."""
   return Valid(lambda x: x in choices, choices=tuple(choices))

@@ -19,6 +19,7 @@ from desloc_jax.options.checks import check_config
 from desloc_jax.options.listing import options_help
 from desloc_jax.options.table import flatten
 from desloc_jax.train import cli
+from desloc_jax.valid import at_least
 from experiments import report as report_lib
 from experiments.progress import Progress
 from experiments.runner import claim, run_all
@@ -96,7 +97,7 @@ def parse(program: str, description: str, args: Sequence[str]) -> tuple[argparse
   )
   commands.add_options(
     parser,
-    seeds=Option(int, 'of each variant; default: of the scale', least=1),
+    seeds=Option(int, 'of each variant; default: of the scale', at_least(1)),
     results=Option(report_lib.RESULTS, 'results go to a folder in it'),
   )
   options, rest = parser.parse_known_args(args)

@@ -232,9 +232,10 @@ def _table(manifest: Manifest) -> str:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = commands.make_parser('desloc_jax prepare', __doc__)
-  commands.add_options(
-    parser,
+  return commands.parse(
+    'desloc_jax prepare',
+    __doc__,
+    argv,
     input=Option(
       str,
       f'sotu, hf:NAME[@REVISION][:CONFIG[:SPLIT]], or a file, folder or pattern of {READABLE} files; '
@@ -251,7 +252,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     text_column=Option('text', 'field that holds the text'),
     on_bad=Option('error', ON_BAD_HELP),
   )
-  return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

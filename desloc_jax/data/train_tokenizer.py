@@ -57,9 +57,10 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, progress: bool = True
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = commands.make_parser('desloc_jax tokenizer', __doc__)
-  commands.add_options(
-    parser,
+  return commands.parse(
+    'desloc_jax tokenizer',
+    __doc__,
+    argv,
     input=Option(
       str,
       'what to learn from, several separated by commas: sotu, hf:NAME[@REVISION][:CONFIG[:SPLIT]], or files, '
@@ -74,7 +75,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     text_column=Option('text', 'field that holds the text'),
     on_bad=Option('error', ON_BAD_HELP),
   )
-  return parser.parse_args(argv)
 
 
 def _read_texts(arguments: argparse.Namespace) -> Iterator[str]:

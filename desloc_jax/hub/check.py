@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +17,22 @@ _TOLERANCE = 1e-4
 _TOKENS, _AWKWARD = 256, 'Naïve café — 東京 🙂\n\n\t  two  spaces, ﬁ, \u200b, 1,234.5 <|endoftext|'
 
 
+class Comparison(NamedTuple):
+  """How far transformers' logits are from ours."""
+
+  version: str  # Of transformers.
+  tokens: int
+  difference: float  # The largest one of any logit.
+  largest: float  # Logit.
+  same: float  # Share of the tokens whose largest logit is of the same id.
+
+  def __str__(self) -> str:
+    return (
+      f'transformers {self.version}: logits of {self.tokens} tokens differ by at most '
+      f'{self.difference:.1e} of {self.largest:.1f}; {self.same:.1%} of the best tokens are the same'
+    )
+
+
 def check_available() -> None:
   """Raises UserError where transformers cannot be imported with torch."""
   try:
@@ -27,15 +44,16 @@ def check_available() -> None:
     ) from error
 
 
-def check_folder(stored: StoredModel, folder: pathlib.Path, dtype: str) -> str:
-  """Returns how far the logits are apart on real text, in a line.
+def check_folder(stored: StoredModel, folder: pathlib.Path, dtype: str) -> Comparison:
+  """Compares logits on real text.
 
   Raises:
-    UserError: too far for float32, or the tokenizers differ.
+    UserError: they are too far apart for float32, or the tokenizers differ.
   """
   import torch
   import transformers
 
+  transformers.utils.logging.disable_progress_bar()
   text = next(iter(read_documents('sotu'))).text
   tokens = _check_tokenizer(stored, folder, text)
   theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -52,15 +70,16 @@ def check_folder(stored: StoredModel, folder: pathlib.Path, dtype: str) -> str:
     return model_lib.logits(params, hidden)[0]
 
   our_logits = np.asarray(score(read_params(stored)))
-  difference, largest = np.abs(our_logits - their_logits).max(), np.abs(our_logits).max()
-  same = (our_logits.argmax(-1) == their_logits.argmax(-1)).mean()
-  line = (
-    f'transformers {transformers.__version__}: logits of {len(tokens)} tokens differ by at most '
-    f'{difference:.1e} of {largest:.1f}; {same:.1%} of the best tokens are the same'
+  found = Comparison(
+    version=transformers.__version__,
+    tokens=len(tokens),
+    difference=float(np.abs(our_logits - their_logits).max()),
+    largest=float(np.abs(our_logits).max()),
+    same=float((our_logits.argmax(-1) == their_logits.argmax(-1)).mean()),
   )
-  if dtype == 'float32' and not difference <= _TOLERANCE * max(1.0, largest):
-    raise UserError(f'{line}. That is no rounding: the folder was not written.')
-  return line
+  if dtype == 'float32' and not found.difference <= _TOLERANCE * max(1.0, found.largest):
+    raise UserError(f'{found}. That is no rounding: the folder was not written.')
+  return found
 
 
 def _check_tokenizer(stored: StoredModel, folder: pathlib.Path, text: str) -> np.ndarray:
@@ -70,7 +89,7 @@ def _check_tokenizer(stored: StoredModel, folder: pathlib.Path, text: str) -> np
   theirs = transformers.AutoTokenizer.from_pretrained(folder)
   for each in (text[:20_000], _AWKWARD):
     ours = stored.tokenizer.encode(each).tolist()
-    if theirs(each)['input_ids'] != ours:
+    if theirs(each, verbose=False)['input_ids'] != ours:
       raise UserError(f'transformers encodes {each[:40]!r} otherwise: the folder was not written.')
     if stored.tokenizer.keeps_bytes and theirs.decode(ours) != each:
       raise UserError(f'transformers decodes {each[:40]!r} otherwise: the folder was not written.')

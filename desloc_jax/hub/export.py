@@ -16,11 +16,13 @@ import tempfile
 import jax
 
 from desloc_jax import commands
-from desloc_jax.errors import unknown_choice, UserError
+from desloc_jax.commands import Option
+from desloc_jax.errors import UserError
 from desloc_jax.hub import card, check as check_lib, layouts, opening, writing
 from desloc_jax.hub.stored import StoredModel
 from desloc_jax.logs.metrics import format_bytes
 from desloc_jax.paths import resolve, shown
+from desloc_jax.valid import one_of, POSITIVE
 
 
 def export(
@@ -45,10 +47,6 @@ def export(
     UserError: it is there, cannot be written, or is not what the model is.
   """
   layout = layouts.find_layout(stored.config, layout_name)
-  if dtype not in writing.DTYPES:
-    raise unknown_choice('dtype', dtype, writing.DTYPES)
-  if shard_bytes <= 0:
-    raise UserError(f'max_shard_gb is {shard_bytes / 1e9:g}; expected a number above 0.')
   if output.exists() or output.is_symlink():
     raise UserError(f'--output={output} exists; delete it or choose another name.')
   if not output.parent.is_dir():
@@ -59,7 +57,7 @@ def export(
   try:
     size = writing.write_model(stored, layout, dtype, shard_bytes, partial)
     (partial / 'README.md').write_text(card.card(stored, layout, dtype), encoding='utf-8')
-    lines = [check_lib.check_folder(stored, partial, dtype)] if check else []
+    lines = [str(check_lib.check_folder(stored, partial, dtype))] if check else []
     partial.chmod(0o755)
     partial.rename(output)
   finally:
@@ -69,15 +67,17 @@ def export(
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = commands.make_parser('desloc_jax export', __doc__)
-  add = parser.add_argument
-  opening.add_arguments(parser, folders=False)
-  add('--output', required=True, metavar='DIR', help='the folder to write, which must not exist')
-  add('--layout', default='auto', help='auto, llama, qwen3 or apertus (default %(default)s)')
-  add('--dtype', default='float32', help='float32 or bfloat16 (default %(default)s)')
-  add('--max_shard_gb', type=float, default=5.0, metavar='N', help='1e9 bytes a file (default 5)')
-  add('--check', action='store_true', help='load it by transformers and compare logits')
-  return parser.parse_args(argv)
+  return commands.parse(
+    'desloc_jax export',
+    __doc__,
+    argv,
+    **opening.OF_RUN,
+    output=Option(pathlib.Path, 'the folder to write, which must not exist', required=True),
+    layout=Option('auto', 'which architecture', one_of(('auto', *layouts.LAYOUTS))),
+    dtype=Option('float32', 'of the weights', one_of(writing.DTYPES)),
+    max_shard_gb=Option(5.0, '1e9 bytes a file of weights', POSITIVE),
+    check=Option(False, 'load it by transformers and compare logits'),
+  )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

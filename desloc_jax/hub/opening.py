@@ -3,25 +3,25 @@
 import argparse
 import pathlib
 
+from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
 from desloc_jax.hub.folders import FolderModel
 from desloc_jax.hub.runs import open_steps, steps_of
 from desloc_jax.hub.stored import Mean, StoredModel
 from desloc_jax.paths import resolve
+from desloc_jax.valid import one_of
 
-
-def add_arguments(parser: argparse.ArgumentParser, folders: bool = True) -> None:
-  """Adds the options by which a command names its model."""
-  add = parser.add_argument
-  add('--workdir', metavar='RUN', help='of the run')
-  if folders:
-    add('--model', metavar='DIR', help='an exported folder, or one of the hub, in place of a run')
-  add('--step', default='', metavar='N[,M..]', help='of the checkpoint (default: the newest)')
-  add(
-    '--parameters',
-    default='consensus',
-    help="consensus, or mean: that of the workers' own, between syncs (default %(default)s)",
-  )
+# By which a command names its model, in a run or a folder.
+OF_RUN = {
+  'workdir': Option(pathlib.Path, 'of the run'),
+  'step': Option('', 'N[,M..], of the checkpoint (default: the newest)'),
+  'parameters': Option(
+    'consensus', "mean: of the workers' own, between syncs", one_of(('consensus', 'mean'))
+  ),
+}
+OF_RUN_OR_FOLDER = OF_RUN | {
+  'model': Option(pathlib.Path, 'an exported folder, or one of the hub, in place of a run')
+}
 
 
 def open_several(arguments: argparse.Namespace) -> list[StoredModel]:
@@ -33,12 +33,13 @@ def open_several(arguments: argparse.Namespace) -> list[StoredModel]:
   folder = getattr(arguments, 'model', None)
   if bool(arguments.workdir) == bool(folder):
     raise UserError('expected one of --workdir and --model. See --help.')
+  is_mean = arguments.parameters == 'mean'
   if folder:
-    if arguments.step or arguments.parameters != 'consensus':
+    if arguments.step or is_mean:
       raise UserError('--step and --parameters are of a run; --model has one model.')
     return [FolderModel(resolve(folder, '--model'))]
   workdir = resolve(arguments.workdir, '--workdir')
-  return open_steps(workdir, _steps(arguments.step, workdir), arguments.parameters)
+  return open_steps(workdir, _steps(arguments.step, workdir), is_mean)
 
 
 def open_one(arguments: argparse.Namespace) -> StoredModel:

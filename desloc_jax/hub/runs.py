@@ -17,7 +17,7 @@ from desloc_jax.checkpoints.leaves import LeafReader
 from desloc_jax.checkpoints.same_view import listed_steps
 from desloc_jax.checkpoints.store import read_position, read_shapes, STATE
 from desloc_jax.data.tokenizers import BUILT_IN
-from desloc_jax.errors import unknown_choice, UserError
+from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.logs.workdir import CHECKPOINTS, CONFIG_FILE, SUMMARY_FILE, TOKENIZER_FILE
 from desloc_jax.model import GPTConfig
@@ -25,26 +25,23 @@ from desloc_jax.options.table import OPTIONS
 from desloc_jax.paths import shown
 
 _Result = TypeVar('_Result')
-PARAMETERS = ('consensus', 'mean')
 
 
 class RunModel:
   """The model of one checkpoint; see `StoredModel`."""
 
-  def __init__(self, workdir: pathlib.Path, step: int, parameters: str = 'consensus'):
+  def __init__(self, workdir: pathlib.Path, step: int, mean: bool = False):
     """Reads what goes with a checkpoint, after comparing all of its files with their checksums.
 
     Args:
       workdir: of the run.
       step: of a complete checkpoint.
-      parameters: 'consensus', the model that the run evaluates, or 'mean', that of the workers'
-        own parameters, which differs between two parameter syncs.
+      mean: whether of the workers' own parameters, which differs between two parameter syncs from
+        the consensus model, which the run evaluates.
 
     Raises:
       UserError: it is damaged, or of no run.
     """
-    if parameters not in PARAMETERS:
-      raise unknown_choice('parameters', parameters, PARAMETERS)
     self._workdir, self._step = workdir, step
     self._folder = workdir / CHECKPOINTS / str(step)
     self.label = f'{shown(workdir)}, step {step}'
@@ -53,7 +50,7 @@ class RunModel:
     self._position = self._reading(lambda: read_position(self._folder))
     self._leaves = self._reading(lambda: read_shapes(self._folder))
     has_local = any(name.startswith('optimizer.params.') for name in self._leaves)
-    self._is_mean = parameters == 'mean' and has_local
+    self._is_mean = mean and has_local
     self.options: Mapping[str, Any] = self._position['config']
     self.seq_len: int = self.options['seq_len']
 
@@ -125,7 +122,7 @@ class RunModel:
 
 
 def open_steps(
-  workdir: pathlib.Path, steps: Sequence[int] = (), parameters: str = 'consensus'
+  workdir: pathlib.Path, steps: Sequence[int] = (), mean: bool = False
 ) -> list[RunModel]:
   """Returns the models of these steps, of the newest checkpoint if none is named.
 
@@ -138,7 +135,7 @@ def open_steps(
       raise UserError(
         f'{workdir} has no checkpoint of step {step}; it has {", ".join(map(str, there))}.'
       )
-  return [RunModel(workdir, step, parameters) for step in steps or there[:1]]
+  return [RunModel(workdir, step, mean) for step in steps or there[:1]]
 
 
 def steps_of(workdir: pathlib.Path) -> list[int]:

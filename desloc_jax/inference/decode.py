@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from desloc_jax import model as model_lib
-from desloc_jax.errors import UserError
 from desloc_jax.model import gpt
 
 
@@ -22,20 +21,11 @@ class Choice:
     top_p: the most likely tokens that together have this probability, after the temperature, are
       drawn from (https://arxiv.org/abs/1904.09751).
     vocab_size: tokens of the tokenizer; the embedding may have more rows.
-
-  Raises:
-    UserError: a value that cannot be.
   """
 
   temperature: float
   top_p: float
   vocab_size: int
-
-  def __post_init__(self):
-    if not 0 <= self.temperature < 1e6:
-      raise UserError(f'temperature is {self.temperature!r}; expected a number from 0 to 1e6.')
-    if not 0 < self.top_p <= 1:
-      raise UserError(f'top_p is {self.top_p!r}; expected a share in (0, 1].')
 
   def draw(self, logits_V: jax.Array, key: jax.Array) -> jax.Array:
     """Returns an id, int32, of float32 logits."""

@@ -23,7 +23,9 @@ import jax
 import numpy as np
 
 from desloc_jax import commands, data as data_lib, model as model_lib
+from desloc_jax.commands import Option
 from desloc_jax.data.manifest import MANIFEST
+from desloc_jax.data.splits import SPLITS
 from desloc_jax.data.validation import bits_per_byte
 from desloc_jax.errors import UserError
 from desloc_jax.hub import opening
@@ -32,6 +34,7 @@ from desloc_jax.hub.stored import read_params, StoredModel
 from desloc_jax.inference import documents
 from desloc_jax.paths import local_path, resolve
 from desloc_jax.tables import align
+from desloc_jax.valid import at_least, one_of
 
 MIXTURE = 'all'  # The name of what is not one source.
 _BATCH_TOKENS = 2**13
@@ -168,18 +171,21 @@ def _is_prepared(path: str) -> bool:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = commands.make_parser('desloc_jax eval', __doc__)
-  opening.add_arguments(parser)
-  add = parser.add_argument
-  add('--data', metavar='[NAME=]PATH[,..]', help='text, or folders that `prepare` made')
-  add('--split', default='validation', help='of prepared folders (default %(default)s)')
-  add(
-    '--sequences', type=int, metavar='N',
-    help="at most so many, 0: all (default: of a run's own text its eval.sequences, else all)",
-  )  # fmt: skip
-  add('--documents', action='store_true', help='each by itself, as lm-evaluation-harness')
-  add('--output', metavar='FILE.png', help='where the curve of several checkpoints goes')
-  return parser.parse_args(argv)
+  return commands.parse(
+    'desloc_jax eval',
+    __doc__,
+    argv,
+    **opening.OF_RUN_OR_FOLDER,
+    data=Option('', '[NAME=]PATH[,..]: text, or folders that `prepare` made'),
+    split=Option('validation', 'of prepared folders', one_of(SPLITS)),
+    sequences=Option(
+      int,
+      "at most, 0: all (default: of a run's own text its eval.sequences, else all)",
+      at_least(0),
+    ),
+    documents=Option(False, 'each by itself, as lm-evaluation-harness'),
+    output=Option(pathlib.Path, 'FILE.png, where the curve of several checkpoints goes'),
+  )
 
 
 def plot(rows: Sequence[Row], steps: Sequence[int], path: pathlib.Path) -> None:

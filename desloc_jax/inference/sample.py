@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import itertools
 
 from desloc_jax import commands
+from desloc_jax.commands import Option
 from desloc_jax.data import Tokenizer
-from desloc_jax.errors import UserError
 from desloc_jax.hub import opening
 from desloc_jax.hub.stored import read_params
 from desloc_jax.inference.decode import Choice, generate
+from desloc_jax.valid import at_least, between, POSITIVE_SHARE
 
 _UNFINISHED = '\N{REPLACEMENT CHARACTER}'
 _LONGEST = 32  # Tokens that a character may be cut into.
@@ -37,26 +38,23 @@ def pieces(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = commands.make_parser('desloc_jax sample', __doc__)
-  opening.add_arguments(parser)
-  add = parser.add_argument
-  add('--prompt', default='', help='what the text begins with (default: a new document)')
-  add('--tokens', type=int, default=200, metavar='N', help='at most (default %(default)s)')
-  add('--temperature', type=float, default=0.8, help='0: the most likely (default %(default)s)')
-  add('--top_p', type=float, default=0.95, help='share that is drawn from (default %(default)s)')
-  add('--seed', type=int, default=0, help='of the draws (default %(default)s)')
-  return parser.parse_args(argv)
+  return commands.parse(
+    'desloc_jax sample',
+    __doc__,
+    argv,
+    **opening.OF_RUN_OR_FOLDER,
+    prompt=Option('', 'what the text begins with (default: a new document)'),
+    tokens=Option(200, 'at most', at_least(1)),
+    temperature=Option(0.8, '0: the most likely', between(0, 10**6)),
+    top_p=Option(0.95, 'share that is drawn from', POSITIVE_SHARE),
+    seed=Option(0, 'of the draws', at_least(0, 2**63)),
+  )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line; a mistake ends in one line and exit code 2."""
   with commands.one_line_errors():
     arguments = _parse(argv)
-    if arguments.tokens < 1 or not 0 <= arguments.seed < 2**63:
-      raise UserError(
-        f'--tokens={arguments.tokens} --seed={arguments.seed}: expected at least 1, and a seed from '
-        f'0 to {2**63 - 1}.'
-      )
     stored = opening.open_one(arguments)
     tokenizer = stored.tokenizer
     choice = Choice(arguments.temperature, arguments.top_p, tokenizer.vocab_size)

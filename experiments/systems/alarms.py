@@ -33,6 +33,7 @@ from desloc_jax.train.inputs import step_inputs
 from desloc_jax.train.job import Job, make_job
 from desloc_jax.train.recorder import check_finite, TrainingDiverged
 from desloc_jax.train.step import finite_workers
+from desloc_jax.valid import at_least
 from experiments.report import markdown, RESULTS, write_rows
 from experiments.scales import changed
 from experiments.systems.alarm_settings import (
@@ -145,7 +146,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   commands.add_options(
     parser,
     settings=Option('', 'names from the table, separated by semicolons; else all'),
-    steps=Option(800, 'of a run, half where one breaks', least=4 * BREAKS_AT),
+    steps=Option(800, 'of a run, half where one breaks', at_least(4 * BREAKS_AT)),
     results=Option(RESULTS, 'folder of the tables'),
   )
   options = parser.parse_args(argv)

@@ -16,12 +16,14 @@ from ml_collections import config_dict
 import numpy as np
 
 from desloc_jax import commands, data, model as model_lib
-from desloc_jax.hub import check, export
+from desloc_jax.commands import Option
+from desloc_jax.hub import check, export, layouts
 from desloc_jax.hub.runs import open_steps
-from desloc_jax.hub.stored import leaf_names
+from desloc_jax.hub.stored import leaf_names, StoredModel
 from desloc_jax.logs.workdir import write_text
 from desloc_jax.options.table import model_config
 from desloc_jax.paths import resolve
+from experiments.report import markdown
 
 CONFIGS = ('tiny', 'gpt_16m', 'gpt_125m', 'gpt_135m')
 _GATED = {'mlp': 'gated', 'mlp_hidden': 384, 'norm_eps': 1e-5, 'kv_heads': 2, 'rope_base': 5e5}
@@ -36,7 +38,11 @@ KINDS = {
 
 
 class RandomModel:
-  """A `StoredModel` before training, its scales away from one, so that a dropped scale would show."""
+  """A `StoredModel` before training.
+
+  Scales are away from one and attention is far from even, so that a dropped scale or other positions
+  would show.
+  """
 
   about = {'run': 'random', 'step': 0}
 
@@ -50,7 +56,7 @@ class RandomModel:
     return {
       name: random.uniform(0.5, 2, like.shape).astype(np.float32)
       if name.endswith('scale')
-      else 0.02 * random.standard_normal(like.shape, np.float32)
+      else random.standard_normal(like.shape, np.float32) / np.float32(like.shape[-1] ** 0.5)
       for name, like in leaf_names(self.config).items()
     }
 
@@ -77,26 +83,39 @@ def _model(config: config_dict.ConfigDict) -> RandomModel:
   return RandomModel(model_config(config, vocab_size=257), config.seq_len)
 
 
+def _compare(stored: StoredModel) -> tuple[str, ...]:
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = pathlib.Path(temporary) / 'out'
+    export.export(stored, folder)
+    found = check.check_folder(stored, folder, 'float32')
+  layout = layouts.find_layout(stored.config)
+  return (
+    found.version, layout.architecture, str(found.tokens), f'{found.difference:.1e}',
+    f'{found.largest:.1f}', f'{found.same:.1%}',
+  )  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> None:
   """Writes the table; a mistake ends in one line and exit code 2."""
   with commands.one_line_errors():
-    parser = commands.make_parser('experiments.systems.exported', __doc__)
-    parser.add_argument('--output', required=True, metavar='FILE.md')
-    parser.add_argument('--workdir', metavar='RUN', help='a trained run, as one more row')
-    arguments = parser.parse_args(argv)
+    arguments = commands.parse(
+      'experiments.systems.exported',
+      __doc__,
+      argv,
+      output=Option(pathlib.Path, 'FILE.md of the table', required=True),
+      workdir=Option(pathlib.Path, 'a trained run, as one more row'),
+    )
     check.check_available()
     trained = []
     if arguments.workdir:
       model = open_steps(resolve(arguments.workdir, '--workdir'))[0]
       trained = [(f'trained, {model.label}', model)]
-    rows = ['| model | layout | comparison |', '|---|---|---|']
+    rows = [('model', 'transformers', 'as', 'tokens', 'largest difference', 'largest logit',
+             'same best token')]  # fmt: skip
     for name, stored in (*models(), *trained):
-      with tempfile.TemporaryDirectory() as folder:
-        lines = export.export(stored, pathlib.Path(folder) / 'out', check=True)
-      layout = lines[0].split(': ')[1].split(',')[0]
-      rows.append(f'| {name} | {layout} | {lines[1]} |')
-      print(rows[-1], flush=True)
-    write_text(pathlib.Path(arguments.output), '\n'.join(rows) + '\n')
+      rows.append((name, *_compare(stored)))
+      print(*rows[-1], sep=', ', flush=True)
+    write_text(pathlib.Path(arguments.output), markdown(rows) + '\n')
 
 
 if __name__ == '__main__':

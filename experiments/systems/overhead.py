@@ -38,6 +38,7 @@ from desloc_jax.train import cli
 from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.inputs import step_inputs
 from desloc_jax.train.job import make_job
+from desloc_jax.valid import at_least
 from experiments import command
 from experiments.report import Check, csv_text
 from experiments.scales import changed
@@ -211,7 +212,7 @@ def parse(args: Sequence[str]) -> tuple[argparse.Namespace, config_dict.ConfigDi
   commands.add_options(
     parser,
     config=Option(str, 'a file of configs/'),
-    cycles=Option(3, 'of all periods', least=1),
+    cycles=Option(3, 'of all periods', at_least(1)),
     csv=Option(pathlib.Path, 'a file to write the turns to, unrounded'),
   )
   command.add_processes(parser)

@@ -28,6 +28,7 @@ from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.tables import align
+from desloc_jax.valid import at_least
 from experiments.report import RESULTS, write_rows
 from experiments.several import last_step, start, wait_for_step
 from experiments.systems.faults.runs import CONFIG
@@ -72,7 +73,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   parser = commands.make_parser('experiments.systems.survivors', __doc__)
   commands.add_options(
     parser,
-    steps=Option(200, 'of the whole run', least=40),
+    steps=Option(200, 'of the whole run', at_least(40)),
     seed=Option(0, 'of who is killed'),
     runs=Option(pathlib.Path('runs/survivors'), 'new folder of the two runs'),
     results=Option(RESULTS, 'folder of table and plot'),

@@ -28,5 +28,5 @@ def test_a_setting_that_there_is_not_is_refused():
   assert [setting.broken for setting in chosen] == [True, False]
   with pytest.raises(UserError, match="--settings 'NaN in moments' is unknown. Did you mean"):
     alarms.parse(['--settings=NaN in moments'])
-  with pytest.raises(UserError, match='--steps is 100; expected at least 600'):
+  with pytest.raises(UserError, match='--steps is 100; expected a whole number >= 600'):
     alarms.parse(['--steps=100'])

@@ -33,7 +33,7 @@ TINY = '--config=configs/tiny.py'
 @pytest.mark.parametrize(
   ('args', 'message'),
   [
-    (['--cycles=0'], '--cycles is 0; expected at least 1'),
+    (['--cycles=0'], '--cycles is 0; expected a whole number >= 1'),
     (['--config.periods.params=0'], 'periods.params is 0; expected at least 1'),
     (['--config.periods.params=-1'], 'periods.params is -1; expected at least 1'),
     (['--config.periods.nu=20'], 'periods.nu is 20; expected a multiple of periods.params, 16'),

@@ -29,10 +29,10 @@ def run(case, folder):
 @pytest.mark.parametrize(
   ('option', 'message'),
   [
-    ('--batch_size=0', '--batch_size is 0; expected at least 1'),
-    ('--starts=0', '--starts is 0; expected at least 1'),
-    ('--sites=1', '--sites is 1; expected 2 to 250'),
-    ('--sites=251', '--sites is 251; expected 2 to 250'),
+    ('--batch_size=0', '--batch_size is 0; expected a whole number >= 1'),
+    ('--starts=0', '--starts is 0; expected a whole number >= 1'),
+    ('--sites=1', '--sites is 1; expected a whole number from 2 to 250'),
+    ('--sites=251', '--sites is 251; expected a whole number from 2 to 250'),
     ('--rates=0', '--rates is 0; expected more than 0'),
     ('--rates=nan', '--rates is nan; expected more than 0'),
   ],

@@ -23,7 +23,7 @@ def test_a_run_is_evaluated_as_it_was(seven_steps, capsys):
   (row,) = evaluate.evaluate(model, evaluate.sequences_of(model, evaluate.own_sources(model), 16))
   assert row.loss == pytest.approx(expected['val_loss'], abs=1e-6) and row.count == 16
   (mean,) = evaluate.evaluate(
-    runs.RunModel(seven_steps, 7, 'mean'),
+    runs.RunModel(seven_steps, 7, mean=True),
     evaluate.sequences_of(model, evaluate.own_sources(model), 16),
   )
   assert mean.loss == pytest.approx(expected['val_loss_local_mean'], abs=1e-6) != row.loss

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from desloc_jax import data, model
-from desloc_jax.errors import UserError
 from desloc_jax.hub.stored import read_params
 from desloc_jax.inference import sample
 from desloc_jax.inference.decode import Choice, generate
@@ -74,11 +73,12 @@ def test_the_command_prints_the_prompt_and_what_follows(seven_steps, capsys):
   sample.main(argv)
   out = capsys.readouterr().out
   assert out.startswith('the people') and len(out) > len('the people\n')
-  with pytest.raises(SystemExit):
-    sample.main([*argv, '--top_p=0'])
-  assert 'expected a share in (0, 1]' in capsys.readouterr().err
-
-
-def test_choices_that_cannot_be_are_refused():
-  with pytest.raises(UserError, match='temperature is -1'):
-    Choice(-1, 1.0, 7)
+  for wrong, expected in (
+    ('--top_p=0', '--top_p is 0.0; expected a number in (0, 1].'),
+    ('--temperature=nan', '--temperature is nan; expected a number from 0 to 1000000.'),
+    ('--tokens=0', '--tokens is 0; expected a whole number >= 1'),
+    ('--parameters=means', "--parameters 'means' is unknown. Did you mean 'mean'?"),
+  ):
+    with pytest.raises(SystemExit):
+      sample.main([*argv, wrong])
+    assert expected in capsys.readouterr().err

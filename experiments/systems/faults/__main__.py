@@ -28,6 +28,7 @@ import jax
 from desloc_jax import commands
 from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
+from desloc_jax.valid import at_least
 from experiments.report import RESULTS
 from experiments.systems.faults.campaign import run_all, table, write_rows
 from experiments.systems.faults.runs import Bench, RunFailed
@@ -38,7 +39,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   parser = commands.make_parser('experiments.systems.faults', __doc__)
   commands.add_options(
     parser,
-    kills=Option(30, 'processes to kill', least=1),
+    kills=Option(30, 'processes to kill', at_least(1)),
     seed=Option(0, 'of the moments and files'),
     workdir=Option(pathlib.Path('runs/faults'), 'folder of the runs'),
     results=Option(RESULTS, 'folder of the table'),

@@ -32,6 +32,7 @@ from desloc_jax import commands
 from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
 from desloc_jax.tables import align
+from desloc_jax.valid import at_least, between, one_of
 from experiments.report import RESULTS
 from experiments.systems.overhead import CYCLE, Turn
 from experiments.systems.wire import checks, files
@@ -63,21 +64,21 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   parser = commands.make_parser('experiments.systems.wire', __doc__)
   commands.add_options(
     parser,
-    sites=Option([2, 4], 'processes', least=2, most=MOST_SITES),
+    sites=Option([2, 4], 'processes', between(2, MOST_SITES)),
     methods=Option(
       [*METHODS, *SYNCS],
       'some of these; those with a + for the bytes alone',
-      choices=(*METHODS, *SYNCS),
+      one_of((*METHODS, *SYNCS)),
     ),
-    only=Option(list(PARTS), 'some of these', choices=PARTS),
+    only=Option(list(PARTS), 'some of these', one_of(PARTS)),
     rates=Option([*map(float, RATES)], '1e6 bits a second of the links, for the time'),
     batch_size=Option(
       int,
       'sequences of a worker a step, for time and overhead: how long it is '
       f'(default: {BATCH_SIZE}, for the overhead of two processes {OVERHEAD_BATCH_SIZE_OF_TWO})',
-      least=1,
+      at_least(1),
     ),
-    starts=Option(10, 'of the overhead', least=1),
+    starts=Option(10, 'of the overhead', at_least(1)),
     results=Option(RESULTS, 'folder of tables and plot'),
   )
   options = parser.parse_args(argv)
