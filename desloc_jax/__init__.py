@@ -13,7 +13,8 @@ from desloc_jax.optimizer.periods import (
   periods_from_half_lives,
   Timetable,
 )
-from desloc_jax.optimizer.transform import desloc, DeslocState, synced, WORKER_AXES
+from desloc_jax.optimizer.state import DeslocState, synced, WORKER_AXES
+from desloc_jax.optimizer.transform import desloc
 from desloc_jax.programs.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.version import __version__ as __version__
 

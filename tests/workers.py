@@ -1,5 +1,7 @@
 """Runs a transformation on several workers, without a trainer."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -9,21 +11,43 @@ from desloc_jax import WORKER_AXES
 from desloc_jax.optimizer.ddp import local_params
 from desloc_jax.optimizer.over_workers import worker_specs
 
+# Compiles as users have it: tests optimise less, and XLA then rounds a local step otherwise when what
+# is beside it in the program changes.
+jit_as_users = functools.partial(
+  jax.jit,
+  compiler_options={
+    'xla_backend_optimization_level': 3,
+    'xla_llvm_disable_expensive_passes': False,
+    'xla_cpu_use_fusion_emitters': True,
+  },
+)
+
 
 def init(tx, params, workers):
   return jax.vmap(lambda: tx.init(params), axis_size=workers, out_axes=WORKER_AXES)()
 
 
-def make_step(tx, gradient, workers, extra=lambda t: {}):
+def by_update(tx, grads, state, params, **extra):
+  """Returns what a step leaves, by optax's contract."""
+  updates, state = tx.update(grads, state, params, **extra)
+  return optax.apply_updates(params, updates), state
+
+
+def by_step(tx, *args, **extra):
+  """Returns the same by `step`."""
+  return tx.step(*args, **extra)
+
+
+def make_step(tx, gradient, workers, extra=lambda t: {}, move=by_update):
   """Returns (t, state, params) -> (state, params); gradient is (t, worker, x) -> grads.
 
-  `extra` gives the extra arguments of `update` at step t.
+  `extra` gives the extra arguments of `move` at step t.
   """
 
   def of_worker(t, worker, state, params):
     grads = gradient(t, worker, local_params(state, params))
-    updates, state = tx.update(grads, state, params, **extra(t))
-    return state, optax.apply_updates(params, updates)
+    params, state = move(tx, grads, state, params, **extra(t))
+    return state, params
 
   of_all = jax.vmap(
     of_worker,
@@ -34,7 +58,7 @@ def make_step(tx, gradient, workers, extra=lambda t: {}):
   return lambda t, state, params: of_all(t, jnp.arange(workers), state, params)
 
 
-def make_manual_step(tx, gradient, mesh):
+def make_manual_step(tx, gradient, mesh, move=by_update):
   """Returns `make_step`'s function by shard_map alone, without vmap: one worker for each index of
   the mesh axis 'workers', manual over that axis only, with the types of varying axes checked.
   """
@@ -43,8 +67,8 @@ def make_manual_step(tx, gradient, mesh):
   def step(t, state, params):
     own = on_own(lambda x: x[0], state)
     grads = gradient(t, jax.lax.axis_index('workers'), own.params)
-    updates, own = tx.update(grads, own, params)
-    return on_own(lambda x: x[None], own), optax.apply_updates(params, updates)
+    params, own = move(tx, grads, own, params)
+    return on_own(lambda x: x[None], own), params
 
   def on_own(change, state):
     return jax.tree.map(

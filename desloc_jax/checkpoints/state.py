@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from desloc_jax.optimizer.transform import DeslocState, WORKER_AXES
+from desloc_jax.optimizer.state import DeslocState, WORKER_AXES
 
 
 class TrainState(NamedTuple):

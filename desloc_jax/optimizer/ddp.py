@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import optax
 
 from desloc_jax.optimizer.averaging import AxisName, worker_count, worker_mean, worker_share
-from desloc_jax.optimizer.transform import check_floating, copied, DeslocState, SYNC_SCOPE
+from desloc_jax.optimizer.frame import SYNC_SCOPE
+from desloc_jax.optimizer.state import check_floating, copied, DeslocState
+from desloc_jax.optimizer.stepping import SteppingTransformation
 
 
 def ddp(
   inner: optax.GradientTransformation, axis_name: AxisName = 'workers'
-) -> optax.GradientTransformationExtraArgs:
+) -> SteppingTransformation:
   """Averages gradients over `axis_name` at every step and updates the one shared model.
 
   Its state has `desloc`'s type, so that the same training loop runs both. Nothing in it differs
@@ -22,7 +24,7 @@ def ddp(
     axis_name: the mesh or vmap axis of the workers, or several axes.
 
   Returns:
-    An `optax.GradientTransformationExtraArgs` whose `update` must run inside `axis_name`. It takes
+    A `SteppingTransformation` whose `update` and `step` must run inside `axis_name`. They take
     `weights` and `active` as `desloc`'s does; where no worker counts the model and the optimizer's
     state stay as they are, and nothing counts as averaged.
 
@@ -57,7 +59,11 @@ def ddp(
       counters = {name: jnp.where(counts, 0, count + 1) for name, count in counters.items()}
     return updates, state._replace(step=state.step + 1, counters=counters, outer=inner_state)
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  def step_fn(grads, state, params, **extra_args):
+    updates, state = update_fn(grads, state, params, **extra_args)
+    return optax.apply_updates(params, updates), state
+
+  return SteppingTransformation(init_fn, update_fn, step_fn)
 
 
 def local_params(state: DeslocState, consensus: optax.Params) -> optax.Params:

@@ -48,8 +48,11 @@ def init_health() -> Health:
 
 def look_back(
   health: Health, consensus: optax.Params, local: optax.Params, just_synced: jax.Array
-) -> Health:
-  """Returns the record with `follows` of a worker at the start of a step.
+) -> tuple[Health, optax.Params]:
+  """Returns the record with `follows` of a worker at the start of a step, and `local` as it is.
+
+  The local step takes its parameters from here: it then comes after they were looked at, and XLA
+  lets it write the new ones into their place.
 
   Args:
     health: of this worker.
@@ -67,32 +70,34 @@ def look_back(
     )
     off = jnp.abs(distance(local, consensus) - health.offset)
     # Where nothing is known, and where nothing is finite, other rules decide.
-    return ~(off > rounding + 1e-3 * health.offset)
+    there = ~(off > rounding + 1e-3 * health.offset)
+    return there, jax.lax.optimization_barrier(local)  # Else JAX sees that it comes out as it is.
 
-  follows = jax.lax.cond(
-    just_synced, is_there, lambda health, *_: health.follows, health, consensus, local
+  follows, local = jax.lax.cond(
+    just_synced,
+    is_there,
+    lambda health, consensus, local: (health.follows, local),
+    health,
+    consensus,
+    local,
   )
-  return health._replace(follows=health.follows & follows)
+  unknown = match_varying(_unknown(), health.mean)
+  return health._replace(follows=health.follows & follows, offset=unknown), local
 
 
 def look_around(
-  health: Health,
-  consensus: optax.Params,
-  updates: optax.Updates,
-  local: optax.Params,
-  just_synced: jax.Array,
+  health: Health, consensus: optax.Params, local: optax.Params, just_synced: jax.Array
 ) -> Health:
-  """Returns the record with `offset` of a worker at the end of a step that gives `updates`."""
-
-  def offset(local, consensus, updates):
-    return distance(local, optax.apply_updates(consensus, updates))
-
-  def unknown(*_):
-    return match_varying(_unknown(), health.mean)
-
-  return health._replace(
-    offset=jax.lax.cond(just_synced, offset, unknown, local, consensus, updates)
+  """Returns the record with `offset` of a worker at the end of a step that leaves `consensus`."""
+  offset = jax.lax.cond(
+    just_synced,
+    lambda health, *models: distance(*models),
+    lambda health, *_: health.offset,
+    health,
+    local,
+    consensus,
   )
+  return health._replace(offset=offset)
 
 
 def skip_step(ballot: Vote, now: jax.Array, before: Any, after: Any) -> Any:

@@ -10,6 +10,7 @@ from desloc_jax.optimizer import periods as periods_lib, state_fields
 from desloc_jax.optimizer.averaging import AxisName
 from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.periods import Periods
+from desloc_jax.optimizer.stepping import SteppingTransformation
 from desloc_jax.optimizer.transform import desloc
 
 # The paper's multiples of the parameter period, by the kind of state.
@@ -146,7 +147,7 @@ def make_method(
   *,
   outer: optax.GradientTransformation | None = None,
   **options,
-) -> optax.GradientTransformationExtraArgs:
+) -> SteppingTransformation:
   """Returns the transformation of `method`.
 
   Args:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import optax
 
-from desloc_jax.optimizer.transform import check_state, DeslocState, WORKER_AXES
+from desloc_jax.optimizer.state import check_state, DeslocState, WORKER_AXES
 
 WORKERS = 'workers'
 # Workers that share a device are a vmapped axis: averages go over both.
@@ -18,8 +18,6 @@ AXIS_NAMES = (WORKERS, REPLICAS)
 
 def over_workers(function: Callable, mesh: Mesh, in_axes: Any, out_axes: Any) -> Callable:
   """Maps `function` of one worker over all: over devices by shard_map, and on each by vmap.
-
-  With one worker a device its arrays have no axis for workers inside `function`.
 
   The program is manual over the mesh axis 'workers', so that nothing crosses it but what `function`
   writes; any other mesh axis stays as it is, and XLA shards each worker over it.
@@ -35,7 +33,7 @@ def over_workers(function: Callable, mesh: Mesh, in_axes: Any, out_axes: Any) ->
       are for, as the state of a transformation that is wrapped in another.
   """
   mesh = _auto_mesh(mesh)
-  replicas = _over_replicas(function, in_axes, out_axes)
+  replicas = _over_replicas(function, in_axes, out_axes, splits=mesh.size > mesh.shape[WORKERS])
   if is_local(mesh):
     of_all = _with_axis_of_one(replicas, WORKERS)
   else:
@@ -133,18 +131,19 @@ def is_local(mesh: Mesh) -> bool:
   return mesh.shape[WORKERS] == 1 and mesh.size > 1
 
 
-def _over_replicas(function: Callable, in_axes, out_axes) -> Callable:
-  """Maps `function` over the workers of a device."""
+def _over_replicas(function: Callable, in_axes, out_axes, splits: bool) -> Callable:
+  """Maps `function` over the workers of a device, of several devices where a worker `splits`."""
   of_many = jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=REPLICAS)
   of_one = _with_axis_of_one(function, REPLICAS)
 
   def of_device(*args):
     sizes = set()
     _on_mapped(lambda x: sizes.add(x.shape[0]), in_axes, args)
-    if sizes != {1}:
+    # Arrays come with an axis of workers, also of one. XLA updates them in place if they keep it.
+    if not splits or sizes != {1}:
       return of_many(*args)
-    # A mapped axis of one would be the first of every array: XLA for TPUs then sums gradients by
-    # all-reduces, at twice the bytes, where it could scatter the sums.
+    # In a worker of several devices, XLA for TPUs would then sum gradients by all-reduces, at twice
+    # the bytes, where it could scatter the sums.
     results = of_one(*_on_mapped(lambda x: x[0], in_axes, args))
     return _on_mapped(lambda x: x[None], out_axes, results)
 

@@ -13,12 +13,12 @@ from ml_collections import config_dict
 from desloc_jax.errors import UserError
 from desloc_jax.model import GPTConfig
 from desloc_jax.model.gpt_config import VALID as MODEL
+from desloc_jax.optimizer.frame import TIMINGS
 from desloc_jax.optimizer.inner import INNER_OPTIMIZERS
 from desloc_jax.optimizer.methods import METHODS, MULTIPLES
 from desloc_jax.optimizer.outer import OUTER_OPTIMIZERS
 from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.syncs import ATTACKS, AVERAGES, SYNCS
-from desloc_jax.optimizer.transform import TIMINGS
 from desloc_jax.valid import (
   ABOVE_ONE_OR_ZERO,
   ANY,

@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import optax
 
 from desloc_jax.optimizer.averaging import AxisName
+from desloc_jax.optimizer.frame import SYNC_SCOPE
 from desloc_jax.optimizer.periods import Periods
-from desloc_jax.optimizer.transform import check_state, DeslocState, SYNC_SCOPE
+from desloc_jax.optimizer.state import check_state, DeslocState
 
 # Primitives that name a mesh axis and send nothing over it.
 LOCAL_PRIMITIVES = frozenset({

@@ -14,6 +14,7 @@ import optax
 
 from desloc_jax.checkpoints.segment import Clock
 from desloc_jax.errors import UserError
+from desloc_jax.optimizer.frame import HEALTH, RESTARTS
 from desloc_jax.optimizer.health import HealthCheck
 from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
@@ -21,8 +22,8 @@ from desloc_jax.optimizer.outer import make_outer, momentum_schedule, OUTER_OPTI
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.optimizer.periods import growing_timetables, grown, Periods, Timetable
 from desloc_jax.optimizer.schedules import SCHEDULES
+from desloc_jax.optimizer.stepping import SteppingTransformation, with_arguments
 from desloc_jax.optimizer.syncs import Sync
-from desloc_jax.optimizer.transform import HEALTH, RESTARTS
 from desloc_jax.options.table import with_presets
 from desloc_jax.train.build_syncs import check_exemptions, make_syncs
 
@@ -36,7 +37,7 @@ class Optimizer(NamedTuple):
   schedule: optax.Schedule  # Of the learning rate.
   inner: optax.GradientTransformation
   periods: Periods  # Numbers, also where they grow.
-  tx: optax.GradientTransformationExtraArgs  # Over `over_workers.AXIS_NAMES`.
+  tx: SteppingTransformation  # Over `over_workers.AXIS_NAMES`.
 
 
 def make_optimizer(
@@ -64,7 +65,7 @@ def make_transform(
   periods: Periods,
   clock: Clock,
   syncs: Mapping[str, Sync] | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> SteppingTransformation:
   """Returns the transformation of `method` with these periods and the other options of a run.
 
   Without `syncs` everything is averaged by the mean.
@@ -84,7 +85,7 @@ def make_transform(
   )
   if config.worker_weights:
     weights = jnp.asarray(config.worker_weights, jnp.float32)
-    tx = tx._replace(update=functools.partial(tx.update, weights=weights))
+    tx = with_arguments(tx, weights=weights)
   return tx
 
 

@@ -16,7 +16,8 @@ import optax
 from desloc_jax.checkpoints.state import STATE_AXES, TrainState
 from desloc_jax.optimizer.ddp import local_params
 from desloc_jax.optimizer.over_workers import over_workers, WORKERS
-from desloc_jax.optimizer.transform import synced, WORKER_AXES
+from desloc_jax.optimizer.state import synced, WORKER_AXES
+from desloc_jax.optimizer.stepping import SteppingTransformation
 from desloc_jax.train.mesh import FSDP
 
 # Loss of one worker's parameters on [batch, seq_len + 1] tokens, and scalars about the model.
@@ -39,7 +40,7 @@ def init_state(tx: optax.GradientTransformation, workers: int, params: optax.Par
 
 def make_train_step(
   loss: LossFunction,
-  tx: optax.GradientTransformationExtraArgs,
+  tx: SteppingTransformation,
   schedule: optax.Schedule,
   mesh: Mesh,
 ) -> Callable[[TrainState, jax.Array, jax.Array | None], tuple[TrainState, dict[str, Any]]]:
@@ -58,13 +59,13 @@ def make_train_step(
   def worker_step(state: TrainState, tokens: jax.Array, active: jax.Array | None):
     params = local_params(state.optimizer, state.params)
     (mean_loss, about_model), grads = accumulate(loss, params, tokens)
-    updates, optimizer = tx.update(
+    consensus, optimizer = tx.step(
       grads, state.optimizer, state.params, value=mean_loss, active=active
     )
     was_synced = synced(state.optimizer, optimizer)
     state = TrainState(
       step=state.step + 1,
-      params=apply_at_sync(state.params, updates, was_synced),
+      params=consensus,
       optimizer=optimizer,
       syncs={name: count + was_synced[name] for name, count in state.syncs.items()},
     )
@@ -102,17 +103,6 @@ def accumulate(
   zeros = (values, optax.tree.zeros_like(params))
   total, _ = jax.lax.scan(add, zeros, tokens)
   return optax.tree.scale(1 / tokens.shape[0], total)
-
-
-def apply_at_sync(params: optax.Params, updates: optax.Updates, was_synced) -> optax.Params:
-  """Returns `optax.apply_updates(params, updates)`, with no work where there was no sync."""
-  if 'gradients' in was_synced:  # DDP, whose updates come at every step.
-    return optax.apply_updates(params, updates)
-  if 'params' not in was_synced:
-    return params
-  return jax.lax.cond(
-    was_synced['params'], optax.apply_updates, lambda params, _: params, params, updates
-  )
 
 
 def make_eval_step(

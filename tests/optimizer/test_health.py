@@ -42,8 +42,10 @@ def moments(state, name='mu'):
 @pytest.mark.parametrize(('timing', 'warmup_steps'), [('post', 0), ('post', 8), ('pre', 8)])
 def test_healthy_workers_are_averaged_as_without_a_check(timing, warmup_steps):
   options = {'timing': timing, 'warmup_steps': warmup_steps}
-  plain = list(workers.run(desloc(optax.adam(0.05), PERIODS, **options), PARAMS, gradient, 4, 24))
-  checked = list(workers.run(transform(**options), PARAMS, gradient, 4, 24))
+  transforms = desloc(optax.adam(0.05), PERIODS, **options), transform(**options)
+  plain, checked = (
+    list(workers.run(tx, PARAMS, gradient, 4, 24, workers.jit_as_users)) for tx in transforms
+  )
   for (a, x), (b, y) in zip(plain, checked, strict=True):
     assert same_bits((x, a.params, a.inner), (y, b.params, b.inner))
   assert checked[-1][0].health.healthy.all() and not checked[-1][0].health.restarts.any()

@@ -149,8 +149,7 @@ def test_a_whole_own_loop():
 
   def worker_step(params, state, batch):
     loss, grads = jax.value_and_grad(lambda p: jnp.mean((batch @ p['w'] - 1) ** 2))(state.params)
-    updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state, loss
+    return *tx.step(grads, state, params), loss
 
   axes = (None, WORKER_AXES, 0)  # params are shared; state and batch are [workers, ...]
   step = jax.jit(over_workers(worker_step, mesh, axes, axes), donate_argnums=(0, 1))

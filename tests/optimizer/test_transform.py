@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from desloc_jax import desloc, HealthCheck, synced
+from desloc_jax import desloc, HealthCheck, synced, WORKER_AXES
 from desloc_jax.optimizer import periods as periods_lib, transform
 from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.triggers import due_now
@@ -172,8 +172,8 @@ def test_extra_arguments_reach_the_inner_optimizer():
   state = workers.init(tx, {'w': jnp.ones(2)}, 2)
   update_all = jax.vmap(
     lambda g, s, p: tx.update(g, s, p, scale=0.5),
-    in_axes=(0, transform.WORKER_AXES, None),
-    out_axes=(None, transform.WORKER_AXES),
+    in_axes=(0, WORKER_AXES, None),
+    out_axes=(None, WORKER_AXES),
     axis_name='workers',
   )
   updates, _ = update_all({'w': jnp.ones((2, 2))}, state, {'w': jnp.ones(2)})
