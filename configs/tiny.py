@@ -29,7 +29,6 @@ def get_config():
   config.model.layers = 2
   config.model.width = 128
   config.model.heads = 4
-  config.model.remat = 'full'  # Faster than storing everything, also on a CPU.
 
   config.eval.every = 100
   config.checkpoint.every = 200

@@ -67,6 +67,7 @@ def join(
   others = f'all {count} processes' if count else f'all processes of {cluster}'
   alone = '; --num_processes=1 trains alone' if cluster else ''
   where = f' at {coordinator}' if coordinator else ''
+  host_memory.keep_freed_memory()
   too_late = (
     BAD_START,
     f'error: not {others} met{where} within {start_timeout_s} s (processes.start_timeout_s): one is '
@@ -102,8 +103,6 @@ def join(
   if found > 1:
     set_peers(Joined(found, jax.process_index()))
   go_last(found > 1 and jax.process_index() == 0)
-  if jax.default_backend() == 'cpu':
-    host_memory.keep_freed_memory()
 
 
 @contextlib.contextmanager

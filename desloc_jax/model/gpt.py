@@ -24,40 +24,22 @@ one scan, so that the time to compile does not grow with depth. The whole tree, 
 """
 
 import dataclasses
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.ad_checkpoint
 import jax.numpy as jnp
 
 from desloc_jax import errors
+from desloc_jax.model.block import Block, CACHE, INIT_STDDEV, Positions, with_remat
+from desloc_jax.model.choices import unrolls
 from desloc_jax.model.gpt_config import GPTConfig
-from desloc_jax.model.product import product
-from desloc_jax.model.rope import apply_rope, rope_tables
-from desloc_jax.model.splitting import over_batch_parts, split_batch
+from desloc_jax.model.rope import rope_tables
+from desloc_jax.model.splitting import over_batch_parts
 
 Params = dict[str, Any]
 
-_INIT_STDDEV = 0.02  # GPT-2; the projections back into the residual stream get less, see `Block`.
-_PROJECTION = 'projection'
 METRICS, ACTIVATION_NORM = 'metrics', 'activation_norm'  # What `GPT` sows besides its result.
-CACHE = 'cache'  # Keys and values of the tokens read so far, where `GPT` reads on.
-
-
-class Positions(NamedTuple):
-  """Where the tokens are in their sequences.
-
-  Attributes:
-    rope: float32 (cos, sin), each [L, K / 2].
-    start: int32 scalar, tokens of each sequence that the cache holds; None: there is no cache.
-    sees: boolean [B, 1, L, L], whether two tokens are of one document; None: all see all before.
-  """
-
-  rope: tuple[jax.Array, jax.Array]
-  start: jax.Array | None
-  sees: jax.Array | None
 
 
 def init_params(config: GPTConfig, key: jax.Array) -> Params:
@@ -120,17 +102,19 @@ class GPT(nn.Module):
     if length > config.seq_len:
       raise errors.UserError(f'tokens have {length} positions: seq_len is {config.seq_len}.')
     embedding_VxD = self.param(
-      'embedding', nn.initializers.normal(_INIT_STDDEV), (config.vocab_size, config.width)
+      'embedding', nn.initializers.normal(INIT_STDDEV), (config.vocab_size, config.width)
     )
     if not config.tie_embeddings:
-      self.param('output_embedding', nn.initializers.normal(_INIT_STDDEV), embedding_VxD.shape)
+      self.param('output_embedding', nn.initializers.normal(INIT_STDDEV), embedding_VxD.shape)
     x_BxLxD = look_up(embedding_VxD, tokens_BxL, config.dtype)
+    unrolled = unrolls(config) and not self.is_initializing()
     blocks = nn.scan(
-      _remat(Block, config.remat),
+      with_remat(Block, config.remat),
       variable_axes={'params': 0, CACHE: 0},
       split_rngs={'params': True},
       in_axes=nn.broadcast,
       length=config.layers,
+      unroll=config.layers if unrolled else 1,
     )(config, name='blocks')
     x_BxLxD, _ = blocks(x_BxLxD, self._positions(tokens_BxL, start))
     self.sow(METRICS, ACTIVATION_NORM, root_mean_square(x_BxLxD))
@@ -149,111 +133,6 @@ class GPT(nn.Module):
     return Positions(rope, start, sees)
 
 
-class Block(nn.Module):
-  """One pre-norm transformer block, with the signature of a scan's body."""
-
-  config: GPTConfig
-
-  @nn.compact
-  def __call__(self, x_BxLxD: jax.Array, positions: Positions) -> tuple[jax.Array, None]:
-    config = self.config
-    # 2 * layers sums go into the residual stream: this keeps its variance at initialisation from
-    # growing with depth (GPT-2, section 2.3).
-    residual_stddev = _INIT_STDDEV / math.sqrt(2 * config.layers)
-
-    x_BxLxD = split_batch(x_BxLxD)
-    h_BxLxD = self._norm('attention_norm', x_BxLxD)
-    features = (config.heads + 2 * config.key_heads) * config.head_dim
-    h_BxLxD = self._attend(self._project('qkv', h_BxLxD, features), positions)
-    x_BxLxD += self._project('attention_out', h_BxLxD, config.width, residual_stddev)
-
-    h_BxLxD = self._norm('mlp_norm', x_BxLxD)
-    h_BxLxF = self._project('mlp_up', h_BxLxD, config.hidden)
-    if config.mlp == 'gated':
-      h_BxLxF *= nn.silu(self._project('mlp_gate', h_BxLxD, config.hidden))
-    else:
-      h_BxLxF = nn.silu(h_BxLxF)
-    x_BxLxD += self._project('mlp_down', h_BxLxF, config.width, residual_stddev)
-    return x_BxLxD, None
-
-  def _attend(self, qkv_BxLxE: jax.Array, positions: Positions) -> jax.Array:
-    config = self.config
-    batch, length, _ = qkv_BxLxE.shape
-    heads_BxLxNxK = qkv_BxLxE.reshape(batch, length, -1, config.head_dim)
-    ends = (config.heads, config.heads + config.key_heads)
-    q_BxLxHxK, k_BxLxGxK, v_BxLxGxK = jnp.split(heads_BxLxNxK, ends, axis=2)
-    if config.qk_norm:
-      q_BxLxHxK = self._norm('query_norm', q_BxLxHxK)
-      k_BxLxGxK = self._norm('key_norm', k_BxLxGxK)
-    q_BxLxHxK = apply_rope(q_BxLxHxK, positions.rope)
-    k_BxLxGxK = apply_rope(k_BxLxGxK, positions.rope)
-    mask, implementation = positions.sees, attention_implementation(config)
-    if positions.start is not None:
-      k_BxLxGxK, v_BxLxGxK, mask_LxS = self._remember(k_BxLxGxK, v_BxLxGxK, positions.start)
-      mask, implementation = mask_LxS[None, None], 'xla'
-    out_BxLxHxK = jax.nn.dot_product_attention(
-      q_BxLxHxK,
-      k_BxLxGxK,
-      v_BxLxGxK,
-      mask=mask,
-      is_causal=positions.start is None,
-      implementation=implementation,
-    )
-    return out_BxLxHxK.reshape(batch, length, -1)
-
-  def _remember(self, keys_BxLxGxK: jax.Array, values_BxLxGxK: jax.Array, start: jax.Array):
-    """Puts keys and values behind the `start` ones of the cache; returns all, [B, S, G, K], and a
-    boolean [L, S]: which of them each token sees."""
-    config = self.config
-    found = []
-    for name, new in (('keys', keys_BxLxGxK), ('values', values_BxLxGxK)):
-      shape = (new.shape[0], config.seq_len, *new.shape[2:])
-      kept = self.variable(CACHE, name, jnp.zeros, shape, new.dtype)
-      kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, new, start, axis=1)
-      found.append(kept.value)
-    last_L = start + jnp.arange(keys_BxLxGxK.shape[1])
-    return *found, jnp.arange(config.seq_len) <= last_L[:, None]
-
-  def _norm(self, name: str, x: jax.Array) -> jax.Array:
-    # Flax takes the mean square in float32 whatever the dtype of the input and the output.
-    return nn.RMSNorm(self.config.norm_eps, self.config.dtype, name=name)(x)
-
-  def _project(
-    self, name: str, x: jax.Array, features: int, stddev: float = _INIT_STDDEV
-  ) -> jax.Array:
-    init = nn.initializers.normal(stddev)
-    # The kernel is cast before it is gathered: gradients are summed over devices in that dtype.
-    dense = nn.Dense(
-      features,
-      use_bias=False,
-      dtype=self.config.dtype,
-      kernel_init=init,
-      dot_general=_split_product,
-      name=name,
-    )
-    return jax.ad_checkpoint.checkpoint_name(dense(x), _PROJECTION)
-
-
-def _split_product(x, kernel, dimension_numbers, precision=None):
-  """`product`, as `nn.Dense` asks for it, with x and the kernel split over a worker's devices."""
-  del dimension_numbers, precision  # The last dimension against the first, as in every `nn.Dense`.
-  return over_batch_parts(lambda kernel, x: product(x, kernel), kernel, x)
-
-
-def _remat(block: type[nn.Module], remat: str) -> type[nn.Module]:
-  """Returns `block` with the rematerialisation that `GPTConfig.remat` names."""
-  if remat == 'none':
-    return block
-  # By name, and not by `dots_with_no_batch_dims_saveable`: with a vmap over replicas inside the
-  # gradient each matmul has a batch dimension, and that policy would store none of them.
-  policies = {
-    'dots': jax.checkpoint_policies.save_only_these_names(_PROJECTION),
-    'full': jax.checkpoint_policies.nothing_saveable,
-  }
-  # Inside a scan there is nothing that common-subexpression elimination could merge.
-  return nn.remat(block, policy=policies[remat], prevent_cse=False)
-
-
 def look_up(embedding_VxD: jax.Array, tokens_BxL: jax.Array, dtype: jnp.dtype) -> jax.Array:
   """Returns the embeddings [B, L, D] of tokens in `dtype`."""
 
@@ -263,19 +142,3 @@ def look_up(embedding_VxD: jax.Array, tokens_BxL: jax.Array, dtype: jnp.dtype) -
     return jnp.take(embedding_VxD, tokens_BxL, axis=0).astype(dtype)
 
   return over_batch_parts(of_part, embedding_VxD, tokens_BxL)
-
-
-def attention_implementation(config: GPTConfig) -> str:
-  """Returns 'cudnn' or 'xla', for `jax.nn.dot_product_attention` on the default backend.
-
-  Raises:
-    errors.UserError: `config.attention` is 'cudnn' and the default backend is not a GPU.
-  """
-  on_gpu = jax.default_backend() == 'gpu'
-  if config.attention == 'cudnn' and not on_gpu:
-    raise errors.UserError(
-      f"attention is 'cudnn' on {jax.default_backend()!r}: it needs a GPU. Use 'auto' or 'xla'."
-    )
-  if config.attention == 'auto':
-    return 'cudnn' if on_gpu and config.cudnn_can_attend else 'xla'
-  return config.attention

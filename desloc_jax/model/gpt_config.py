@@ -23,7 +23,8 @@ VALID = {
   **dict.fromkeys(('qk_norm', 'tie_embeddings'), valid.ANY),
   'compute_dtype': valid.one_of(('float32', 'bfloat16')),
   'remat': valid.one_of(('none', 'dots', 'full')),
-  'attention': valid.one_of(('auto', 'xla', 'cudnn')),
+  'attention': valid.one_of(('auto', 'xla', 'cudnn', 'blocks')),
+  'platform': valid.one_of(('', 'cpu', 'gpu', 'tpu')),
 }
 
 
@@ -52,12 +53,15 @@ class GPTConfig:
       the softmax and the loss are float32 in either case.
     remat: what the backward pass finds stored for each block. 'none': all activations; 'dots': the
       outputs of the four projections; 'full': only the input of the block.
-    attention: 'xla', 'cudnn' (flash attention) or 'auto': cuDNN where it can be used. 'auto' takes
-      every GPU for one with cuDNN flash attention (NVIDIA Ampere or later): on others say 'xla'.
+    attention: 'xla', 'cudnn' (flash attention), 'blocks' (`attention.attend_in_blocks`) or 'auto':
+      cuDNN where it can be used, blocks on CPUs, else XLA. 'auto' takes every GPU for one with cuDNN
+      flash attention (NVIDIA Ampere or later): on others say 'xla'.
     document_end: id of the token between two documents, which do not see each other: the token
       begins the second one. -1: all tokens see all before them. cuDNN is not used then.
     loss_chunk: about how many tokens have their logits in memory at once, for each worker on each
       device.
+    platform: 'cpu', 'gpu' or 'tpu', that it is computed on, for what is done best in another way there
+      (`attention_implementation`, `unrolls`); empty: JAX's default backend.
 
   Raises:
     errors.UserError: a field is invalid, or the fields do not go together.
@@ -83,6 +87,7 @@ class GPTConfig:
   attention: str = 'auto'
   document_end: int = -1
   loss_chunk: int = 2048
+  platform: str = ''
 
   def __post_init__(self):
     for field in dataclasses.fields(self):

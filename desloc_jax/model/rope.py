@@ -40,9 +40,17 @@ def scale_frequencies(
   return (1 - kept) * frequencies / factor + kept * frequencies
 
 
-def apply_rope(x_BxLxHxK: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Returns x with the pairs (i, i + K/2) of each head turned by their angle; x's dtype is kept."""
-  cos, sin = (table[:, None, :] for table in rope)
-  first, second = jnp.split(x_BxLxHxK, 2, axis=-1)
+def apply_rope(
+  x: jax.Array, rope: tuple[jax.Array, jax.Array], heads_first: bool = False
+) -> jax.Array:
+  """Returns x with the pairs (i, i + K/2) of each head turned by their angle; x's dtype is kept.
+
+  Args:
+    x: [B, L, H, K], or [B, H, L, K] if `heads_first`.
+    rope: from `rope_tables`.
+    heads_first: see `x`.
+  """
+  cos, sin = rope if heads_first else (table[:, None, :] for table in rope)
+  first, second = jnp.split(x, 2, axis=-1)
   turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return turned.astype(x_BxLxHxK.dtype)
+  return turned.astype(x.dtype)

@@ -57,7 +57,7 @@ class Option(NamedTuple):
     default: its value; a type: unset, to be given a value of that type.
     valid: which values of its type it takes.
     restart: the words of when a restart may change it. 'always': it does not change what is
-      computed (a mesh and a loss chunk change the order of sums, and so the last bits); 'workers':
+      computed (a mesh, a kernel, a loss chunk change the order of sums, and so the last bits); 'workers':
       where their number changes, which it always may; 'content': where the text that it names
       stays the same; each other word: where `restore.allow` has it, first the one that permits
       least. None: never.
@@ -208,8 +208,9 @@ OPTIONS = {
     'one matrix for the embedding and the output; False: two'),
   'model.compute_dtype': Option('float32', MODEL['compute_dtype'], '',
     'of activations; parameters are float32'),
-  'model.remat': Option('none', MODEL['remat'], '', 'what the backward pass recomputes'),
-  'model.attention': Option('auto', MODEL['attention'], '', 'which kernel'),
+  'model.remat': Option('none', MODEL['remat'], 'always',
+    'what the backward pass recomputes'),
+  'model.attention': Option('auto', MODEL['attention'], 'always', 'which kernel'),
   'model.loss_chunk': Option(2048, MODEL['loss_chunk'], 'always',
     'tokens whose logits are held at once'),
   'data.tokenizer': Option('bytes', ANY, 'content',

@@ -18,6 +18,7 @@ from ml_collections import config_dict
 from desloc_jax.checkpoints.renaming import check_renaming
 from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.checkpoints.store import Checkpoints
+from desloc_jax.hosts import host_memory
 from desloc_jax.hosts.agreement import check_agreement
 from desloc_jax.hosts.interruption import Interrupted, StopRequest
 from desloc_jax.hosts.peers import peers
@@ -79,6 +80,7 @@ def train(
   """
   begun_s = time.perf_counter()
   check_config(config)
+  host_memory.keep_freed_memory()
   give_threads_to_collectives(config.workers)
   check_platforms()
   peers().on_first(functools.partial(check_available, config.log.wandb))

@@ -162,6 +162,7 @@ def make_program(
     UserError: the model or the optimizer cannot be made as configured.
   """
   model = model_config(config, vocab_size, document_end)
+  model = dataclasses.replace(model, platform=mesh_lib.platform(mesh))
   init_params = functools.partial(model_lib.init_params, model)
   params_like = _params_like(model)
   optimizer = make_optimizer(config, params_like, clock)

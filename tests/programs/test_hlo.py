@@ -12,7 +12,7 @@ from tests.runs import small_config
 @pytest.fixture(scope='module')
 def job(text):
   """4 workers on 8 devices: each worker is shared by two."""
-  return make_job(small_config(text))
+  return make_job(small_config(text, **{'model.remat': 'dots'}))  # With it blocks are in a loop.
 
 
 def worker_of_device(job):
