@@ -30,15 +30,18 @@ COMMANDS = {
 
 def main(argv: Sequence[str]) -> None:
   """Runs a command; a mistake ends in one line and exit code 2."""
-  if not argv or argv[0] in ('-h', '--help'):
-    examples = [f'  python -m desloc_jax {name} {line}' for name, (_, line) in COMMANDS.items()]
-    print('\n'.join(['usage: python -m desloc_jax COMMAND ..., such as', '', *examples]))
-    print('\npython -m desloc_jax COMMAND --help says what each takes.')
-    return
   with commands.one_line_errors():
+    if not argv or argv[0] in ('-h', '--help'):
+      return _print_help()
     if argv[0] not in COMMANDS:
       raise unknown_choice('command', argv[0], COMMANDS)
   importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+
+
+def _print_help() -> None:
+  examples = [f'  python -m desloc_jax {name} {line}' for name, (_, line) in COMMANDS.items()]
+  print('\n'.join(['usage: python -m desloc_jax COMMAND ..., such as', '', *examples]))
+  print('\npython -m desloc_jax COMMAND --help says what each takes.')
 
 
 if __name__ == '__main__':

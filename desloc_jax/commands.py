@@ -3,13 +3,17 @@
 import argparse
 from collections.abc import Iterator, Sequence
 import contextlib
+import difflib
 import pathlib
 import sys
 from typing import Any, NamedTuple
 
+from desloc_jax import pipes
 from desloc_jax.errors import UserError
 from desloc_jax.paths import local_path
 from desloc_jax.valid import ANY, check_value, expected, Valid
+
+_UNKNOWN = 'unrecognized arguments: '  # How argparse says it.
 
 
 def make_parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -18,10 +22,14 @@ def make_parser(module: str, description: str) -> argparse.ArgumentParser:
     prog=f'python -m {module}',
     description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
   )
 
   def refuse(message: str) -> None:
-    raise UserError(f'{message}. See --help.')
+    unknown = message.removeprefix(_UNKNOWN).partition('=')[0]
+    near = difflib.get_close_matches(unknown, parser._option_string_actions, n=1)
+    hint = f'. Did you mean {near[0]}?' if near and message.startswith(_UNKNOWN) else '.'
+    raise UserError(f'{message}{hint} See --help.')
 
   parser.error = refuse
   return parser
@@ -95,11 +103,17 @@ def _add(parser: argparse.ArgumentParser, name: str, option: Option) -> None:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-  """Ends the process where the user's input, or a file, cannot be used."""
+  """Ends the process where the user's input, or a file, cannot be used, or nobody reads on."""
   try:
-    yield
+    try:
+      yield
+    finally:
+      sys.stdout.flush()  # Here, and not when the interpreter ends.
   except UserError as error:
     message = str(error)
+  except BrokenPipeError:
+    pipes.discard(sys.stdout)
+    sys.exit(pipes.READER_GONE)
   except OSError as error:  # A disk that is full, a folder that is gone.
     message = f'{error.filename or "a file"} cannot be used: {error.strerror or error}'
   else:

@@ -12,9 +12,15 @@ class UserError(ValueError):
   """
 
 
-def unknown_choice(what: str, value: object, choices: Iterable[str]) -> UserError:
-  """Returns the error for a `value` of `what` that is none of `choices`, naming the nearest one."""
+def unknown_choice(
+  what: str, value: object, choices: Iterable[str], listed_by: str = ''
+) -> UserError:
+  """Returns the error for a `value` of `what` that is none of `choices`, naming the nearest ones.
+
+  All of them are named where they are few, or nothing lists them.
+  """
   choices = sorted(map(str, choices))
-  near = difflib.get_close_matches(str(value), choices, n=1)
-  hint = f' Did you mean {near[0]!r}?' if near else ''
-  return UserError(f'{what} {value!r} is unknown.{hint} Valid: {", ".join(choices)}.')
+  near = difflib.get_close_matches(str(value), choices, n=3 if listed_by else 1)
+  hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
+  valid = f'{listed_by} lists all {len(choices)}' if listed_by else f'Valid: {", ".join(choices)}'
+  return UserError(f'{what} {value!r} is unknown.{hint} {valid}.')

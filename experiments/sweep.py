@@ -105,7 +105,7 @@ def parse_axes(args: Sequence[str], config: config_dict.ConfigDict) -> dict[str,
   for arg in args:
     name, _, values = arg.removeprefix('--sweep').removeprefix('.').partition('=')
     if find_row(name) is None:
-      raise unknown_choice('option --sweep.', name, OPTIONS)
+      raise unknown_choice('--sweep option', name, OPTIONS, listed_by='--help')
     texts = [text.strip() for text in _BETWEEN_VALUES.split(values)]
     if not all(texts):
       raise UserError(f'{arg} has an empty value; expected --sweep.{name}=A,B,...')

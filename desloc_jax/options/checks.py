@@ -49,7 +49,7 @@ def _check_options(config: config_dict.ConfigDict) -> None:
   for name, value in present.items():
     row = find_row(name)
     if row is None:
-      raise unknown_choice('option', name, OPTIONS)
+      raise unknown_choice('option', name, OPTIONS, listed_by='--help')
     if value is not None or not row.may_be_unset:
       check_value(name, value, row.kind, row.valid)
 

@@ -15,6 +15,7 @@ from ml_collections import config_dict, config_flags
 from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.hosts import ending
 from desloc_jax.hosts.peers import peers
+from desloc_jax.pipes import outliving_readers
 
 USAGE_ERROR = 2
 DIVERGED = 3
@@ -53,8 +54,9 @@ def parse_flags(
   The help is `usage`, or else the docstring of the program, then the flags that `module` defined.
   """
   if {'--help', '-h', '-help', '--helpfull', '--helpshort'} & set(argv[1:]):
-    # Without docstrings under PYTHONOPTIMIZE=2.
-    _print_help(usage or sys.modules['__main__'].__doc__ or argv[0], module)
+    with outliving_readers():
+      # Without docstrings under PYTHONOPTIMIZE=2.
+      _print_help(usage or sys.modules['__main__'].__doc__ or argv[0], module)
     sys.exit(0)
   try:
     check_option_names(argv[1:])
@@ -63,6 +65,10 @@ def parse_flags(
       raise UserError(f'{rest[1]!r} is not an option; options begin with --. See --help.')
     check_config_loaded()
     return rest
+  except KeyError as error:  # ml_collections, of a group of options that is not there.
+    key = str(error).strip('\'"')
+    names = [arg.partition('=')[0] for arg in argv if f'.{key}.' in arg]
+    fail(f'{names[0]}: this config has no {key!r}' if names else f'KeyError: {error}')
   except Exception as error:  # A config file is a program: it may raise anything.
     fail(error)
 
@@ -71,6 +77,7 @@ def exit_with_one_line(main: Callable) -> Callable:
   """Wraps `main` so that a user's mistake, or a diverged run, ends in one line and an exit code."""
 
   @functools.wraps(main)
+  @outliving_readers()
   def wrapped(argv):
     from desloc_jax.hosts.interruption import Interrupted
     from desloc_jax.train.recorder import TrainingDiverged
@@ -111,8 +118,6 @@ def _tell_of_unraisable(tell: Callable, unraisable: 'sys.UnraisableHookArgs') ->
 def fail(error: Exception | str, code: int = USAGE_ERROR) -> None:
   """Prints an error as one line and exits."""
   lines = str(error).strip().splitlines() or [type(error).__name__]
-  if isinstance(error, KeyError):  # ml_collections, of a group of options that is not there.
-    lines = [f'{lines[0]} is no option of this config']
   if any(line.startswith('Traceback') for line in lines):
     lines = lines[-1:]  # An error in the config file itself: ml_collections quotes its traceback.
   text = ' '.join(' '.join(lines).split()).removeprefix('desloc_jax.errors.UserError: ')
@@ -165,7 +170,7 @@ def check_option_names(args: Sequence[str]) -> None:
     if name.startswith('config.'):
       name = name.removeprefix('config.')
       if find_row(name) is None:
-        raise unknown_choice('option --config.', name, OPTIONS)
+        raise unknown_choice('--config option', name, OPTIONS, listed_by='--help')
 
 
 def _print_help(usage: str, module: str) -> None:
@@ -174,7 +179,4 @@ def _print_help(usage: str, module: str) -> None:
   own = flags.FLAGS.get_flags_for_module(module)
   lines = [usage, 'flags:']
   lines += [f'  --{flag.name}={flag.default or ""}\n      {flag.help}' for flag in own]
-  try:
-    print('\n'.join([*lines, options_help()]), flush=True)
-  except BrokenPipeError:  # A reader such as `head` has seen enough.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  print('\n'.join([*lines, options_help()]))

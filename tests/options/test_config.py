@@ -219,13 +219,20 @@ def test_devices_that_workers_cannot_share_are_refused():
 
 
 COMMANDS = {
-  'unknown option': (['--config.perids.params=64'], "Did you mean 'periods.params'"),
+  'unknown option': (
+    ['--config.perids.params=64'],
+    "Did you mean 'periods.params' or 'periods.mu' or 'periods.m2'? --help",
+  ),
+  'unknown group': (['--config.optimizer.b1=1'], "Did you mean 'inner.b1'? --help lists all"),
   'wrong type': (['--config.periods.params=often'], 'periods.params'),
   'impossible value': (['--config.periods.params=-1'], 'periods.params is -1'),
   'period of a state that is not there': (['--config.periods.trace=3'], 'trace'),
   'missing data': (['--config.data.sources.text.path=nowhere.txt'], 'nowhere.txt'),
   'unknown key of a source': (['--config.data.sources.text.nope=1'], 'data.sources.text.nope'),
-  'unknown source': (['--config.data.sources.other.path=x'], 'other'),
+  'unknown source': (
+    ['--config.data.sources.other.path=x'],
+    "--config.data.sources.other.path: this config has no 'other'",
+  ),
   'weights of another number of workers': (
     ['--config.data.sources.text.worker_weights=(1.0,2.0)'],
     'worker_weights',
