@@ -119,7 +119,7 @@ _LIST = (
   Layout(
     'apertus', 'apertus', 'ApertusForCausalLM', 'plain', True, _APERTUS,
     defaults={'hidden_act': 'xielu', 'rms_norm_eps': 1e-5},
-    note='llama.cpp cannot load it: it knows Apertus with xIELU only',
+    note='llama.cpp and vLLM cannot load it: they know Apertus with xIELU only',
   ),
   Layout(
     'qwen3', 'qwen3', 'Qwen3ForCausalLM', 'gated', True, _LLAMA, defaults={'head_dim': 128},

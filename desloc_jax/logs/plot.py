@@ -40,7 +40,10 @@ def plot_or_tell(workdir: pathlib.Path, title: str = '') -> None:
 
 
 def plot_training(workdir: pathlib.Path, title: str = '') -> pathlib.Path:
-  """Draws loss against steps, with the syncs marked, and against bytes sent.
+  """Draws loss against steps, bytes sent and seconds, and how far workers have drifted apart.
+
+  Steps show each worker's loss and mark the syncs. Seconds are those of all starts of the run, with
+  compiling. Drift is the distance of the workers from their mean, over the mean's norm, at syncs.
 
   Returns:
     The path of training.png in `workdir`.
@@ -51,16 +54,26 @@ def plot_training(workdir: pathlib.Path, title: str = '') -> pathlib.Path:
   lines = read_metrics(workdir)
   if not lines:
     raise UserError(f'{workdir} has no metrics.jsonl with at least one line to draw.')
-  figure = _figure(figsize=(12, 4.5), layout='constrained')
-  by_step, by_bytes = figure.subplots(1, 2)
+  figure = _figure(figsize=(12, 8), layout='constrained')
+  (by_step, by_bytes), (by_seconds, drift) = figure.subplots(2, 2)
+  _draw_workers(by_step, lines)
   _draw_losses(by_step, lines, 'step')
   _mark_syncs(by_step, lines)
-  by_step.set(xlabel='step', ylabel='loss (nats per token)')
   _draw_losses(by_bytes, lines, 'bytes_per_worker', scale=1e-6)
-  by_bytes.set(xlabel='payload sent by each worker (MB)', ylabel='loss (nats per token)')
-  for axes in (by_step, by_bytes):
+  _draw_losses(by_seconds, _with_all_seconds(lines), 'seconds')
+  _draw_drift(drift, lines)
+  for axes, xlabel, ylabel in (
+    (by_step, 'step', 'loss (nats per token)'),
+    (by_bytes, 'payload sent by each worker (MB)', 'loss (nats per token)'),
+    (by_seconds, 'seconds', 'loss (nats per token)'),
+    (drift, 'step', 'drift of the workers at a sync'),
+  ):
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize='small')
+    if axes.has_data():
+      axes.legend(fontsize='small')
+    else:  # DDP has no drift; a run of older versions no seconds.
+      axes.remove()
   figure.suptitle(title or workdir.name)
   path = workdir / PLOT_FILE
   with atomic_write(path) as file:
@@ -98,9 +111,35 @@ def _draw_losses(axes: 'Axes', lines: list[dict[str, Any]], x: str, scale: float
     'val_loss': ('validation loss of the consensus', dict(color='black', marker='o', ms=4)),
   }
   for name, (label, style) in labels.items():
-    points = [(line[x] * scale, line[name]) for line in lines if name in line]
+    points = [(line[x] * scale, line[name]) for line in lines if {x, name} <= line.keys()]
     if points:
       axes.plot(*zip(*points, strict=True), label=label, **style)
+
+
+def _draw_workers(axes: 'Axes', lines: list[dict[str, Any]]) -> None:
+  """Draws each worker's loss, behind the others; a restart may change how many they are."""
+  lines = [line for line in lines if len(line.get('losses', ())) > 1]
+  for worker in range(max((len(line['losses']) for line in lines), default=0)):
+    points = [(x['step'], x['losses'][worker]) for x in lines if worker < len(x['losses'])]
+    label = None if worker else 'training loss of each worker'
+    axes.plot(*zip(*points, strict=True), label=label, color='tab:blue', alpha=0.35, lw=0.5)
+
+
+def _with_all_seconds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the lines with a time, which begins anew at each start, since the first start."""
+  timed, before, last = [], 0.0, 0.0
+  for line in lines:
+    if 'seconds' in line:
+      before += last if line['seconds'] < last else 0.0
+      last = line['seconds']
+      timed.append(line | {'seconds': before + last})
+  return timed
+
+
+def _draw_drift(axes: 'Axes', lines: list[dict[str, Any]]) -> None:
+  for name in dict.fromkeys(name for line in lines for name in line.get('drift', ())):
+    points = [(x['step'], x['drift'][name]) for x in lines if name in x.get('drift', ())]
+    axes.semilogy(*zip(*points, strict=True), marker='.', lw=1, color=COLORS.get(name), label=name)
 
 
 def _mark_syncs(axes: 'Axes', lines: list[dict[str, Any]]) -> None:

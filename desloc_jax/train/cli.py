@@ -15,6 +15,7 @@ from ml_collections import config_dict, config_flags
 from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.hosts import ending
 from desloc_jax.hosts.peers import peers
+from desloc_jax.paths import local_path
 from desloc_jax.pipes import outliving_readers
 
 USAGE_ERROR = 2
@@ -140,7 +141,9 @@ def check_config_loaded(values: flags.FlagValues = flags.FLAGS) -> None:
     raise UserError('--config is missing, e.g. --config=configs/tiny.py. See --help.')
   config = values['config'].value
   # What follows a colon is the argument of get_config.
-  path = config_flags.get_config_filename(values['config']).partition(':')[0]
+  path = local_path(config_flags.get_config_filename(values['config']), '--config').partition(':')[
+    0
+  ]
   if not os.path.isfile(path):
     near = difflib.get_close_matches(path, _config_files(), n=1, cutoff=0.3)
     hint = f' Did you mean {near[0]}?' if near else ''

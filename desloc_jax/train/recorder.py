@@ -102,6 +102,7 @@ class Recorder:
       'tokens': self._job.clock.tokens(step),
       'epochs': self._job.data.stream.epochs(step),
       'loss': finite_mean(metrics['loss'], active),
+      'losses': [round(float(loss), 5) for loss in metrics['loss']],  # Of each worker.
       'lr': float(metrics['learning_rate']),
       'grad_norm': finite_mean(metrics['grad_norm'], active),
       **{name: finite_mean(values, active) for name, values in metrics['model'].items()},

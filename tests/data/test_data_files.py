@@ -162,6 +162,15 @@ def test_a_snapshot_gives_its_training_split(tmp_path, files):
     find_files(f'{tmp_path}:test')
 
 
+def test_a_cache_of_several_revisions_is_refused(tmp_path):
+  write(tmp_path, 'snapshots/abc/train.txt')
+  assert len(names(tmp_path)) == 1
+  write(tmp_path, 'snapshots/def/train.txt')
+  with pytest.raises(UserError, match='holds 2 revisions.*snapshots/abc, .*snapshots/def'):
+    find_files(str(tmp_path))
+  assert len(names(tmp_path / 'snapshots' / 'def')) == 1
+
+
 def test_a_lone_split_is_read_and_names_above_the_path_mean_nothing(tmp_path):
   write(tmp_path / 'test' / 'train', 'test-0.txt', 'test-1.txt')
   assert find_files(str(tmp_path / 'test' / 'train')).notes == []

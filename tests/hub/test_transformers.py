@@ -34,7 +34,7 @@ def test_a_difference_is_noticed(kind, tmp_path):
 def test_bfloat16_is_near_and_gpt2s_tokenizer_is_the_same(tmp_path):
   stored = random_model('gpt2')
   export.export(stored, tmp_path / 'out', dtype='bfloat16', check=True)
-  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
+  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out', dtype='auto')
   assert model.dtype.itemsize == 2
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
   assert tokenizer('state of the Union')['input_ids'] == [5219, 286, 262, 4479]

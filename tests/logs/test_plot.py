@@ -15,6 +15,8 @@ from tests.runs import small_config, train_on_two
 LINES = [
   {'step': 0, 'tokens': 0, 'bytes_per_worker': 0, 'val_loss': 5.0, 'synced': []},
   {'step': 1, 'tokens': 9, 'bytes_per_worker': 8, 'loss': 4.0, 'tokens_per_s': 1.0, 'synced': ['mu']},
+  {'step': 2, 'tokens': 18, 'bytes_per_worker': 8, 'loss': 3.0, 'tokens_per_s': 1.0, 'seconds': 7.5,
+   'losses': [2.0, 4.0], 'synced': ['params'], 'drift': {'params': 0.1}},
 ]  # fmt: skip
 
 
@@ -36,6 +38,17 @@ def test_any_backend_of_the_environment_will_do(workdir, backend):
   done = draw(workdir, MPLBACKEND=backend)
   assert done.returncode == 0, done.stderr
   assert (workdir / 'training.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_seconds_go_on_over_restarts_and_compiling():
+  lines = [
+    {'seconds': 9.0},
+    {'val_loss': 1.0},
+    {'seconds': 12.0},
+    {'seconds': 5.0},
+    {'seconds': 6.0},
+  ]
+  assert [x['seconds'] for x in plot._with_all_seconds(lines)] == [9, 12, 17, 18]
 
 
 @pytest.fixture

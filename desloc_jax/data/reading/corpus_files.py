@@ -47,7 +47,7 @@ def find_files(path: str) -> Found:
   are some of the training split, as in a snapshot of a dataset.
 
   Raises:
-    UserError: there is none, or a folder cannot be listed.
+    UserError: there is none, a folder cannot be listed, or it is a hub cache of several revisions.
   """
   if path.startswith('hf:'):
     return Found([], [])
@@ -58,6 +58,7 @@ def find_files(path: str) -> Found:
   place, split = _parse_split(path)
   notes = []
   if os.path.isdir(place):
+    _check_revisions(place)
     root, (names, hidden) = place, _walk(place)
     if hidden:
       notes.append(f'{len(hidden)} hidden are not read ({_examples(hidden)})')
@@ -73,6 +74,17 @@ def find_files(path: str) -> Found:
   if again:
     notes.append(f'{len(again)} lead to files that are read already ({_examples(again)})')
   return Found(*_choose_split(path, root, split, found, notes))
+
+
+def _check_revisions(folder: str) -> None:
+  """Raises UserError for a dataset of the hub's cache of which there are several revisions."""
+  snapshots = os.path.join(folder, 'snapshots')
+  revisions = sorted(os.listdir(snapshots)) if os.path.isdir(snapshots) else []
+  if len(revisions) > 1:
+    raise UserError(
+      f'{folder} holds {len(revisions)} revisions, whose files are mostly the same; name one of them: '
+      f'{_examples([os.path.join(snapshots, name) for name in revisions])}.'
+    )
 
 
 def _parse_split(path: str) -> tuple[str, str]:
