@@ -13,7 +13,7 @@ from desloc_jax.optimizer.periods import (
   periods_from_half_lives,
   Timetable,
 )
-from desloc_jax.optimizer.state import DeslocState, synced, WORKER_AXES
+from desloc_jax.optimizer.state import DeslocState, landed, synced, WORKER_AXES
 from desloc_jax.optimizer.transform import desloc
 from desloc_jax.programs.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.version import __version__ as __version__
@@ -30,6 +30,7 @@ __all__ = [
   'growing_timetables',
   'half_life',
   'init_over_workers',
+  'landed',
   'local_params',
   'over_workers',
   'periods_from_half_lives',

@@ -23,6 +23,7 @@ PER_WORKER = (
   'optimizer.drift.',
   'optimizer.health.',
   'optimizer.memory.own.',
+  'optimizer.flight.sent.',
 )
 # Decoded chunks that wait to be cut, at most; one at a time where they are larger.
 _AHEAD_BYTES = 2**24

@@ -10,6 +10,7 @@ from desloc_jax.optimizer import checkup, triggers
 from desloc_jax.optimizer.averaging import Share, worker_count, worker_share
 from desloc_jax.optimizer.consensus import Form, sync_params
 from desloc_jax.optimizer.fields import restart_fields, sync_fields
+from desloc_jax.optimizer.flight import count_down
 from desloc_jax.optimizer.frame import Frame, HEALTH, RESTARTS
 from desloc_jax.optimizer.state import DeslocState
 from desloc_jax.optimizer.syncs.sync import Context
@@ -69,6 +70,8 @@ def sync(frame: Frame, form: Form, state: DeslocState, consensus, share: Share |
   due = triggers.due_now(
     frame.averaged, state.counters, state.step, frame.coin_key, frame.warmup_steps, done
   )
+  flight, lands = count_down(state.flight) if frame.is_delayed else (state.flight, {})
+  state = state._replace(flight=flight)
   if frame.health:
     state = checkup.attend(state, share)
 
@@ -77,28 +80,34 @@ def sync(frame: Frame, form: Form, state: DeslocState, consensus, share: Share |
     return form.unmoved(consensus), state, ballot
 
   return jax.lax.cond(
-    functools.reduce(jnp.logical_or, due.values()),
-    functools.partial(_sync, frame, form, due, share, value),
+    _any(due | {f'landing {name}': now for name, now in lands.items()}),
+    functools.partial(_sync, frame, form, due, lands, share, value),
     pass_by,
     state,
     consensus,
   )
 
 
-def _sync(frame: Frame, form: Form, due, share, value, state: DeslocState, consensus):
+def _any(events) -> jax.Array:
+  return functools.reduce(jnp.logical_or, events.values())
+
+
+def _sync(frame: Frame, form: Form, due, lands, share, value, state: DeslocState, consensus):
   ballot = None
   if frame.health:
+    due = due | {HEALTH: _any(due)}
     ballot, state = checkup.take_vote(frame, state, due, consensus, share, value)
     share = ballot.share
-    due = due | {HEALTH: jnp.ones([], bool), RESTARTS: due['params'] & ballot.any_restarts}
+    due = due | {RESTARTS: due['params'] & ballot.any_restarts}
   if share is not None:
     # The vote was taken, and sent, also where nobody counts.
     due = {name: now & (name == HEALTH or share.total > 0) for name, now in due.items()}
   context = Context(frame.axis_name, share, state.step)
-  state = sync_fields(frame, state, due, consensus, context)
+  moved = frame.moved(due, lands, state.step)
+  state = sync_fields(frame, state, due, moved, consensus, context)
   if frame.health:
     state = restart_fields(frame, state, due[RESTARTS], consensus, ballot)
-  result, state = sync_params(frame, form, state, due, consensus, context)
+  result, state = sync_params(frame, form, state, due, moved, consensus, context)
   state = state._replace(counters=_count_anew(state.counters, due))
   if frame.health and frame.timing == 'post':
     state = checkup.look_around(frame, form, state, consensus, result)

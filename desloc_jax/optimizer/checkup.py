@@ -9,8 +9,9 @@ from desloc_jax.optimizer.state import DeslocState
 
 
 def just_synced(frame: Frame, state: DeslocState) -> jax.Array:
-  """Whether the last step averaged the parameters."""
-  return abs(state.counters['params']) == (frame.timing == 'pre')
+  """Whether the last step moved the parameters, if it could."""
+  landed = frame.sync_of('params').delay + (frame.timing == 'pre')
+  return abs(state.counters['params']) == landed
 
 
 def look_back(frame: Frame, state: DeslocState, consensus) -> DeslocState:
@@ -25,16 +26,13 @@ def take_vote(frame: Frame, state: DeslocState, due, consensus, share, value):
   # Before the local step: one that restarted at the step before has had none since.
   has_stepped = state.counters['params'] > (frame.timing == 'pre')
   with jax.named_scope(SYNC_SCOPE + HEALTH):
-    ballot = health_lib.vote(
-      frame.health,
-      state.health,
-      consensus,
-      state.params,
-      state.inner,
-      value,
-      has_stepped,
-      share,
-      frame.axis_name,
+    ballot = jax.lax.cond(
+      due[HEALTH],
+      lambda *worker: health_lib.vote(
+        frame.health, *worker, value, has_stepped, share, frame.axis_name
+      ),
+      lambda record, *_: health_lib.no_vote(record, frame.axis_name),
+      *(state.health, consensus, state.params, state.inner),
     )
   active = True if share is None else share.weight > 0
   record = health_lib.record(frame.health, state.health, ballot, due['params'], active)

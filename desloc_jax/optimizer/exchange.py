@@ -1,4 +1,4 @@
-"""Agreeing on one quantity, and the memory of its sync."""
+"""Sending one quantity: what is agreed on, what its sync remembers, and what is in flight."""
 
 from typing import Any
 
@@ -7,7 +7,9 @@ import optax
 
 from desloc_jax.optimizer import state_fields
 from desloc_jax.optimizer.averaging import match_varying, relative_distance
+from desloc_jax.optimizer.flight import parcel_of, put_up, with_parcel
 from desloc_jax.optimizer.frame import Frame
+from desloc_jax.optimizer.state import DeslocState
 from desloc_jax.optimizer.syncs.sync import Context, Memory
 
 Tree = Any
@@ -32,12 +34,50 @@ def agree(
   return agreed, match_varying(relative_distance(local, agreed), drift), after
 
 
-def init_memory(frame: Frame, params: optax.Params, inner_state: optax.OptState) -> Memory:
-  """Returns the memories of all syncs, by quantity, before the first step."""
+def depart(
+  frame: Frame,
+  name: str,
+  due: jax.Array,
+  local: Tree,
+  reference: Tree | None,
+  sent: Tree,
+  state: DeslocState,
+  context: Context,
+) -> DeslocState:
+  """Returns the state with a quantity in flight, if it is due: `local` is sent, `sent` is kept."""
+
+  def send(local, sent, drift, memory, parcel):
+    agreed, drift, memory = agree(frame, name, local, reference, drift, memory, context)
+    return drift, memory, put_up(parcel, agreed, sent, frame.time_in_flight(name, context.round))
+
+  drift, memory, parcel = jax.lax.cond(
+    due,
+    send,
+    lambda local, sent, *others: others,
+    local,
+    sent,
+    state.drift[name],
+    memory_of(state.memory, name),
+    parcel_of(state.flight, name),
+  )
+  return state._replace(
+    drift=state.drift | {name: drift},
+    memory=with_memory(state.memory, name, memory),
+    flight=with_parcel(state.flight, name, parcel),
+  )
+
+
+def quantities(frame: Frame, params: optax.Params, inner_state: optax.OptState) -> dict[str, Tree]:
+  """Returns the arrays of each quantity that is averaged."""
   trees = {'params': params}
   for name in frame.averaged_fields:
     trees[name], _ = state_fields.select_fields(inner_state, params, {name})
-  memories = {name: frame.sync_of(name).init(trees[name]) for name in frame.averaged}
+  return {name: trees[name] for name in frame.averaged}
+
+
+def init_memory(frame: Frame, trees: dict[str, Tree]) -> Memory:
+  """Returns the memories of the syncs of `trees`, by quantity, before the first step."""
+  memories = {name: frame.sync_of(name).init(tree) for name, tree in trees.items()}
   return Memory(*({name: m[i] for name, m in memories.items()} for i in range(2)))
 
 

@@ -5,11 +5,12 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from desloc_jax.optimizer.averaging import AxisName
 from desloc_jax.optimizer.health import HealthCheck
-from desloc_jax.optimizer.periods import check_periods, Periods, Timetable
+from desloc_jax.optimizer.periods import check_periods, Periods, shortest_gap, Timetable
 from desloc_jax.optimizer.syncs.mean import mean
 from desloc_jax.optimizer.syncs.sync import Sync
 
@@ -40,6 +41,7 @@ class Frame:
   health: HealthCheck | None
   guard: bool
   syncs: Mapping[str, Sync]
+  last_step: int | None
 
   def __post_init__(self):
     object.__setattr__(self, 'periods', check_periods(self.periods))
@@ -59,6 +61,8 @@ class Frame:
         f'syncs names {", ".join(unknown)}, which periods does not average; it averages '
         f'{", ".join(self.averaged) or "nothing"}.'
       )
+    for name, sync in self.syncs.items():
+      self._check_delay(name, sync)
 
   @functools.cached_property
   def averaged(self) -> Periods:
@@ -77,6 +81,54 @@ class Frame:
     """What has a counter."""
     return [*self.averaged, *((HEALTH, RESTARTS) if self.health else ())]
 
+  def time_in_flight(self, name: str, step: jax.Array) -> jax.Array:
+    """Returns in how many steps lands what is sent in the update after `step` others."""
+    delay = jnp.int32(self.sync_of(name).delay)
+    if self.last_step is None:
+      return delay
+    left = jnp.int32(self.last_step - 1) - step
+    return jnp.where(left < 0, delay, jnp.minimum(delay, left))
+
+  def moved(self, due, lands, step: jax.Array) -> dict[str, jax.Array]:
+    """Returns by quantity whether it takes over an average now: what is due, or in flight, lands."""
+    at_once = {name: self.time_in_flight(name, step) == 0 for name in lands}
+    return due | {name: now | (due[name] & at_once[name]) for name, now in lands.items()}
+
+  @property
+  def is_delayed(self) -> bool:
+    """Whether anything lands later than it is sent."""
+    return any(sync.delay for sync in self.all_syncs.values())
+
+  @property
+  def kept(self) -> set[str]:
+    """Quantities that land beside what was done since: no mean of values that belong together."""
+    return {name for name, sync in self.all_syncs.items() if sync.lands_by.needs_sent}
+
+  @functools.cached_property
+  def all_syncs(self) -> dict[str, Sync]:
+    """How each quantity crosses the worker axis."""
+    return dict.fromkeys(self.averaged, mean()) | dict(self.syncs)
+
   def sync_of(self, name: str) -> Sync:
     """Returns how a quantity crosses the worker axis."""
-    return self.syncs.get(name) or mean()
+    return self.all_syncs[name]
+
+  def _check_delay(self, name: str, sync: Sync) -> None:
+    if sync.delay < 0:
+      raise ValueError(f'the delay of {name} is {sync.delay}; expected a number of steps >= 0.')
+    if sync.landing.eager and name != 'params':
+      raise ValueError(f'{name} cannot land eagerly, as it has no consensus; take keep.')
+    if not sync.delay:
+      return
+    refused = f'{name} cannot land {sync.delay} steps after it was sent: '
+    if self.warmup_steps:
+      raise ValueError(f'{refused}in a warm-up it is sent at every step; leave one of the two out.')
+    if self.coin_key is not None:
+      raise ValueError(f'{refused}by coins the next one may be sent before; take periods.')
+    gap = shortest_gap(self.periods[name])
+    if gap is None:
+      raise ValueError(f'{refused}a schedule may send the next one before; take a number of steps.')
+    if gap <= sync.delay:
+      raise ValueError(
+        f'{refused}the next one is sent after {gap}; expected a delay of at most {gap - 1}.'
+      )

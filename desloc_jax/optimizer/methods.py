@@ -156,7 +156,7 @@ def make_method(
     periods: from `resolve_periods`, or schedules in their place.
     axis_name: of the workers.
     outer: the outer optimizer, used by the methods that have one.
-    **options: `timing`, `coin_key` and `warmup_steps` of `desloc`; `ddp` has no use for them.
+    **options: `timing`, `coin_key` and others of `desloc`; `ddp` has no use for them.
   """
   if METHODS[method].gradients:
     return ddp(inner, axis_name)

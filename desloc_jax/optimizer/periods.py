@@ -66,6 +66,14 @@ def check_periods(periods: Periods) -> dict[str, Period]:
   return checked
 
 
+def shortest_gap(period: Period) -> float | None:
+  """Returns the least number of steps between two averages; None: it is not known."""
+  if isinstance(period, Timetable):
+    times = period.times[period.multiple - 1 :: period.multiple]
+    return int(np.diff(times, prepend=0).min()) if len(times) else math.inf
+  return None if callable(period) else period
+
+
 def _whole_steps(name: str, period) -> int:
   try:
     steps = None if isinstance(period, bool) else operator.index(period)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from desloc_jax.optimizer.flight import Flight, FLIGHT_AXES
 from desloc_jax.optimizer.health import Health
 from desloc_jax.optimizer.syncs.sync import Memory, MEMORY_AXES
 
@@ -13,8 +14,8 @@ from desloc_jax.optimizer.syncs.sync import Memory, MEMORY_AXES
 class DeslocState(NamedTuple):
   """State of `desloc` on one worker.
 
-  `params`, `inner`, `drift`, `health` and `memory.own` differ between workers, the others never do:
-  see `WORKER_AXES`.
+  `params`, `inner`, `drift`, `health`, `memory.own` and `flight.sent` differ between workers, the
+  others never do: see `WORKER_AXES`.
   """
 
   step: jax.Array  # int32 scalar: updates done.
@@ -26,11 +27,20 @@ class DeslocState(NamedTuple):
   drift: dict[str, jax.Array]  # float32 scalars: ||own - mean|| / ||mean|| at the last sync.
   health: Health | tuple[()] = ()  # Empty without a health check.
   memory: Memory = Memory()  # Of the syncs, by quantity; without arrays where all are `mean()`.
+  flight: Flight = Flight()  # Syncs that have not landed; without arrays where none has a delay.
 
 
 # Where a DeslocState varies over workers, as a tree prefix for `jax.vmap`'s in_axes and out_axes.
 WORKER_AXES = DeslocState(
-  step=None, counters=None, params=0, inner=0, outer=None, drift=0, health=0, memory=MEMORY_AXES
+  step=None,
+  counters=None,
+  params=0,
+  inner=0,
+  outer=None,
+  drift=0,
+  health=0,
+  memory=MEMORY_AXES,
+  flight=FLIGHT_AXES,
 )
 
 
@@ -46,6 +56,17 @@ def synced(before: DeslocState, after: DeslocState) -> dict[str, jax.Array]:
   check_state(before)
   check_state(after)
   return {name: after.counters[name] <= abs(before.counters[name]) for name in after.counters}
+
+
+def landed(before: DeslocState, after: DeslocState) -> dict[str, jax.Array]:
+  """Returns as `synced` does: did the quantity take over in that update what was agreed on?
+
+  It is `synced` where the sync has no delay.
+  """
+  found = synced(before, after)
+  for name, left in dict(before.flight.left).items():
+    found[name] = (left == 1) | (found[name] & (after.flight.left[name] == 0))
+  return found
 
 
 def check_state(state) -> None:

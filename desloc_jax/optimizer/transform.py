@@ -11,7 +11,8 @@ from desloc_jax.optimizer import state_fields
 from desloc_jax.optimizer.advance import advance
 from desloc_jax.optimizer.averaging import AxisName
 from desloc_jax.optimizer.consensus import MODEL, UPDATES
-from desloc_jax.optimizer.exchange import init_memory
+from desloc_jax.optimizer.exchange import init_memory, quantities
+from desloc_jax.optimizer.flight import init_flight
 from desloc_jax.optimizer.frame import Frame
 from desloc_jax.optimizer.health import HealthCheck, init_health
 from desloc_jax.optimizer.periods import Periods
@@ -33,6 +34,7 @@ def desloc(
   health: HealthCheck | None = None,
   guard: bool = True,
   syncs: Mapping[str, Sync] | None = None,
+  last_step: int | None = None,
 ) -> SteppingTransformation:
   r"""Trains locally and averages parameters and each optimizer state at its own period.
 
@@ -81,7 +83,11 @@ def desloc(
       `moment_guard`, also for the moments that it cannot bound.
     syncs: what is sent of each quantity that `periods` names, where it is not the plain mean:
       `{'params': quantised(bits=8)}`, say. A sync of the parameters sends differences from the
-      consensus, one of a state field its own values.
+      consensus, one of a state field its own values. With a `delay`,
+      `mean()._replace(delay=4, landing=keep())`, it lands so many steps after it is sent; the
+      consensus and the outer optimizer move when it does.
+    last_step: number of updates after which nothing stays in flight: what is sent shortly before
+      lands at it. None: there is no last one.
 
   Returns:
     A `SteppingTransformation` whose `update` and `step` must run inside `axis_name`. Its state is a
@@ -135,6 +141,7 @@ def desloc(
     health=health,
     guard=guard,
     syncs=syncs or {},
+    last_step=last_step,
   )
   update, step = (functools.partial(advance, frame, form) for form in (UPDATES, MODEL))
   return SteppingTransformation(functools.partial(_init, frame), update, step)
@@ -145,6 +152,7 @@ def _init(frame: Frame, params: optax.Params) -> DeslocState:
   inner_state = frame.inner.init(params)
   labels = state_fields.label_fields(inner_state, params)
   state_fields.check_fields(labels, {*frame.periods, *frame.reset})
+  trees = quantities(frame, params, inner_state)
   state = DeslocState(
     step=jnp.zeros([], jnp.int32),
     counters={name: jnp.zeros([], jnp.int32) for name in frame.counted},
@@ -153,6 +161,7 @@ def _init(frame: Frame, params: optax.Params) -> DeslocState:
     outer=frame.outer.init(params) if frame.outer else optax.EmptyState(),
     drift={name: jnp.zeros([], jnp.float32) for name in frame.averaged},
     health=init_health() if frame.health else (),
-    memory=init_memory(frame, params, inner_state),
+    memory=init_memory(frame, trees),
+    flight=init_flight(frame.all_syncs, trees),
   )
   return copied(state)

@@ -51,6 +51,11 @@ def _has_outer_momentum(config: config_dict.ConfigDict) -> bool:
   return with_presets(config, 'outer')['momentum'] != 0
 
 
+def _lands_late(config: config_dict.ConfigDict) -> bool:
+  options = with_presets(config, 'sync')
+  return bool(options['delay'] or (options['land'] == 'mix' and options['local_share']))
+
+
 def _prepared(config: config_dict.ConfigDict) -> list[bool]:
   paths = [os.path.expanduser(source.path) for source in config.data.sources.values()]
   return [os.path.exists(os.path.join(path, MANIFEST)) for path in paths]
@@ -78,6 +83,9 @@ CONDITIONS = {
   'wsd': Condition('schedule.name', 'the schedule is wsd', lambda c: c.schedule.name == 'wsd'),
   'batch_size': _is_off('global_batch_size'),
   'mlp_ratio': _is_off('model.mlp_hidden'),
+  'late': Condition('sync.delay', 'sync.delay is not 0, or sync.land mixes', _lands_late),
+  'mix': Condition('sync.land', 'sync.land is mix',
+    lambda c: with_presets(c, 'sync')['land'] == 'mix'),
   'check': Condition('health.check', 'the check is on', lambda c: c.health.check),
   'threshold': _is_on('health.threshold'),
   'rate': _is_on('failures.rate'),

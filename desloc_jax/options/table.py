@@ -18,7 +18,7 @@ from desloc_jax.optimizer.inner import INNER_OPTIMIZERS
 from desloc_jax.optimizer.methods import METHODS, MULTIPLES
 from desloc_jax.optimizer.outer import OUTER_OPTIMIZERS
 from desloc_jax.optimizer.schedules import SCHEDULES
-from desloc_jax.optimizer.syncs import ATTACKS, AVERAGES, SYNCS
+from desloc_jax.optimizer.syncs import ATTACKS, AVERAGES, LANDINGS, SYNCS
 from desloc_jax.valid import (
   ABOVE_ONE_OR_ZERO,
   ANY,
@@ -137,6 +137,16 @@ OPTIONS = {
   'sync.who': Option('present', one_of(WHO), 'sync method',
     'who counts: who is there, by worker_weights; more of it after it was away (fedau); or all, by '
     'what they sent last (fedstale, of the parameters)'),
+  'sync.delay': Option(int, at_least(0), 'sync method',
+    "steps from sending to landing, less than every period; unset: the method's own, 0",
+    'local averages'),
+  'sync.land': Option(str, one_of(LANDINGS), 'sync method',
+    "what a worker did since it sent: keep it, overwrite it, mix the two, or eager, which applies a "
+    "worker's own share of the parameters at once; unset: the method's own, keep",
+    'local averages late'),
+  'sync.local_share': Option(float, BELOW_ONE, 'sync method',
+    "weight of the local value in sync.land=mix; unset: the method's own, 0",
+    'local averages mix'),
   'sync.exempt': Option('', ANY, 'sync method',
     "regular expression of arrays averaged by the mean, 'embed|norm', say"),
   'inner.name': Option('adam', one_of(INNER_OPTIMIZERS), 'inner', 'the optimizer of each worker'),

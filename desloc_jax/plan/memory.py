@@ -40,6 +40,8 @@ def memory_bytes(
   remembered = {
     'memory of syncs': tree_bytes(state.memory.own) / devices,
     'shared memory of syncs': tree_bytes(state.memory.shared) / devices,
+    'snapshots of syncs in flight': tree_bytes(state.flight.sent) / devices,
+    'averages in flight': tree_bytes(state.flight.agreed) / devices,
   }
   return {
     'parameters': (own or parameters) / devices,

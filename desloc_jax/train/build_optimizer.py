@@ -53,7 +53,10 @@ def make_optimizer(
   syncs = make_syncs(config, periods)
   if paper := METHODS[config.method].paper:
     logging.info("Method %s; its paper's: %s", config.method, paper)
-  tx = make_transform(config, config.method, inner, periods, clock, syncs)
+  try:
+    tx = make_transform(config, config.method, inner, periods, clock, syncs)
+  except ValueError as error:
+    raise UserError(f'sync.delay: {error}') from error
   check_exemptions(config, tx, params_like)
   return Optimizer(schedule, inner, periods, tx)
 
@@ -82,6 +85,7 @@ def make_transform(
     health=_health_check(config, periods),
     guard=config.moment_guard,
     syncs=syncs,
+    last_step=clock.last_step,
   )
   if config.worker_weights:
     weights = jnp.asarray(config.worker_weights, jnp.float32)

@@ -13,8 +13,10 @@ from desloc_jax.optimizer.syncs import (
   check_byzantine,
   fedau,
   fedstale,
+  make_landing,
   make_sync,
   mean,
+  POSITIVE,
   ROBUST,
   SUMS,
   Sync,
@@ -59,7 +61,33 @@ def make_syncs(config: config_dict.ConfigDict, periods: Periods) -> dict[str, Sy
       source = name if of_fields.get(name) else 'moments'
       raise UserError(f'sync.{source} is {sync!r}: {error}') from error
   syncs |= _weighed(config, chosen, syncs)
-  return syncs | _attacked(config, chosen, syncs)
+  syncs |= _attacked(config, chosen, syncs)
+  return syncs | _delayed(config, chosen, syncs)
+
+
+def _delayed(
+  config: config_dict.ConfigDict, chosen: Mapping[str, str], syncs: Mapping[str, Sync]
+) -> dict[str, Sync]:
+  """Returns the syncs that land later than they are sent, or beside the local value.
+
+  Raises:
+    UserError: there is nobody to wait for.
+  """
+  options = with_presets(config, 'sync')
+  delay, land = options['delay'] or 0, options['land'] or 'keep'
+  if not delay and land != 'mix':
+    return {}
+  if delay and config.workers == 1:
+    raise UserError(
+      f'sync.delay is {delay}, but one worker alone waits for nobody; expected sync.delay=0.'
+    )
+  found = {}
+  for name in chosen:
+    # A moment has no consensus of which a worker could apply its share.
+    rule = 'keep' if land == 'eager' and name != 'params' else land
+    landing = make_landing(rule, options['local_share'] or 0.0, name in POSITIVE)
+    found[name] = syncs.get(name, mean())._replace(delay=delay, landing=landing)
+  return found
 
 
 def _weighed(

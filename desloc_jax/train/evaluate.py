@@ -40,8 +40,9 @@ class Evaluator:
     results = {'val_loss': held_out.of_mixture(losses)}
     if len(losses) > 1:
       results |= {f'val_loss/{name}': loss for name, loss in losses.items()}
-    between_syncs = state.optimizer.params is not None and int(
-      state.optimizer.counters.get('params', 1)
+    # Parameters that land beside what was done since never are the consensus.
+    between_syncs = state.optimizer.params is not None and (
+      state.optimizer.flight.left or int(state.optimizer.counters.get('params', 1))
     )
     if between_syncs and self._job.config.eval.local_mean:
       losses = self._losses(self._local_mean(state))

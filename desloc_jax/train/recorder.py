@@ -57,9 +57,13 @@ class Recorder:
     self._interval_start = time.perf_counter()
     self._periods = scheduled_periods(job.program.optimizer.periods, job.config, job.clock)
     self._counters: Mapping[str, Any] = {}
-    syncs, health = peers().fetch((state.syncs, state.optimizer.health))
+    syncs, health, in_flight = peers().fetch(
+      (state.syncs, state.optimizer.health, dict(state.optimizer.flight.left))
+    )
     self._restarts = np.array(health.restarts if health else np.zeros(job.config.workers, int))
     self.syncs = {name: int(count) for name, count in syncs.items()}
+    self._in_flight: Mapping[str, Any] = in_flight
+    self._landed = _landed(self.syncs, in_flight)
 
   def add(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Takes the metrics of a step that was dispatched."""
@@ -90,7 +94,10 @@ class Recorder:
     self._pending = []
     syncs = {name: int(count) for name, count in metrics['syncs'].items()}
     synced = [n for n, count in syncs.items() if count > self.syncs[n] and n != HEALTH]
-    self.syncs, self._counters = syncs, metrics['counters']
+    self._in_flight = metrics['in_flight']
+    landed = _landed(syncs, self._in_flight)
+    arrived = [n for n, count in landed.items() if count > self._landed[n] and n != HEALTH]
+    self.syncs, self._landed, self._counters = syncs, landed, metrics['counters']
     active = self._active(step)
     drift = {
       name: finite_mean(metrics['drift'][name], active)
@@ -113,6 +120,7 @@ class Recorder:
       'peak_memory_bytes': peak_memory_bytes(),
       'bytes_per_worker': self._job.bytes_after(syncs),
       'synced': synced,
+      **({'landed': arrived} if self._in_flight else {}),
       'drift': drift,
     }
     if self._job.active:
@@ -177,12 +185,14 @@ class Recorder:
 
   def _status(self, line: Mapping[str, Any]) -> str:
     upcoming = [f'{name} {when}' for name, when in self._upcoming(line['step']).items()]
+    landing = [f'{name} in {left}' for name, left in self._in_flight.items() if left]
     return ', '.join(
       [
         f'loss {line["loss"]:.3f}',
         f'{line["tokens_per_s"]:,.0f} tokens/s',
         f'sent {format_bytes(line["bytes_per_worker"])}',
         *(['next ' + ' '.join(upcoming)] if upcoming else []),
+        *(['landing ' + ' '.join(landing)] if landing else []),
       ]
     )
 
@@ -203,6 +213,11 @@ class Recorder:
       if steps is not None:
         found[name] = f'in {steps}'
     return found
+
+
+def _landed(syncs: Mapping[str, int], in_flight: Mapping[str, Any]) -> dict[str, int]:
+  """Returns how many syncs of each quantity have landed, of all that were sent."""
+  return {name: count - (int(in_flight.get(name, 0)) > 0) for name, count in syncs.items()}
 
 
 def _peak_tokens_per_s(job: Job) -> float | None:

@@ -27,7 +27,7 @@ LossFunction = Callable[[optax.Params, jax.Array], tuple[jax.Array, dict[str, ja
 # Metrics of a step: float32 [workers] of each worker, and scalars.
 METRIC_AXES = {
   'loss': 0, 'model': 0, 'grad_norm': 0, 'drift': 0, 'health': 0, 'learning_rate': None,
-  'syncs': None, 'counters': None,
+  'syncs': None, 'counters': None, 'in_flight': None,
 }  # fmt: skip
 
 
@@ -78,6 +78,7 @@ def make_train_step(
       'learning_rate': schedule(state.step - 1),
       'syncs': state.syncs,
       'counters': optimizer.counters,
+      'in_flight': dict(optimizer.flight.left),
     }
     return state, metrics
 

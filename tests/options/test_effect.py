@@ -34,6 +34,8 @@ FAILS = {
   'wsd': {'schedule.name': 'cosine'},
   'batch_size': {'global_batch_size': 64},
   'mlp_ratio': {'model.mlp_hidden': 64},
+  'late': {'sync.delay': 0},
+  'mix': {'sync.land': 'keep'},
   'check': {'health.check': False},
   'threshold': {'health.threshold': 0.0},
   'rate': {},
@@ -47,9 +49,10 @@ FAILS = {
 }
 HOLDS = {
   'method': 'desloc_nesterov', 'checkpoint.every': 5, 'failures.rate': 0.1,
+  'sync.delay': 2, 'sync.land': 'mix',
 }  # fmt: skip
 OTHER = {
-  'timing': 'pre', 'sync.who': 'fedau', 'outer.name': 'adam', 'compilation.cache': 'programs',
+  'timing': 'pre', 'sync.land': 'overwrite', 'sync.who': 'fedau', 'outer.name': 'adam', 'compilation.cache': 'programs',
   'sync.moments': 'int8', 'topology': 'v5e:8x8', 'data.on_bad': 'skip',
   'data.sources.text.worker_weights': (1.0, 2.0, 3.0, 4.0),
 }  # fmt: skip
@@ -129,7 +132,7 @@ PARAMS = {'kernel': jax.ShapeDtypeStruct((2, 2), 'float32')}
 VALUES = {
   'method': 'desloc', 'seed': 3, 'inner.name': 'lion', 'schedule.name': 'constant',
   'worker_weights': (1.0, 2.0, 3.0, 4.0), 'failures.away': '1:3-4', 'failures.attack': '1:flip',
-  'sync.exempt': 'kernel', 'sync.average': 'all', 'workers': 2,
+  'sync.exempt': 'kernel', 'sync.average': 'all', 'sync.delay': 1, 'sync.land': 'mix', 'workers': 2,
   **{f'sync.{name}': 'int4' for name in ('params', 'mu', 'nu', 'trace', 'm1', 'm2')},
 }  # fmt: skip
 # What the optimizer is not made of, or only with more than one segment or coins.

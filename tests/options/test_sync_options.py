@@ -9,6 +9,7 @@ import pytest
 from desloc_jax.checkpoints.leaves import named_leaves
 from desloc_jax.checkpoints.store import Checkpoints
 from desloc_jax.errors import UserError
+from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.options.checks import check_config
 from desloc_jax.programs.hlo import read_collectives
 from desloc_jax.train.job import make_job
@@ -17,17 +18,17 @@ from tests.runs import losses, small_config, train_on_two as train
 
 OPTIONS = {
   'sync.params': 'int4', 'sync.mu': 'ef21', 'sync.nu': 'int8', 'sync.exempt': 'embedding',
-  'sync.block': 64, 'periods.mu': 3, 'periods.nu': 6,
+  'sync.block': 64, 'sync.delay': 2, 'periods.mu': 3, 'periods.nu': 6,
 }  # fmt: skip
-MEMORY = 'optimizer.memory.'
+MEMORY = 'optimizer.memory.', 'optimizer.flight.'
 
 
-def test_a_run_with_memories_resumes_bit_for_bit_and_goes_on_with_other_workers(text, tmp_path):
+def test_a_run_with_memories_and_syncs_in_flight_resumes_and_goes_on_with_other_workers(
+  text, tmp_path
+):
+  """Resumes bit for bit one step after everything was sent, and one before it lands."""
   through = train(small_config(text, **OPTIONS), tmp_path / 'through')
   train(small_config(text, stop_at=7, **OPTIONS), tmp_path / 'halves')
-  resumed = train(small_config(text, **OPTIONS), tmp_path / 'halves')
-  assert losses(tmp_path / 'halves') == losses(tmp_path / 'through')
-  assert through['bytes_per_worker'] == resumed['bytes_per_worker']
 
   def restored(workers):
     checkpoints = Checkpoints(tmp_path / 'halves' / 'checkpoints', 2)
@@ -37,17 +38,30 @@ def test_a_run_with_memories_resumes_bit_for_bit_and_goes_on_with_other_workers(
       _, state, _, _ = begin_or_go_on(config, jax.devices()[:2], checkpoints)
     finally:
       checkpoints.close()
-    return {name: np.asarray(x) for name, x in named_leaves(state).items() if MEMORY in name}
+    return {n: np.asarray(x) for n, x in named_leaves(state).items() if n.startswith(MEMORY)}
 
   before, after = restored(4), restored(2)
   assert before.keys() == after.keys() and any('own.params' in name for name in before)
   for name, value in after.items():
-    if '.own.' in name:  # Nothing is lost: the mean over workers is what it was.
+    if (
+      '.own.' in name or '.sent.' in name
+    ):  # Nothing is lost: the mean over workers is what it was.
       mean = before[name].mean(axis=0)
       np.testing.assert_allclose(value, np.broadcast_to(mean, value.shape), rtol=1e-5, atol=1e-8)
     else:
       np.testing.assert_array_equal(value, before[name])
   assert any(np.abs(x).max() > 0 for x in before.values())
+  assert [int(before[f'optimizer.flight.left.{name}']) for name in ('params', 'mu', 'nu')] == [
+    1
+  ] * 3
+  resumed = train(small_config(text, **OPTIONS), tmp_path / 'halves')
+  assert losses(tmp_path / 'halves') == losses(tmp_path / 'through')
+  assert through['bytes_per_worker'] == resumed['bytes_per_worker']
+  lines = [line for line in read_metrics(tmp_path / 'halves') if 'loss' in line]
+  sent, landed = (
+    [line['step'] for line in lines if 'params' in line[e]] for e in ('synced', 'landed')
+  )
+  assert sent == [3, 6, 9, 12] and landed == [5, 8, 11, 12]  # Nothing is in flight at the end.
 
 
 def as_all_reduce(ledger, name):
@@ -91,6 +105,12 @@ def test_the_ledger_of_workers_that_share_a_device_is_that_of_separate_ones(text
     ({'sync.params': 'topk', 'sync.chunk': 32}, 'cannot keep 64 of 32'),
     ({'sync.params': 'int8', 'sync.exempt': 'nowhere'}, "exempt paths 'nowhere' match none of"),
     ({'sync.params': 'int8', 'sync.exempt': '('}, 'sync.exempt is .*no regular expression'),
+    (
+      {'sync.delay': 3},
+      'sync.delay: params cannot land 3 steps after it was sent: the next one is',
+    ),
+    ({'sync.delay': 1, 'stochastic': True}, 'by coins the next one may be sent before'),
+    ({'sync.delay': 1, 'workers': 1, 'batch_size': 8}, 'one worker alone waits for nobody'),
     ({'sync.params': 'krum'}, 'krum needs to know how many workers may lie: set sync.byzantine'),
     ({'sync.moments': 'median', 'sync.neighbours': True}, 'sync.moments is .*neighbours need to'),
     ({'sync.params': 'krum', 'sync.byzantine': 2}, 'expected byzantine from 0 to 1'),

@@ -18,8 +18,17 @@ from desloc_jax.optimizer.syncs.fedau import fedau
 from desloc_jax.optimizer.syncs.fedstale import fedstale
 from desloc_jax.optimizer.syncs.geometric_median import geometric_median
 from desloc_jax.optimizer.syncs.krum import krum
+from desloc_jax.optimizer.syncs.landing import (
+  eager,
+  keep,
+  Landing,
+  LANDINGS,
+  make_landing,
+  mix,
+  OVERWRITE,
+)
 from desloc_jax.optimizer.syncs.mean import mean
-from desloc_jax.optimizer.syncs.named import make_sync, ROBUST, SUMS, SYNCS, TAKE
+from desloc_jax.optimizer.syncs.named import make_sync, POSITIVE, ROBUST, SUMS, SYNCS, TAKE
 from desloc_jax.optimizer.syncs.quantised import quantised
 from desloc_jax.optimizer.syncs.robust import check_byzantine
 from desloc_jax.optimizer.syncs.sync import Context, Memory, MEMORY_AXES, Sync
@@ -32,8 +41,12 @@ __all__ = [
   'Channel',
   'Context',
   'Encoding',
+  'LANDINGS',
+  'Landing',
   'MEMORY_AXES',
   'Memory',
+  'OVERWRITE',
+  'POSITIVE',
   'ROBUST',
   'SUMS',
   'SYNCS',
@@ -43,6 +56,7 @@ __all__ = [
   'attacked',
   'check_byzantine',
   'clip_to_median',
+  'eager',
   'econtrol',
   'edit',
   'ef21',
@@ -53,12 +67,15 @@ __all__ = [
   'four_levels',
   'geometric_median',
   'in_slices',
+  'keep',
   'krum',
   'largest',
   'logarithmic',
+  'make_landing',
   'make_sync',
   'mean',
   'median',
+  'mix',
   'quantised',
   'to_everybody',
   'topk',

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from desloc_jax.optimizer.averaging import AxisName, Share
+from desloc_jax.optimizer.syncs.landing import Landing, OVERWRITE
 
 Tree = Any
 
@@ -44,10 +45,19 @@ class Sync(NamedTuple):
   the same structure that all workers share, near which `local` is, or None. It is the only place
   where anything is sent, and runs inside a conditional. A worker that does not count (its share is
   zero) may hold anything, NaN too: it adds nothing, keeps its memory, and gets the result.
+
+  What was agreed on lands `delay` steps after it was sent, by the rule `landing`.
   """
 
   init: Callable[[Tree], Memory]
   reduce: Callable[[Tree, Tree | None, Memory, Context], tuple[Tree, Memory]]
+  delay: int = 0
+  landing: Landing = OVERWRITE
+
+  @property
+  def lands_by(self) -> Landing:
+    """The rule: where nothing was done since, there is nothing to keep."""
+    return OVERWRITE if self.landing.needs_sent and not self.delay else self.landing
 
 
 def no_memory(tree: Tree) -> Memory:
