@@ -17,7 +17,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from desloc_jax.errors import UserError
-from desloc_jax.hosts import clusters, host_memory
+from desloc_jax.hosts import clusters
 from desloc_jax.hosts.ending import (
   BAD_START,
   catch_aborts,
@@ -28,7 +28,7 @@ from desloc_jax.hosts.ending import (
 )
 from desloc_jax.hosts.joined import Joined
 from desloc_jax.hosts.peers import set_peers
-from desloc_jax.hosts.platforms import check_platforms
+from desloc_jax.hosts.platforms import check_platforms, prepare_cpus
 
 
 def join(
@@ -67,7 +67,7 @@ def join(
   others = f'all {count} processes' if count else f'all processes of {cluster}'
   alone = '; --num_processes=1 trains alone' if cluster else ''
   where = f' at {coordinator}' if coordinator else ''
-  host_memory.keep_freed_memory()
+  prepare_cpus()
   too_late = (
     BAD_START,
     f'error: not {others} met{where} within {start_timeout_s} s (processes.start_timeout_s): one is '

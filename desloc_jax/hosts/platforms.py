@@ -1,4 +1,4 @@
-"""Whether JAX has the devices that the user asks for, and threads for virtual ones."""
+"""Whether JAX has the devices that the user asks for, and what CPUs need before it has them."""
 
 import os
 
@@ -6,21 +6,27 @@ import jax
 import jax.extend.backend
 
 from desloc_jax.errors import UserError
+from desloc_jax.hosts import host_memory
 from desloc_jax.hosts.aside import virtual_devices
 
 _THREADS_A_DEVICE = 4
 
 
-def give_threads_to_collectives(workers: int) -> None:
-  """Lets virtual CPU devices that share a worker wait for each other; before JAX has its devices.
+def prepare_cpus() -> None:
+  """Sets what CPU devices need of this process; before JAX has its devices."""
+  host_memory.keep_freed_memory()
+  give_threads_to_collectives()
 
-  XLA runs what does not depend on each other at once, and a collective holds its thread until all
-  devices have come. With a thread a device, as XLA takes where there are fewer cores, half of the
-  devices may wait in one collective and half in another: after 40 seconds XLA aborts the process.
-  Devices that are a worker each meet in its averages alone, where this was not seen.
+
+def give_threads_to_collectives() -> None:
+  """Lets virtual CPU devices wait for each other; before JAX has its devices.
+
+  A collective holds its thread until all devices have come. With a thread a device, as XLA takes where
+  there are fewer cores, some may hold all threads, also those of steps that were dispatched ahead,
+  while another needs one to come: after 40 seconds XLA aborts the process. So it does with a device
+  for each of two workers, on two cores, after some hundred steps.
   """
-  devices = virtual_devices()
-  if devices > workers:
+  if (devices := virtual_devices()) > 1:
     os.environ.setdefault('NPROC', str(_THREADS_A_DEVICE * devices))
 
 

@@ -18,11 +18,10 @@ from ml_collections import config_dict
 from desloc_jax.checkpoints.renaming import check_renaming
 from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.checkpoints.store import Checkpoints
-from desloc_jax.hosts import host_memory
 from desloc_jax.hosts.agreement import check_agreement
 from desloc_jax.hosts.interruption import Interrupted, StopRequest
 from desloc_jax.hosts.peers import peers
-from desloc_jax.hosts.platforms import check_platforms, give_threads_to_collectives
+from desloc_jax.hosts.platforms import check_platforms, prepare_cpus
 from desloc_jax.hosts.watchdog import Watchdog
 from desloc_jax.logs import lock
 from desloc_jax.logs.wandb_log import check_available
@@ -80,8 +79,7 @@ def train(
   """
   begun_s = time.perf_counter()
   check_config(config)
-  host_memory.keep_freed_memory()
-  give_threads_to_collectives(config.workers)
+  prepare_cpus()
   check_platforms()
   peers().on_first(functools.partial(check_available, config.log.wandb))
   keep_programs(config.compilation.cache)

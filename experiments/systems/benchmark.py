@@ -24,6 +24,7 @@ import optax
 
 from desloc_jax import model as model_lib
 from desloc_jax.errors import UserError
+from desloc_jax.hosts.platforms import prepare_cpus
 from desloc_jax.logs.metrics import format_bytes
 from desloc_jax.optimizer.over_workers import over_workers
 from desloc_jax.tables import align
@@ -120,6 +121,7 @@ def ratio(seconds: dict[str, list[float]], name: str, base: str) -> float:
 
 def main(argv):
   del argv
+  prepare_cpus()
   config = _CONFIG.value
   if _REPLICAS.value:
     print(compare_replicas(config, parse_replicas(_REPLICAS.value), _ROUNDS.value))

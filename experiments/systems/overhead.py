@@ -29,6 +29,7 @@ from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
 from desloc_jax.hosts.agreement import check_same_run
 from desloc_jax.hosts.peers import peers
+from desloc_jax.hosts.platforms import prepare_cpus
 from desloc_jax.logs.metrics import progress_bar
 from desloc_jax.logs.workdir import write_text
 from desloc_jax.optimizer.methods import METHODS
@@ -247,6 +248,7 @@ def cycle_of(config: config_dict.ConfigDict) -> int:
 def main(argv: Sequence[str]) -> None:
   options, config = parse(argv[1:])
   logging.set_verbosity(logging.ERROR)
+  prepare_cpus()
   command.join(options, config)
   check_same_run(config, cycles=options.cycles)
   turns = measure(config, options.cycles * cycle_of(config))

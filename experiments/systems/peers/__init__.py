@@ -1,0 +1,1 @@
+"""Other implementations, each in an environment of its own, beside ours on the same machine."""
