@@ -142,14 +142,14 @@ def row(setting: Setting, steps: int) -> tuple[str, ...]:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   """Returns the options of the command line."""
-  parser = commands.make_parser('experiments.systems.alarms', __doc__)
-  commands.add_options(
-    parser,
+  options = commands.parse(
+    'experiments.systems.alarms',
+    __doc__,
+    argv,
     settings=Option('', 'names from the table, separated by semicolons; else all'),
     steps=Option(800, 'of a run, half where one breaks', at_least(4 * BREAKS_AT)),
     results=Option(RESULTS, 'folder of the tables'),
   )
-  options = parser.parse_args(argv)
   by_name = {setting.name: setting for setting in SETTINGS}
   names = [name.strip() for name in options.settings.split(';') if name.strip()] or [*by_name]
   for name in names:

@@ -123,14 +123,16 @@ def table(rows: Sequence[dict[str, object]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line."""
-  parser = commands.make_parser('experiments.systems.pods', __doc__)
-  commands.add_options(
-    parser,
-    results=Option(RESULTS, 'folder of the table'),
-    only=Option('', 'compile those whose name has this, keep others'),
-  )
   with commands.one_line_errors():
-    _compile_all(parser.parse_args(argv))
+    _compile_all(
+      commands.parse(
+        'experiments.systems.pods',
+        __doc__,
+        argv,
+        results=Option(RESULTS, 'folder of the table'),
+        only=Option('', 'compile those whose name has this, keep others'),
+      )
+    )
 
 
 def _compile_all(args: argparse.Namespace) -> None:

@@ -70,15 +70,15 @@ def end_by(
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   """Returns the options of the command line."""
-  parser = commands.make_parser('experiments.systems.survivors', __doc__)
-  commands.add_options(
-    parser,
+  options = commands.parse(
+    'experiments.systems.survivors',
+    __doc__,
+    argv,
     steps=Option(200, 'of the whole run', at_least(40)),
     seed=Option(0, 'of who is killed'),
     runs=Option(pathlib.Path('runs/survivors'), 'new folder of the two runs'),
     results=Option(RESULTS, 'folder of table and plot'),
   )
-  options = parser.parse_args(argv)
   if pathlib.Path(options.runs, 'survivors').exists():
     raise UserError(f'{options.runs} holds a run already; use another --runs.')
   return options

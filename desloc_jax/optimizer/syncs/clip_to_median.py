@@ -18,15 +18,7 @@ def clip_to_median(byzantine: int = 0, neighbours: bool = False) -> Sync:
   who sent them. A quantity without a reference is its own difference. It bounds what one worker can
   do; it does not undo it: one of eight that sends the opposite still takes two eighths.
 
-  Args:
-    byzantine: how many workers may lie, f, for the nearest neighbours.
-    neighbours: whether to mix nearest neighbours first, see `robust`.
-
-  Returns:
-    A `Sync` without memory.
-
-  Raises:
-    ValueError: see `robust`.
+  Arguments, errors and what it returns are those of `robust`.
 
   References:
     Lidin et al., `Covenant-72B <https://arxiv.org/abs/2603.08163>`_, 2026

@@ -23,14 +23,11 @@ def geometric_median(
   round sends nothing.
 
   Args:
-    byzantine: how many workers may lie, f, for the nearest neighbours: the median itself bears any
-      number whose weights are below half.
-    neighbours: whether to mix nearest neighbours first, see `robust`.
+    byzantine: see `robust`, for the nearest neighbours: the median itself bears any number whose
+      weights are below half.
+    neighbours: see `robust`.
     smoothing: :math:`\nu`, above 0: who is nearer than that counts no more.
     rounds: of the iteration.
-
-  Returns:
-    A `Sync` without memory.
 
   Raises:
     ValueError: an argument is out of range; see also `robust`.

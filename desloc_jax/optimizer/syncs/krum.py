@@ -17,15 +17,7 @@ def krum(byzantine: int, neighbours: bool = False) -> Sync:
   The first printed form has W - f - 2 of them and needs W > 2 f + 2; this one, of the reference
   below, f < W / 2. Weights only say who is there.
 
-  Args:
-    byzantine: how many workers may lie, f.
-    neighbours: whether to mix nearest neighbours first, see `robust`.
-
-  Returns:
-    A `Sync` without memory.
-
-  Raises:
-    ValueError: see `robust`.
+  Arguments, errors and what it returns are those of `robust`.
 
   References:
     Blanchard et al., `Machine Learning with Adversaries <https://arxiv.org/abs/1703.02757>`_, 2017;

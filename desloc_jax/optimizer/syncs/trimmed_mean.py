@@ -14,17 +14,10 @@ def trimmed_mean(byzantine: int, neighbours: bool = False) -> Sync:
   .. math::
     X_i \leftarrow \frac{1}{W - 2f} \sum_{k=f+1}^{W-f} x_{(k),i}
 
-  where :math:`x_{(1),i} \le \ldots \le x_{(W),i}`. What is not a number is largest.
+  where :math:`x_{(1),i} \le \ldots \le x_{(W),i}`. What is not a number is largest. With f = 0 it is
+  the plain mean, and sent as it is.
 
-  Args:
-    byzantine: how many workers may lie, f; 0: the plain mean, and sent as it is.
-    neighbours: whether to mix nearest neighbours first, see `robust`.
-
-  Returns:
-    A `Sync` without memory.
-
-  Raises:
-    ValueError: see `robust`.
+  Arguments, errors and what it returns are those of `robust`.
 
   References:
     Yin et al., `Byzantine-Robust Distributed Learning <https://arxiv.org/abs/1803.01498>`_, 2018
@@ -37,16 +30,9 @@ def trimmed_mean(byzantine: int, neighbours: bool = False) -> Sync:
 def median(byzantine: int = 0, neighbours: bool = False) -> Sync:
   r"""The median of each coordinate; of an even number of workers, the mean of the two in the middle.
 
-  Args:
-    byzantine: how many workers may lie, f, for the nearest neighbours: the median itself bears any
-      number below W / 2.
-    neighbours: whether to mix nearest neighbours first, see `robust`.
+  It bears any number of lies below W / 2; `byzantine` is for the nearest neighbours.
 
-  Returns:
-    A `Sync` without memory.
-
-  Raises:
-    ValueError: see `robust`.
+  Arguments, errors and what it returns are those of `robust`.
 
   References:
     Yin et al., `Byzantine-Robust Distributed Learning <https://arxiv.org/abs/1803.01498>`_, 2018

@@ -36,15 +36,15 @@ from experiments.systems.faults.runs import Bench, RunFailed
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   """Returns the options of the command line."""
-  parser = commands.make_parser('experiments.systems.faults', __doc__)
-  commands.add_options(
-    parser,
+  return commands.parse(
+    'experiments.systems.faults',
+    __doc__,
+    argv,
     kills=Option(30, 'processes to kill', at_least(1)),
     seed=Option(0, 'of the moments and files'),
     workdir=Option(pathlib.Path('runs/faults'), 'folder of the runs'),
     results=Option(RESULTS, 'folder of the table'),
   )
-  return parser.parse_args(argv)
 
 
 def main(options: argparse.Namespace) -> None:

@@ -61,9 +61,10 @@ BATCH_SIZE, OVERHEAD_BATCH_SIZE_OF_TWO = 6, 8
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   """Returns the options of the command line."""
-  parser = commands.make_parser('experiments.systems.wire', __doc__)
-  commands.add_options(
-    parser,
+  options = commands.parse(
+    'experiments.systems.wire',
+    __doc__,
+    argv,
     sites=Option([2, 4], 'processes', between(2, MOST_SITES)),
     methods=Option(
       [*METHODS, *SYNCS],
@@ -81,7 +82,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     starts=Option(10, 'of the overhead', at_least(1)),
     results=Option(RESULTS, 'folder of tables and plot'),
   )
-  options = parser.parse_args(argv)
   for rate in options.rates:
     if not 0 < rate < math.inf:
       raise UserError(f'--rates is {rate:g}; expected more than 0, and finite.')
