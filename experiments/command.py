@@ -144,6 +144,7 @@ def join(options: argparse.Namespace, config: config_dict.ConfigDict) -> None:
     options.process_id,
     config.processes.start_timeout_s,
     config.processes.heartbeat_timeout_s,
+    sets_aside=config.sync.behind,
   )
 
 

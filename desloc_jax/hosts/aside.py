@@ -49,6 +49,11 @@ def virtual_devices() -> int:
   return int(flags[-1]) if flags else 1
 
 
+def devices_aside() -> int:
+  """Returns how many CPU devices of this process make no steps."""
+  return int(_is_set)
+
+
 def step_devices() -> Sequence[jax.Device]:
   """Returns the devices of all processes that make steps."""
   devices = jax.devices()

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from desloc_jax.errors import UserError
 from desloc_jax.hosts import clusters
+from desloc_jax.hosts.aside import set_aside
 from desloc_jax.hosts.ending import (
   BAD_START,
   catch_aborts,
@@ -37,6 +38,7 @@ def join(
   index: int | None,
   start_timeout_s: int,
   heartbeat_timeout_s: int,
+  sets_aside: bool = False,
 ) -> None:
   """Makes this process one of several, where it is; returns when all of them are there.
 
@@ -49,6 +51,7 @@ def join(
     index: of this one, from 0. All three None: what Slurm, Open MPI, Kubernetes or a TPU say.
     start_timeout_s: seconds that it waits for the others.
     heartbeat_timeout_s: seconds after which a silent one is taken for dead.
+    sets_aside: whether each gets a CPU device more, for exchanges behind its steps.
 
   Raises:
     UserError: the numbers or the address cannot be right.
@@ -64,6 +67,8 @@ def join(
     if given == (None, None, None):
       return
     _check_membership(coordinator, count, index)
+  if sets_aside:
+    set_aside()
   others = f'all {count} processes' if count else f'all processes of {cluster}'
   alone = '; --num_processes=1 trains alone' if cluster else ''
   where = f' at {coordinator}' if coordinator else ''

@@ -7,7 +7,7 @@ import jax.extend.backend
 
 from desloc_jax.errors import UserError
 from desloc_jax.hosts import host_memory
-from desloc_jax.hosts.aside import virtual_devices
+from desloc_jax.hosts.aside import devices_aside, virtual_devices
 
 _THREADS_A_DEVICE = 4
 
@@ -26,8 +26,12 @@ def give_threads_to_collectives() -> None:
   while another needs one to come: after 40 seconds XLA aborts the process. So it does with a device
   for each of two workers, on two cores, after some hundred steps.
   """
-  if (devices := virtual_devices()) > 1:
-    os.environ.setdefault('NPROC', str(_THREADS_A_DEVICE * devices))
+  devices, aside = virtual_devices(), devices_aside()
+  threads = _THREADS_A_DEVICE * (devices - aside) if devices - aside > 1 else 0
+  if aside:  # It holds a thread while others are waited for, and so does a line of the log.
+    threads = (threads or len(os.sched_getaffinity(0))) + 2
+  if threads:
+    os.environ.setdefault('NPROC', str(threads))
 
 
 def check_platforms() -> None:

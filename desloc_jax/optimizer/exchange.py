@@ -47,8 +47,14 @@ def depart(
   """Returns the state with a quantity in flight, if it is due: `local` is sent, `sent` is kept."""
 
   def send(local, sent, drift, memory, parcel):
-    agreed, drift, memory = agree(frame, name, local, reference, drift, memory, context)
-    return drift, memory, put_up(parcel, agreed, sent, frame.time_in_flight(name, context.round))
+    left = frame.time_in_flight(name, context.round)
+    exchange = lambda drift, memory: agree(frame, name, local, reference, drift, memory, context)
+    if frame.behind:  # See `outside`; what lands at once, at the last step, is waited for.
+      later = lambda drift, memory: (parcel.agreed, drift, memory)
+      agreed, drift, memory = jax.lax.cond(left == 0, exchange, later, drift, memory)
+    else:
+      agreed, drift, memory = exchange(drift, memory)
+    return drift, memory, put_up(parcel, agreed, sent, left)
 
   drift, memory, parcel = jax.lax.cond(
     due,

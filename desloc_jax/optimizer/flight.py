@@ -39,13 +39,13 @@ class Parcel(NamedTuple):
   left: jax.Array
 
 
-def init_flight(syncs, trees: dict[str, Tree]) -> Flight:
+def init_flight(frame, trees: dict[str, Tree]) -> Flight:
   """Returns a flight with nothing in it for `trees`, by quantity, whose syncs have a delay."""
   parcels = {}
   for name, tree in trees.items():
-    if syncs[name].delay:
+    if frame.sync_of(name).delay:
       zeros = optax.tree.zeros_like(tree)
-      sent = zeros if syncs[name].landing.needs_sent else ()
+      sent = zeros if frame.keeps_sent(name) else ()
       parcels[name] = Parcel(sent, zeros, jnp.zeros([], jnp.int32))
   return Flight(*({name: p[i] for name, p in parcels.items()} for i in range(3)))
 

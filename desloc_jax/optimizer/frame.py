@@ -42,6 +42,7 @@ class Frame:
   guard: bool
   syncs: Mapping[str, Sync]
   last_step: int | None
+  behind: bool = False
 
   def __post_init__(self):
     object.__setattr__(self, 'periods', check_periods(self.periods))
@@ -63,6 +64,8 @@ class Frame:
       )
     for name, sync in self.syncs.items():
       self._check_delay(name, sync)
+    if self.behind:
+      self._check_behind()
 
   @functools.cached_property
   def averaged(self) -> Periods:
@@ -112,6 +115,22 @@ class Frame:
   def sync_of(self, name: str) -> Sync:
     """Returns how a quantity crosses the worker axis."""
     return self.all_syncs[name]
+
+  def keeps_sent(self, name: str) -> bool:
+    """Whether what was sent stays in the state until it lands."""
+    return self.sync_of(name).landing.needs_sent or self.behind
+
+  def _check_behind(self) -> None:
+    refused = 'syncs cannot be exchanged outside of the step'
+    if self.health:
+      raise ValueError(f'{refused} with a health check, whose vote is a part of it.')
+    if self.timing == 'pre':
+      raise ValueError(f"{refused} with timing 'pre': what is sent is gone after the step.")
+    for name, sync in self.all_syncs.items():
+      if not sync.delay:
+        raise ValueError(f'{refused}: {name} lands in the step that sends it; give it a delay.')
+      if sync.landing.eager:
+        raise ValueError(f'{refused}: {name} lands eagerly, and is gone after the step; take keep.')
 
   def _check_delay(self, name: str, sync: Sync) -> None:
     if sync.delay < 0:

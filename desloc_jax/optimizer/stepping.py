@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 import optax
 
@@ -16,14 +17,19 @@ class SteppingTransformation(optax.GradientTransformationExtraArgs):
   """
 
   step: Callable[..., tuple[optax.Params, optax.OptState]]
+  exchange: Callable[..., Any] | None  # Of what the step does not send itself; see `outside`.
 
-  def __new__(cls, init: Callable, update: Callable, step: Callable):
+  def __new__(
+    cls, init: Callable, update: Callable, step: Callable, exchange: Callable | None = None
+  ):
     tx = super().__new__(cls, init, update)
-    tx.step = step  # No field of the tuple: optax takes its two apart.
+    tx.step, tx.exchange = step, exchange  # No fields of the tuple: optax takes its two apart.
     return tx
 
 
 def with_arguments(tx: SteppingTransformation, **arguments) -> SteppingTransformation:
   """Returns `tx` with these extra arguments at every step."""
-  update, step = (functools.partial(each, **arguments) for each in (tx.update, tx.step))
-  return SteppingTransformation(tx.init, update, step)
+  bound = [
+    each and functools.partial(each, **arguments) for each in (tx.update, tx.step, tx.exchange)
+  ]
+  return SteppingTransformation(tx.init, *bound)

@@ -15,6 +15,7 @@ from desloc_jax.optimizer.exchange import init_memory, quantities
 from desloc_jax.optimizer.flight import init_flight
 from desloc_jax.optimizer.frame import Frame
 from desloc_jax.optimizer.health import HealthCheck, init_health
+from desloc_jax.optimizer.outside import exchange
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.state import check_floating, copied, DeslocState
 from desloc_jax.optimizer.stepping import SteppingTransformation
@@ -35,6 +36,7 @@ def desloc(
   guard: bool = True,
   syncs: Mapping[str, Sync] | None = None,
   last_step: int | None = None,
+  behind: bool = False,
 ) -> SteppingTransformation:
   r"""Trains locally and averages parameters and each optimizer state at its own period.
 
@@ -88,6 +90,8 @@ def desloc(
       consensus and the outer optimizer move when it does.
     last_step: number of updates after which nothing stays in flight: what is sent shortly before
       lands at it. None: there is no last one.
+    behind: sends nothing: what is due is exchanged by another program, by the `exchange` of the
+      result, and lands by its sync's delay; see `outside`.
 
   Returns:
     A `SteppingTransformation` whose `update` and `step` must run inside `axis_name`. Its state is a
@@ -142,9 +146,11 @@ def desloc(
     guard=guard,
     syncs=syncs or {},
     last_step=last_step,
+    behind=behind,
   )
   update, step = (functools.partial(advance, frame, form) for form in (UPDATES, MODEL))
-  return SteppingTransformation(functools.partial(_init, frame), update, step)
+  outside = functools.partial(exchange, frame) if behind else None
+  return SteppingTransformation(functools.partial(_init, frame), update, step, outside)
 
 
 def _init(frame: Frame, params: optax.Params) -> DeslocState:
@@ -162,6 +168,6 @@ def _init(frame: Frame, params: optax.Params) -> DeslocState:
     drift={name: jnp.zeros([], jnp.float32) for name in frame.averaged},
     health=init_health() if frame.health else (),
     memory=init_memory(frame, trees),
-    flight=init_flight(frame.all_syncs, trees),
+    flight=init_flight(frame, trees),
   )
   return copied(state)

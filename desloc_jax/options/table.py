@@ -147,6 +147,10 @@ OPTIONS = {
   'sync.local_share': Option(float, BELOW_ONE, 'sync method',
     "weight of the local value in sync.land=mix; unset: the method's own, 0",
     'local averages mix'),
+  'sync.behind': Option(False, ANY, 'sync method',
+    'exchange by a program of its own, between processes, while the sync.delay steps are made; '
+    'without the health check',
+    'local averages late'),
   'sync.exempt': Option('', ANY, 'sync method',
     "regular expression of arrays averaged by the mean, 'embed|norm', say"),
   'inner.name': Option('adam', one_of(INNER_OPTIMIZERS), 'inner', 'the optimizer of each worker'),

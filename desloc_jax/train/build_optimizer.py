@@ -14,6 +14,7 @@ import optax
 
 from desloc_jax.checkpoints.segment import Clock
 from desloc_jax.errors import UserError
+from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.frame import HEALTH, RESTARTS
 from desloc_jax.optimizer.health import HealthCheck
 from desloc_jax.optimizer.inner import make_inner
@@ -37,7 +38,8 @@ class Optimizer(NamedTuple):
   schedule: optax.Schedule  # Of the learning rate.
   inner: optax.GradientTransformation
   periods: Periods  # Numbers, also where they grow.
-  tx: SteppingTransformation  # Over `over_workers.AXIS_NAMES`.
+  tx: SteppingTransformation  # Over `over_workers.AXIS_NAMES`; says what is sent, and when.
+  tx_of_steps: SteppingTransformation  # What the step does: the same, or all but what is sent.
 
 
 def make_optimizer(
@@ -54,11 +56,19 @@ def make_optimizer(
   if paper := METHODS[config.method].paper:
     logging.info("Method %s; its paper's: %s", config.method, paper)
   try:
-    tx = make_transform(config, config.method, inner, periods, clock, syncs)
+    tx = steps = make_transform(config, config.method, inner, periods, clock, syncs)
+    if config.sync.behind:
+      steps = make_transform(config, config.method, inner, periods, clock, syncs, behind=True)
   except ValueError as error:
     raise UserError(f'sync.delay: {error}') from error
   check_exemptions(config, tx, params_like)
-  return Optimizer(schedule, inner, periods, tx)
+  if config.sync.behind and peers().count == 1:
+    logging.warning(
+      'sync.behind: this process has all workers, so that no network is to be hidden: the step '
+      'exchanges, and the results are the same.'
+    )
+    steps = tx
+  return Optimizer(schedule, inner, periods, tx, steps)
 
 
 def make_transform(
@@ -68,10 +78,11 @@ def make_transform(
   periods: Periods,
   clock: Clock,
   syncs: Mapping[str, Sync] | None = None,
+  behind: bool = False,
 ) -> SteppingTransformation:
   """Returns the transformation of `method` with these periods and the other options of a run.
 
-  Without `syncs` everything is averaged by the mean.
+  Without `syncs` everything is averaged by the mean. `behind` is that of `desloc`.
   """
   tx = make_method(
     method,
@@ -86,6 +97,7 @@ def make_transform(
     guard=config.moment_guard,
     syncs=syncs,
     last_step=clock.last_step,
+    behind=behind,
   )
   if config.worker_weights:
     weights = jnp.asarray(config.worker_weights, jnp.float32)
@@ -152,6 +164,8 @@ def schedule_and_inner(
 def _health_check(config: config_dict.ConfigDict, periods: Periods) -> HealthCheck | None:
   # One worker alone cannot be left out: that it is finite is checked where the loss is logged.
   if not config.health.check or config.workers == 1 or periods['params'] is None:
+    return None
+  if config.sync.behind:  # Its vote would be waited for.
     return None
   options = config.health.to_dict()
   del options['check']

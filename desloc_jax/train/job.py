@@ -131,14 +131,14 @@ def compile_program(program: Program) -> tuple[Program, Ledger, Compiling]:
 
 def ledger_of(program: Program) -> Ledger:
   """Returns what a step sends between workers; where they share devices, what separate ones would."""
-  mesh, workers, (_, _, periods, tx) = program.mesh, program.batch.workers, program.optimizer
-  named, platform = sent_periods(periods), mesh_lib.platform(mesh)
-  if not is_local(mesh):
+  mesh, workers, optimizer = program.mesh, program.batch.workers, program.optimizer
+  named, platform = sent_periods(optimizer.periods), mesh_lib.platform(mesh)
+  if not is_local(mesh) and optimizer.tx is optimizer.tx_of_steps:
     ledger = read_ledger(program.traced.jaxpr, named, workers, platform=platform)
     # What no all-reduce adds up, a row of the mesh sends for several workers.
     if not ledger.ring_factors or mesh.shape[WORKERS] == workers:
       return ledger
-  return transform_ledger(tx, program.params_like, named, workers, AXIS_NAMES, platform)
+  return transform_ledger(optimizer.tx, program.params_like, named, workers, AXIS_NAMES, platform)
 
 
 def check_compiled(program: Program, compiled: jax.stages.Compiled, ledger: Ledger) -> None:

@@ -37,6 +37,7 @@ from desloc_jax.options.effect import tell_of_no_effect
 from desloc_jax.options.table import flatten
 from desloc_jax.paths import resolve
 from desloc_jax.train import collector, report
+from desloc_jax.train.behind import make_behind
 from desloc_jax.train.compilation import keep_programs
 from desloc_jax.train.complete import complete_metrics
 from desloc_jax.train.evaluate import Evaluator
@@ -166,7 +167,8 @@ def _run_steps(run: Run, state: TrainState, begun: Callable[[], None]) -> TrainS
   if peers().is_first:
     job.data.warn_of_epochs(stop)
   evaluator = Evaluator(job, run.watchdog.beat)
-  recorder = Recorder(job, run.workdir, start, stop, state, run.begun_s)
+  behind = make_behind(job, state)
+  recorder = Recorder(job, run.workdir, start, stop, state, run.begun_s, behind)
   profile = Profile(job.config.profile.steps, run.workdir / TENSORBOARD, start, stop)
   in_flight = InFlight(run.watchdog.step_arrived)
   try:
@@ -179,7 +181,11 @@ def _run_steps(run: Run, state: TrainState, begun: Callable[[], None]) -> TrainS
     recorder.restart_clock()
     request.begin(start)
     for step, inputs in zip(range(start + 1, stop + 1), step_inputs(job, start), strict=False):
+      if behind:
+        state = behind.land(step, state)
       state, metrics = job.train_step(state, *inputs)
+      if behind:
+        behind.send(step, state, metrics)
       if step == start + 1:
         begun()
       in_flight.add(metrics)
@@ -196,6 +202,7 @@ def _run_steps(run: Run, state: TrainState, begun: Callable[[], None]) -> TrainS
             line |= evaluator(state)
         recorder.write(line)
         if saves:
+          state = behind.settle(state) if behind else state
           run.save(step, state, recorder.syncs)
         recorder.restart_clock()
       if interrupted:

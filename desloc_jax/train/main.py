@@ -84,6 +84,7 @@ def _run(argv: Sequence[str]) -> None:
     values.process_id,
     config.processes.start_timeout_s,
     config.processes.heartbeat_timeout_s,
+    sets_aside=config.sync.behind,
   )
   train(config, workdir, given=given)
 

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 
 from desloc_jax.errors import UserError
+from desloc_jax.hosts.aside import step_devices
 from desloc_jax.hosts.peers import peers
 from desloc_jax.model.splitting import BATCH_AXIS as FSDP, split_dimension
 from desloc_jax.optimizer.over_workers import WORKERS
@@ -34,7 +35,7 @@ def make_mesh(
   Raises:
     UserError: the devices cannot be shared out evenly, or a worker would straddle slow links.
   """
-  devices = jax.devices() if devices is None else devices
+  devices = step_devices() if devices is None else devices
   count = len(devices)
   if fsdp == 0:
     fsdp = max(1, count // workers)

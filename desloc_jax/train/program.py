@@ -195,7 +195,7 @@ def make_program(
       sharding=NamedSharding(mesh, P(mesh_lib.WORKERS, None, mesh_lib.FSDP)),
     ),
     active_like=active_like,
-    step=make_train_step(loss, optimizer.tx, optimizer.schedule, mesh),
+    step=make_train_step(loss, optimizer.tx_of_steps, optimizer.schedule, mesh),
   )
 
 

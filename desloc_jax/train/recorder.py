@@ -22,6 +22,7 @@ from desloc_jax.optimizer.frame import HEALTH
 from desloc_jax.optimizer.triggers import steps_until_due
 from desloc_jax.options.table import flatten
 from desloc_jax.train.arrivals import Arrivals
+from desloc_jax.train.behind import Behind
 from desloc_jax.train.build_optimizer import scheduled_periods
 from desloc_jax.train.job import Job
 
@@ -39,10 +40,17 @@ class Recorder:
   """Keeps the metrics of steps on the device until a line is due; then the newest is waited for."""
 
   def __init__(
-    self, job: Job, workdir: pathlib.Path, start: int, stop: int, state: TrainState, begun_s: float
+    self,
+    job: Job,
+    workdir: pathlib.Path,
+    start: int,
+    stop: int,
+    state: TrainState,
+    begun_s: float,
+    behind: Behind | None = None,
   ):
     """Starts after step `start`, with `state`; `begun_s` is when the run was, by `perf_counter`."""
-    self._job, self._begun_s = job, begun_s
+    self._job, self._begun_s, self._behind, self._waited_s = job, begun_s, behind, 0.0
     self._peak_tokens_per_s = _peak_tokens_per_s(job)
     self._writer = MetricsWriter(workdir, start) if peers().is_first else None
     self._wandb = None
@@ -104,6 +112,9 @@ class Recorder:
       for name in synced
       if np.isfinite(metrics['drift'].get(name, math.nan)).any()
     }
+    if self._behind:
+      step_ms['sync_wait_ms'] = 1e3 * (self._behind.waited_s - self._waited_s)
+      self._waited_s = self._behind.waited_s
     line = {
       'step': step,
       'tokens': self._job.clock.tokens(step),
@@ -191,6 +202,7 @@ class Recorder:
         f'loss {line["loss"]:.3f}',
         f'{line["tokens_per_s"]:,.0f} tokens/s',
         f'sent {format_bytes(line["bytes_per_worker"])}',
+        *([f'waited {line["sync_wait_ms"]:.0f} ms'] if line.get('sync_wait_ms') else []),
         *(['next ' + ' '.join(upcoming)] if upcoming else []),
         *(['landing ' + ' '.join(landing)] if landing else []),
       ]
