@@ -57,7 +57,7 @@ def make_optimizer(
     logging.info("Method %s; its paper's: %s", config.method, paper)
   try:
     tx = steps = make_transform(config, config.method, inner, periods, clock, syncs)
-    if config.sync.behind:
+    if config.sync.behind and not METHODS[config.method].gradients:
       steps = make_transform(config, config.method, inner, periods, clock, syncs, behind=True)
   except ValueError as error:
     raise UserError(f'sync.delay: {error}') from error

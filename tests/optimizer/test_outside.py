@@ -1,0 +1,96 @@
+"""Exchanges outside of the step: the bits of a delay inside it, and what they leave out."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from desloc_jax import desloc
+from desloc_jax.optimizer.health import HealthCheck
+from desloc_jax.optimizer.outside import OUTCOME_AXES, PARTS_AXES, parts_of, with_outcome
+from desloc_jax.optimizer.syncs import mean, quantised
+from desloc_jax.optimizer.syncs.landing import make_landing
+from tests.workers import by_step, init, jit_as_users, make_step
+
+WORKERS, DELAY, STEPS = 4, 3, 41
+PERIODS = {'params': 4, 'mu': 12, 'nu': 8}
+PARAMS = {'w': jnp.linspace(-1, 1, 300), 'b': jnp.ones(())}
+
+
+def transform(rule, sync, **options):
+  land = functools.partial(make_landing, rule, 0.3)
+  syncs = {n: sync(n)._replace(delay=DELAY, landing=land(n == 'nu')) for n in PERIODS}
+  outer = optax.sgd(0.7, momentum=0.9, nesterov=True)
+  return desloc(optax.adam(0.05), PERIODS, syncs=syncs, outer=outer, last_step=STEPS, **options)
+
+
+def gradient(t, worker, x):
+  noise = jax.random.normal(jax.random.fold_in(jax.random.key(t), worker))
+  return jax.tree.map(lambda y: y - (1 + worker) * noise, x)
+
+
+def program(tx, name):
+  exchange = functools.partial(tx.exchange, name)
+  axes = {'in_axes': (PARTS_AXES,), 'out_axes': OUTCOME_AXES}
+  return jit_as_users(jax.vmap(exchange, axis_name='workers', **axes))
+
+
+def train(tx):
+  """Returns consensus and state at the end; what `tx` does not send is put in when it lands."""
+  step = jit_as_users(make_step(tx, gradient, WORKERS, move=by_step))
+  exchanges = {name: program(tx, name) for name in PERIODS} if tx.exchange else {}
+  state, params, on_its_way = init(tx, PARAMS, WORKERS), PARAMS, {}
+  for t in range(1, STEPS + 1):
+    for name in [n for n, (lands, _) in on_its_way.items() if lands == t]:
+      state = with_outcome(name, state, on_its_way.pop(name)[1])
+    state, params = step(t, state, params)
+    for name, exchange in exchanges.items():
+      if t % PERIODS[name] == 0:
+        outcome = exchange(parts_of(name, state, params))
+        on_its_way[name] = min(t + DELAY, STEPS), outcome
+  return params, state
+
+
+@pytest.mark.parametrize('rule', ['keep', 'overwrite', 'mix'])
+def test_the_trajectory_has_the_bits_of_the_delay_inside(rule):
+  """At the last step one sync lands early and one at once: 40 and 41 are near."""
+  sync = lambda name: quantised(8, logarithms=name == 'nu') if name != 'mu' else mean()
+  inside, outside = (train(transform(rule, sync, behind=behind)) for behind in (False, True))
+  for part in ('params', 'inner', 'outer', 'counters', 'memory', 'drift'):
+    jax.tree.map(np.testing.assert_array_equal, *(getattr(s, part) for _, s in (inside, outside)))
+  jax.tree.map(np.testing.assert_array_equal, inside[0], outside[0])
+  assert not np.array_equal(outside[0]['w'], PARAMS['w'])
+
+
+@pytest.mark.parametrize('bad', [(), (2,), (0, 3)])
+def test_what_is_not_finite_never_lands(bad):
+  tx = transform('keep', lambda name: mean(), behind=True)
+  state = init(tx, PARAMS, WORKERS)
+  values = jnp.arange(1.0, WORKERS + 1)
+  sent = jax.tree.map(
+    lambda x: x.at[jnp.array(bad, int)].set(jnp.nan),
+    jax.tree.map(lambda x: x + values.reshape(-1, *[1] * (x.ndim - 1)), state.params),
+  )
+  state = state._replace(flight=state.flight._replace(sent=state.flight.sent | {'params': sent}))
+  outcome = program(tx, 'params')(parts_of('params', state, PARAMS))
+  well = [i for i in range(WORKERS) if i not in bad]
+  expected = PARAMS['w'] + values[jnp.array(well)].mean()
+  np.testing.assert_allclose(outcome.agreed['w'], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'health': HealthCheck()}, 'health check'),
+    ({'timing': 'pre'}, "timing 'pre'"),
+    ({'syncs': {}}, 'params lands in the step that sends it'),
+    ({'syncs': {n: mean()._replace(delay=1, landing=make_landing('eager')) for n in ('params',)}},
+     'params lands eagerly'),
+  ],
+)  # fmt: skip
+def test_what_cannot_be_outside_is_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    desloc(optax.sgd(0.1), {'params': 4}, behind=True, **options)
