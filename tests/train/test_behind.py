@@ -42,8 +42,9 @@ def leaves(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_syncs_behind_have_the_bits_of_those_inside(text, tmp_path):
+def test_syncs_behind_have_the_bits_of_those_inside(text, tmp_path, monkeypatch):
   """Killed at a step after which a sync is in flight, and gone on from a checkpoint with one."""
+  monkeypatch.setenv('XLA_FLAGS', '')  # As users compile; what is optimised less rounds otherwise.
   inside, behind = tmp_path / 'inside', tmp_path / 'behind'
   train(inside, {}, text)
   killed = OPTIONS | BEHIND | {'data.sources.text.path': text}
@@ -54,9 +55,6 @@ def test_syncs_behind_have_the_bits_of_those_inside(text, tmp_path):
   ends = leaves(inside), leaves(behind)
   assert ends[0].keys() == ends[1].keys()
   for name, value in ends[0].items():
-    if name.startswith('optimizer.drift.'):  # For people; XLA chooses the order of its sums.
-      np.testing.assert_allclose(value, ends[1][name], rtol=1e-5)
-      continue
     np.testing.assert_array_equal(value, ends[1][name], err_msg=name)
   lines = [line for line in read_metrics(behind) if 'loss' in line]
   assert all(line['sync_wait_ms'] >= 0 for line in lines)
