@@ -67,11 +67,11 @@ def join(
     if given == (None, None, None):
       return
     _check_membership(coordinator, count, index)
-  if sets_aside:
-    set_aside()
   others = f'all {count} processes' if count else f'all processes of {cluster}'
   alone = '; --num_processes=1 trains alone' if cluster else ''
   where = f' at {coordinator}' if coordinator else ''
+  if sets_aside:
+    set_aside()
   prepare_cpus()
   too_late = (
     BAD_START,

@@ -29,7 +29,7 @@ def give_threads_to_collectives() -> None:
   devices, aside = virtual_devices(), devices_aside()
   threads = _THREADS_A_DEVICE * (devices - aside) if devices - aside > 1 else 0
   if aside:  # It holds a thread while others are waited for, and so does a line of the log.
-    threads = (threads or len(os.sched_getaffinity(0))) + 2
+    threads = (threads or (os.cpu_count() or 1)) + 2
   if threads:
     os.environ.setdefault('NPROC', str(threads))
 

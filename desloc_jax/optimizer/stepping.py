@@ -29,7 +29,6 @@ class SteppingTransformation(optax.GradientTransformationExtraArgs):
 
 def with_arguments(tx: SteppingTransformation, **arguments) -> SteppingTransformation:
   """Returns `tx` with these extra arguments at every step."""
-  bound = [
-    each and functools.partial(each, **arguments) for each in (tx.update, tx.step, tx.exchange)
-  ]
-  return SteppingTransformation(tx.init, *bound)
+  update, step = (functools.partial(each, **arguments) for each in (tx.update, tx.step))
+  exchange = tx.exchange and functools.partial(tx.exchange, **arguments)
+  return SteppingTransformation(tx.init, update, step, exchange)

@@ -93,9 +93,21 @@ def make_plan(config: config_dict.ConfigDict) -> Plan:
     ledgers=ledgers,
     periods=start[config.method].periods,
     times={
-      name: step_time(ledger, link, compute_s, options.overlap) for name, ledger in ledgers.items()
+      name: step_time(
+        ledger, link, compute_s, options.overlap, _behind(config) if name == config.method else 0
+      )
+      for name, ledger in ledgers.items()
     },
   )
+
+
+def _behind(config: config_dict.ConfigDict) -> int:
+  """Returns the steps that are made while a sync is on its way: one less than its delay.
+
+  It is there before the step that lands it begins.
+  """
+  delay = config_lib.with_presets(config, 'sync')['delay'] or 0
+  return max(0, delay - 1) if config.sync.behind else 0
 
 
 def vocabulary_size(config: config_dict.ConfigDict) -> int:

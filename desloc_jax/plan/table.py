@@ -5,7 +5,13 @@ import math
 
 from desloc_jax.logs.metrics import format_bytes
 from desloc_jax.plan.estimate import Plan
-from desloc_jax.plan.timing import all_reduce_seconds, period_for_share
+from desloc_jax.plan.timing import (
+  all_reduce_seconds,
+  least_delay,
+  period_for_share,
+  slowest_link,
+)
+from desloc_jax.programs.ledger import EVERY_STEP
 from desloc_jax.tables import align
 from desloc_jax.train.report import period_text
 
@@ -97,10 +103,31 @@ def _time(plan: Plan) -> str:
       )
     )
   return (
-    f'{align(rows)}\nA mean step over {options.bandwidth_gbps:g} Gb/s and {options.latency_ms:g} ms '
+    f'{align(rows)}\n{_hidden(plan)}A mean step over {options.bandwidth_gbps:g} Gb/s and {options.latency_ms:g} ms '
     f'a worker, compute at {options.mfu:g} of {options.peak_tflops:g} TFLOP/s a device. K_x at '
     f'{100 * options.share:g}%: from which on the network takes no more of a step, the other periods '
     f'growing with K_x ({config.periods.params} here).'
+  )
+
+
+def _hidden(plan: Plan) -> str:
+  """Returns what syncs behind the steps would take, or do; nothing where there is nothing to hide."""
+  config, ledger = plan.config, plan.ledgers[plan.config.method]
+  if EVERY_STEP in ledger.bytes_per_sync or not ledger.bytes_per_step or config.workers == 1:
+    return ''
+  compute_s, share = plan.times[config.method].compute_s, config.plan.share
+  delay = 1 + least_delay(ledger, plan.link, compute_s)
+  longest = min(ledger.periods.values()) - 1
+  if delay > longest:
+    return (
+      f'Behind the steps (sync.behind) the syncs of a step need {delay:,} steps, more than the '
+      f'{longest:,.0f} between two of them.\n'
+    )
+  link = slowest_link(ledger, plan.link.latency_s, compute_s, int(longest) - 1, share)
+  return (
+    f'Behind the steps (sync.behind) sync.delay={delay} hides all syncs; at {100 * share:g}% of a step '
+    f'with the longest delay, {longest:,.0f}, the slowest link is {link.bytes_per_s * 8e-9:.3g} Gb/s. Bytes '
+    'and arithmetic both grow with the model: that is so for any size.\n'
   )
 
 

@@ -55,12 +55,16 @@ def make_optimizer(
   syncs = make_syncs(config, periods)
   if paper := METHODS[config.method].paper:
     logging.info("Method %s; its paper's: %s", config.method, paper)
-  try:
-    tx = steps = make_transform(config, config.method, inner, periods, clock, syncs)
-    if config.sync.behind and not METHODS[config.method].gradients:
-      steps = make_transform(config, config.method, inner, periods, clock, syncs, behind=True)
-  except ValueError as error:
-    raise UserError(f'sync.delay: {error}') from error
+
+  def make(option: str, behind: bool) -> SteppingTransformation:
+    try:
+      return make_transform(config, config.method, inner, periods, clock, syncs, behind)
+    except ValueError as error:
+      raise UserError(f'{option}: {error}') from error
+
+  tx = steps = make('sync.delay', False)
+  if config.sync.behind and not METHODS[config.method].gradients:
+    steps = make('sync.behind', True)
   check_exemptions(config, tx, params_like)
   if config.sync.behind and peers().count == 1:
     logging.warning(
