@@ -6,7 +6,8 @@ Trains over whole cycles of all periods and times in turn the local steps up to 
 nothing and wait for no other process, and by itself the step that averages, for which all wait for
 the slowest. Both are of one program in one run: another run, even of the same program in the same
 process, differs by some percent in speed. A method that averages at each step (DDP) is timed in turn
-with local steps of DES-LOC. On hosts and links of your own start it in each process with
+with local steps of DES-LOC. With --config.sync.behind local steps are those with nothing on its way, and
+nothing else is sent while a turn is made. On hosts and links of your own start it in each process with
 --coordinator, --num_processes and --process_id.
 """
 
@@ -34,6 +35,7 @@ from desloc_jax.logs.metrics import progress_bar
 from desloc_jax.logs.workdir import write_text
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.options.listing import options_help
+from desloc_jax.options.table import with_presets
 from desloc_jax.tables import align
 from desloc_jax.train import cli
 from desloc_jax.train.in_flight import InFlight
@@ -44,6 +46,7 @@ from experiments import command
 from experiments.report import Check, csv_text
 from experiments.scales import changed
 from experiments.sweep import load_config
+from experiments.systems.hidden import is_hidden, seconds_of_turns
 
 CYCLE = 6  # Times K_x steps, in which all three averages come at their default periods.
 STRETCH = 15  # Steps until their time is taken.
@@ -125,6 +128,11 @@ class Training:
 def measure(config: config_dict.ConfigDict, turns: int) -> list[Turn]:
   """Trains, with a bar over the turns, of which the first do not count."""
   steps = turn_of(config)
+  if is_hidden(config):  # Without a bar: its process would have to wait for the turns.
+    first = 1 + warmup_turns(steps)
+    return [Turn(step, None, local) for step, local in seconds_of_turns(config, first + turns)][
+      first:
+    ]
   training = Training(config)
   local = training if period_of(config) > 1 else Training(never_due(config))
   first = warmup_turns(steps)
@@ -233,9 +241,14 @@ def parse(args: Sequence[str]) -> tuple[argparse.Namespace, config_dict.ConfigDi
   for name, fixed in (('stochastic', False), ('period_growth', 1), ('sync_warmup_steps', 0)):
     if config[name] != fixed:
       raise UserError(f'{name} is {config[name]}; expected {fixed}, for cycles of all periods.')
+  if is_hidden(config) and (with_presets(config, 'sync')['delay'] or 0) > period_of(config) - 4:
+    raise UserError(
+      f'sync.delay leaves no local step of {period_of(config)} with nothing on its way; expected at '
+      f'most {period_of(config) - 4}.'
+    )
   steps = turn_of(config)
   needed = (warmup_turns(steps) + options.cycles * cycle_of(config)) * steps
-  return options, changed(config, {'steps': max(config.steps, needed)})
+  return options, changed(config, {'steps': max(config.steps, needed + 3 * steps)})
 
 
 def cycle_of(config: config_dict.ConfigDict) -> int:

@@ -50,11 +50,11 @@ def test_what_cannot_be_measured_is_refused(args, message):
 
 def test_the_run_is_as_long_as_its_turns():
   _, config = parse([TINY, '--cycles=20', '--config.periods.params=8'])
-  assert config.steps == (20 * 6 + 2) * 8  # Two turns until STRETCH steps are made.
+  assert config.steps == (20 * 6 + 2 + 3) * 8  # Two turns until STRETCH steps are made.
   _, config = parse([TINY, '--cycles=1', '--config.periods.params=8'])
   assert config.steps == tiny.get_config().steps  # Long enough.
   _, config = parse([TINY, '--cycles=200', '--config.method=ddp', '--config.periods.params=0'])
-  assert config.steps == (200 * 2 + 1) * STRETCH  # Whatever K_x is, DDP averages at each step.
+  assert config.steps == (200 * 2 + 1 + 3) * STRETCH  # Whatever K_x is, DDP averages at each step.
 
 
 @pytest.mark.parametrize(
