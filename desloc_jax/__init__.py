@@ -5,8 +5,15 @@ the subpackages `model`, `data` and `train`, which nothing here imports.
 """
 
 from desloc_jax.optimizer.ddp import ddp, local_params
+from desloc_jax.optimizer.gradient_check import with_gradient_check
 from desloc_jax.optimizer.health import HealthCheck
-from desloc_jax.optimizer.over_workers import AXIS_NAMES, init_over_workers, over_workers
+from desloc_jax.optimizer.over_workers import (
+  AXIS_NAMES,
+  init_over_workers,
+  over_workers,
+  shardings_over_workers,
+)
+from desloc_jax.optimizer.own_loop import step_over_workers
 from desloc_jax.optimizer.periods import (
   growing_timetables,
   half_life,
@@ -35,6 +42,9 @@ __all__ = [
   'over_workers',
   'periods_from_half_lives',
   'read_ledger',
+  'shardings_over_workers',
+  'step_over_workers',
   'synced',
   'transform_ledger',
+  'with_gradient_check',
 ]

@@ -1,5 +1,6 @@
 """One step of a worker: its local step, and the syncs that are due."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from desloc_jax.optimizer import checkup, triggers
-from desloc_jax.optimizer.averaging import Share, worker_count, worker_share
+from desloc_jax.optimizer.averaging import all_axes, Share, worker_count, worker_share
 from desloc_jax.optimizer.consensus import Form, sync_params
 from desloc_jax.optimizer.fields import restart_fields, sync_fields
 from desloc_jax.optimizer.flight import count_down
@@ -32,6 +33,7 @@ def advance(
     raise ValueError(
       'desloc.update needs params, the consensus model: update(grads, state, params).'
     )
+  frame = dataclasses.replace(frame, axis_name=all_axes(frame.axis_name))
   worker_count(frame.axis_name)  # Raises outside the axis.
   share = worker_share(frame.axis_name, weights, active)
   value = extra_args.get('value')

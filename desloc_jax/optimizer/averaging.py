@@ -13,6 +13,8 @@ AxisName = str | Sequence[str]
 # Up to which an array is sent with others; a longer one takes much longer than its latency anyway.
 PACKED_BYTES = 2**22
 Tree = TypeVar('Tree')
+# Workers that share a device are a vmapped axis of `over_workers`: averages go over it too.
+REPLICAS = 'desloc_replicas'
 
 
 def worker_count(axis_name: AxisName) -> int:
@@ -29,6 +31,16 @@ def worker_count(axis_name: AxisName) -> int:
       f'the worker axis {axis_name!r} is not bound here: call update inside jax.shard_map or '
       'jax.vmap with that axis name.'
     ) from error
+
+
+def all_axes(axis_name: AxisName) -> AxisName:
+  """Returns the axes of the workers, with that of those on a device where `over_workers` has one."""
+  names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+  try:
+    jax.lax.axis_size(REPLICAS)
+  except NameError:
+    return axis_name
+  return names if REPLICAS in names else (*names, REPLICAS)
 
 
 class Share(NamedTuple):

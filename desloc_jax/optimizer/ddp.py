@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from desloc_jax.optimizer.averaging import AxisName, worker_count, worker_mean, worker_share
+from desloc_jax.optimizer.averaging import (
+  all_axes,
+  AxisName,
+  worker_count,
+  worker_mean,
+  worker_share,
+)
 from desloc_jax.optimizer.frame import SYNC_SCOPE
 from desloc_jax.optimizer.state import check_floating, copied, DeslocState
 from desloc_jax.optimizer.stepping import SteppingTransformation
@@ -46,10 +52,11 @@ def ddp(
     return copied(state)
 
   def update_fn(grads, state, params=None, *, weights=None, active=None, **extra_args):
-    worker_count(axis_name)  # Raises outside the axis.
-    share = worker_share(axis_name, weights, active)
+    axes = all_axes(axis_name)
+    worker_count(axes)  # Raises outside the axis.
+    share = worker_share(axes, weights, active)
     with jax.named_scope(SYNC_SCOPE + 'gradients'):
-      grads = worker_mean(grads, axis_name, share)
+      grads = worker_mean(grads, axes, share)
     updates, inner_state = inner.update(grads, state.outer, params, **extra_args)
     counters = state.counters
     if share is not None:

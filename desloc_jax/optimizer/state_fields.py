@@ -156,5 +156,12 @@ def _start_of_parameter(path: KeyPath, param_paths: Collection[KeyPath]) -> int:
   return next((i for i, j in slices if path[i:j] in param_paths), len(path))
 
 
+def parameter_of(path: KeyPath, param_paths: Collection[KeyPath]) -> KeyPath | None:
+  """Returns the path of the parameter that an array of any state is of; None: of none."""
+  start = _start_of_parameter(path, param_paths)
+  ends = range(len(path), start, -1)
+  return next((path[start:end] for end in ends if path[start:end] in param_paths), None)
+
+
 def _key_name(key: GetAttrKey | DictKey) -> str:
   return key.name if isinstance(key, GetAttrKey) else str(key.key)

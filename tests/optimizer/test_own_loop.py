@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 import optax
 import pytest
@@ -15,9 +15,10 @@ from desloc_jax import (
   init_over_workers,
   local_params,
   over_workers,
-  periods_from_half_lives,
+  step_over_workers,
   synced,
   transform_ledger,
+  with_gradient_check,
   WORKER_AXES,
 )
 
@@ -142,19 +143,67 @@ def test_what_is_inside_is_right():
   assert state.inner.total_notfinite.tolist() == [0, 0, 1, 0]
 
 
-def test_a_whole_own_loop():
-  workers = 8  # On any number of devices that divides it.
-  mesh = jax.make_mesh((len(jax.devices()),), ('workers',))
-  tx = desloc(optax.adam(0.05), periods_from_half_lives(8), AXIS_NAMES)
+SQUARE = lambda params, batch: jnp.mean((batch @ params['w'] + params['b'] - 1) ** 2)
+
+
+def run(tx, mesh, params, workers, axis='workers', **options):
+  """Returns what six steps of `step_over_workers` end with, and what was last returned."""
+  step = step_over_workers(tx, options.pop('loss', SQUARE), mesh, axis=axis, **options)
+  params, state = init_over_workers(tx, params, mesh, workers, axis)
+  placed = jax.tree.map(lambda x: x.sharding, (params, state))
+  for t in range(6):
+    batch = jax.random.normal(jax.random.key(t), (workers, 8, 16)) + 1
+    params, state, value = step(params, state, batch)
+  assert jax.tree.map(lambda x: x.sharding, (params, state)) == placed
+  return params, state, value
+
+
+@pytest.mark.parametrize('sizes', MESHES.values(), ids=MESHES)
+def test_a_whole_step_on_an_axis_of_any_name(sizes):
+  """Also where workers share a device: none of them is left out of the averages."""
+  tx = desloc(optax.adam(0.05), PERIODS, 'data')
+  mesh = make_mesh(*sizes, names=('data', 'fsdp'))
+  params, state, loss = run(tx, mesh, PARAMS, 4, 'data')
+  expected, _, _ = train(TRANSFORMS['adam'](), make_mesh(1), 4)
+  np.testing.assert_allclose(params['w'], expected['w'], rtol=1e-4, atol=1e-6)
+  assert loss.shape == (4,)
+  for worker in range(4):
+    np.testing.assert_array_equal(state.params['w'][worker], params['w'])
+
+
+@pytest.mark.parametrize('types', [AxisType.Auto, AxisType.Explicit])
+def test_a_worker_of_several_devices_splits_what_its_parameters_split(types):
+  mesh = make_mesh(2, 4, types=types)
+  params = PARAMS | {'w': jax.device_put(PARAMS['w'], NamedSharding(mesh, P('fsdp')))}
+  loss = lambda *args: (SQUARE(*args), {'twice': 2 * SQUARE(*args)})
+  params, state, (value, aux) = run(
+    TRANSFORMS['health, outer'](), mesh, params, 4, loss=loss, has_aux=True
+  )
+  np.testing.assert_allclose(aux['twice'], 2 * value, rtol=1e-6)
+  adam = state.inner[0]
+  for x in (state.params['w'], adam.mu['w'], adam.nu['w']):
+    assert {shard.data.shape for shard in x.addressable_shards} == {(2, 4)}
+  assert {shard.data.shape for shard in params['w'].addressable_shards} == {(4,)}
+
+
+@pytest.mark.parametrize('place', ['own', 'consensus'])
+def test_a_gradient_taken_at_the_consensus_is_caught(place):
+  tx = with_gradient_check(TRANSFORMS['adam']())
+  mesh, batch = make_mesh(2), jax.random.normal(jax.random.key(0), (4, 8, 16)) + 1
 
   def worker_step(params, state, batch):
-    loss, grads = jax.value_and_grad(lambda p: jnp.mean((batch @ p['w'] - 1) ** 2))(state.params)
-    return *tx.step(grads, state, params), loss
+    grad_fn = jax.grad(lambda p: SQUARE(p, batch))
+    grads = grad_fn(state.params if place == 'own' else params)
+    return tx.step(grads, state, params, grad_fn=grad_fn)
 
-  axes = (None, WORKER_AXES, 0)  # params are shared; state and batch are [workers, ...]
-  step = jax.jit(over_workers(worker_step, mesh, axes, axes), donate_argnums=(0, 1))
-  params, state = init_over_workers(tx, {'w': jnp.zeros(16)}, mesh, workers)
-  for t in range(96):
-    batch = jax.random.normal(jax.random.key(t), (workers, 32, 16)) + 1
-    params, state, loss = step(params, state, batch)  # loss: [workers]
-  assert loss.mean() < 0.2 and step._cache_size() == 1
+  axes = (None, WORKER_AXES)
+  step = jax.jit(over_workers(worker_step, mesh, (*axes, 0), axes))
+  params, state = init_over_workers(tx, PARAMS, mesh, 4)
+  params, state = jax.block_until_ready(step(params, state, batch))
+  if place == 'own':
+    jax.block_until_ready(step(params, state, batch))
+    jax.effects_barrier()
+    return
+  with pytest.raises(jax.errors.JaxRuntimeError, match='step 1 was taken at the consensus'):
+    jax.block_until_ready(step(params, state, batch))
+    jax.effects_barrier()

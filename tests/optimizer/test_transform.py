@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from desloc_jax import desloc, HealthCheck, synced, WORKER_AXES
-from desloc_jax.optimizer import periods as periods_lib, transform
+from desloc_jax.optimizer import own_loop, periods as periods_lib, transform
 from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.triggers import due_now
 from tests import workers
@@ -28,7 +28,7 @@ def assert_same_bits(a, b):
     np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize('module', [transform, periods_lib])
+@pytest.mark.parametrize('module', [transform, periods_lib, own_loop])
 def test_docstring_examples(module):
   result = doctest.testmod(module)
   assert result.attempted and not result.failed
