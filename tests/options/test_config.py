@@ -3,8 +3,6 @@
 import importlib
 import pathlib
 import re
-import subprocess
-import sys
 
 from absl import logging
 import jax
@@ -19,11 +17,10 @@ from desloc_jax.options.checks import check_config
 from desloc_jax.options.listing import options_page
 from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.build_optimizer import FEW_AVERAGES, make_optimizer
-from tests.environment import environment
+from tests.command_line import desloc_jax, process, run_py
 from tests.runs import small_config
 
 ROOT = pathlib.Path(__file__).parents[2]
-ONE_DEVICE = environment()
 PAPER_SIZES = {
   '16m': 16_042_240,
   '125m': 123_636_480,
@@ -243,44 +240,38 @@ COMMANDS = {
 }
 
 
-def command(*args):
-  return subprocess.run(
-    [sys.executable, 'run.py', *args],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=120,
-    env=ONE_DEVICE,
-  )
-
-
 @pytest.mark.parametrize('case', COMMANDS)
 def test_the_command_line_answers_a_mistake_in_one_line(case, tmp_path):
   args, message = COMMANDS[case]
-  result = command('--config=configs/tiny.py', f'--workdir={tmp_path}/run', *args)
+  result = run_py('--config=configs/tiny.py', f'--workdir={tmp_path}/run', *args)
   assert result.returncode == 2, result.stderr
   assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1, result.stderr
   assert message in result.stderr
   assert not (tmp_path / 'run').exists()
 
 
+def test_a_process_answers_as_they_do():
+  result = process('run.py', '--config=configs/tiny.py', '--config.perids.params=64')
+  assert (result.returncode, result.stderr) == run_py(*result.args[2:])[::2]
+
+
 @pytest.mark.parametrize('path', ['configs/missing.py', ''])
 def test_a_missing_config_file_is_one_line(path):
-  result = command(*([f'--config={path}'] if path else []))
+  result = run_py(*([f'--config={path}'] if path else []))
   assert result.returncode == 2 and result.stderr.count('\n') == 1, result.stderr
   assert (path or '--config is missing') in result.stderr
 
 
 def test_a_config_may_have_an_argument():
-  result = command('--config=configs/gpt_16m.py:sotu', '--config.method=deslok')
+  result = run_py('--config=configs/gpt_16m.py:sotu', '--config.method=deslok')
   assert result.returncode == 2 and "Did you mean 'desloc'" in result.stderr
-  result = command('--config=configs/gpt.py:1bb')
+  result = run_py('--config=configs/gpt.py:1bb')
   assert result.returncode == 2 and result.stderr.count('\n') == 1
   assert "'1bb' is unknown. Did you mean '1b'?" in result.stderr
 
 
 def test_help_lists_every_option():
-  result = command('--help')
+  result = process('run.py', '--help')
   assert result.returncode == 0
   for name in config_lib.OPTIONS:
     assert f'--config.{name}=' in result.stdout
@@ -293,16 +284,12 @@ def test_docs_list_every_option():
 
 
 def test_a_prepared_folder_of_another_tokenizer_is_refused(text, tmp_path):
-  prepare = [sys.executable, '-m', 'desloc_jax.data.prepare', f'--input={text}']
-  subprocess.run(
-    [*prepare, f'--output={tmp_path / "shards"}', '--tokenizer=gpt2', '--validation_fraction=0.2'],
-    cwd=ROOT,
-    check=True,
-    capture_output=True,
-  )
-  result = command(
+  shards = str(tmp_path / 'shards')
+  options = (f'--input={text}', '--tokenizer=gpt2', '--validation_fraction=0.2', '--processes=1')
+  assert desloc_jax('prepare', f'--output={shards}', *options).returncode == 0
+  result = run_py(
     '--config=configs/tiny.py',
     f'--workdir={tmp_path}/run',
-    f'--config.data.sources.text.path={tmp_path}/shards',
+    f'--config.data.sources.text.path={shards}',
   )
   assert result.returncode == 2 and 'gpt2' in result.stderr and 'bytes' in result.stderr
