@@ -3,10 +3,10 @@
 import inspect
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 
 import pytest
 
@@ -42,17 +42,17 @@ def test_the_transform_alone_needs_jax_and_optax_of_the_same_versions():
   assert set(PROJECT['dependencies']) <= set(listed('requirements-cpu.txt'))
 
 
-def test_where_it_is_installed_the_configs_are_found(tmp_path):
-  wheel = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['hatch']['build']['targets'][
-    'wheel'
-  ]
-  for folder in wheel['packages']:
-    ignored = shutil.ignore_patterns('*.xz', '*.tiktoken', '__pycache__')
-    shutil.copytree(ROOT / folder, tmp_path / 'site' / folder, ignore=ignored)
-  for source, place in wheel['force-include'].items():
-    shutil.copytree(ROOT / source, tmp_path / 'site' / place)
+def test_a_wheel_works_from_another_folder(tmp_path):
+  """Its data and configs included; a plan reads a config, and the path of imports is that of users."""
+  pytest.importorskip('hatchling')
+  build = [sys.executable, '-m', 'hatchling', 'build', '--target=wheel', f'--directory={tmp_path}']
+  subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=60)
+  (wheel,) = tmp_path.glob('*.whl')
+  zipfile.ZipFile(wheel).extractall(tmp_path / 'site')
+  code = 'import sys, desloc_jax.data as d; assert len(list(d.read_documents("sotu"))) == 249, d'
+  train = 'from desloc_jax.train.main import main; main(["--config=configs/gpt_1b.py:stou"])'
   result = subprocess.run(
-    [sys.executable, '-m', 'desloc_jax', 'train', '--config=configs/gpt_1b.py:stou'],
+    [sys.executable, '-c', f'{code}; {train}'],
     cwd=tmp_path, capture_output=True, text=True, timeout=60,
     env=environment(PYTHONPATH=str(tmp_path / 'site')),
   )  # fmt: skip

@@ -1,18 +1,14 @@
 """Loss of the consensus model, and of the mean of the local models, on the held-out sequences."""
 
 from collections.abc import Callable
-import functools
 
-import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from desloc_jax import model as model_lib
 from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.hosts.peers import peers
 from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.job import Job
-from desloc_jax.train.step import local_mean, make_eval_step
 
 
 class Evaluator:
@@ -25,9 +21,6 @@ class Evaluator:
     self._job, self._arrived = job, arrived
     batches = job.data.held_out.batches(program.batch.workers, program.batch.sequences)
     self._batches = [mesh_lib.place(tokens, sharding) for tokens in batches]
-    losses = functools.partial(model_lib.sequence_losses, config=program.model)
-    self._eval_step = make_eval_step(losses, program.mesh)
-    self._local_mean = jax.jit(local_mean, out_shardings=program.shardings.params)
 
   def __call__(self, state: TrainState) -> dict[str, float]:
     """Returns the losses in nats per token.
@@ -45,12 +38,13 @@ class Evaluator:
       state.optimizer.flight.left or int(state.optimizer.counters.get('params', 1))
     )
     if between_syncs and self._job.config.eval.local_mean:
-      losses = self._losses(self._local_mean(state))
+      losses = self._losses(self._job.program.local_mean(state))
       results['val_loss_local_mean'] = held_out.of_mixture(losses)
     return results
 
   def _losses(self, params) -> dict[str, float]:
     in_flight = InFlight(self._arrived)
-    losses = [in_flight.add(self._eval_step(params, tokens)) for tokens in self._batches]
+    evaluate = self._job.program.eval_step
+    losses = [in_flight.add(evaluate(params, tokens)) for tokens in self._batches]
     # Of several processes each has those of its own workers: one exchange brings them together.
     return self._job.data.held_out.by_source(peers().fetch(losses))

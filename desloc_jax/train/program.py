@@ -25,7 +25,7 @@ from desloc_jax.options.table import model_config
 from desloc_jax.programs.ledger import Ledger, transform_ledger
 from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.build_optimizer import make_optimizer, Optimizer
-from desloc_jax.train.step import init_state, make_train_step
+from desloc_jax.train.step import init_state, local_mean, make_eval_step, make_train_step
 
 # Else XLA gathers small weights by sums of whole ones over many chips, at twice the bytes.
 _TPU_OPTIONS = {'xla_tpu_prefer_async_allgather_to_allreduce': True}
@@ -88,9 +88,21 @@ class Program:
     platform = mesh_lib.platform(self.mesh)
     return transform_ledger(tx, self.params_like, periods, self.batch.workers, platform=platform)
 
-  def make_state(self) -> TrainState:
-    """Returns the state before the first step, on the devices."""
-    return jax.jit(self.new_state, out_shardings=self.shardings)()
+  @functools.cached_property
+  def make_state(self) -> Callable[[], TrainState]:
+    """Makes the state before the first step, on the devices."""
+    return jax.jit(self.new_state, out_shardings=self.shardings)
+
+  @functools.cached_property
+  def eval_step(self) -> Callable[..., jax.Array]:
+    """See `make_eval_step`."""
+    losses = functools.partial(model_lib.sequence_losses, config=self.model)
+    return make_eval_step(losses, self.mesh)
+
+  @functools.cached_property
+  def local_mean(self) -> Callable[[TrainState], optax.Params]:
+    """Makes the mean of the workers' own parameters."""
+    return jax.jit(local_mean, out_shardings=self.shardings.params)
 
   @functools.cached_property
   def traced(self) -> jax.stages.Traced:
