@@ -163,6 +163,8 @@ def model_of_options(
     for field in dataclasses.fields(GPTConfig)
     if (name := f'model.{field.name}') in OPTIONS
   }
+  if values['attention'] == 'cudnn':
+    values['attention'] = 'auto'  # The same on a GPU, and it is read elsewhere too.
   values |= {'vocab_size': vocab_size, 'rope_scaling': tuple(values['rope_scaling'])}
   if not options.get('data.attend_across_documents', True):
     values['document_end'] = end_of_document

@@ -46,7 +46,9 @@ def write_model(
   end = stored.tokenizer.end_of_document
   ends = {'bos_token_id': end, 'eos_token_id': end}
   write_json(folder / CONFIG_FILE, config_content(stored, layout, dtype) | ends)
-  write_json(folder / 'generation_config.json', {'_from_model_config': True, **ends})
+  # Else some programs generate more than it was trained with.
+  generation = {'_from_model_config': True, 'max_length': stored.seq_len, **ends}
+  write_json(folder / 'generation_config.json', generation)
   write_tokenizer(stored.tokenizer, stored.seq_len, folder)
   known = {'desloc_jax': __version__, 'tokenizer': describe(stored.tokenizer, folder)}
   write_json(folder / PROVENANCE_FILE, {**stored.about, **known})

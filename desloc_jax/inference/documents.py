@@ -16,7 +16,7 @@ from desloc_jax import model as model_lib
 from desloc_jax.hub.stored import read_params, StoredModel
 from desloc_jax.model import gpt
 
-_BATCH_TOKENS = 2**13
+BATCH_TOKENS = 2**13  # Of an evaluation, at once.
 
 
 @dataclasses.dataclass
@@ -63,7 +63,7 @@ def score(stored: StoredModel, texts: Iterable[str]) -> Score:
       total.bytes += len(text.encode())
       yield from windows(ids, tokenizer.end_of_document, length)
 
-  found, size = cut(), max(1, _BATCH_TOKENS // length)
+  found, size = cut(), max(1, BATCH_TOKENS // length)
   while batch := list(itertools.islice(found, size)):
     tokens_BxL1 = np.zeros((size, length + 1), np.int32)
     for row, (ids, _) in zip(tokens_BxL1, batch, strict=False):

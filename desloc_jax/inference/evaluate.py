@@ -37,7 +37,6 @@ from desloc_jax.tables import align
 from desloc_jax.valid import at_least, one_of
 
 MIXTURE = 'all'  # The name of what is not one source.
-_BATCH_TOKENS = 2**13
 
 
 class Source(NamedTuple):
@@ -73,7 +72,7 @@ def evaluate(stored: StoredModel, held_out: data_lib.Validation) -> list[Row]:
   config = dataclasses.replace(stored.config, seq_len=seq_len)
   params = read_params(stored)
   of_batch = jax.jit(lambda tokens: model_lib.sequence_losses(params, tokens, config))
-  batch = max(1, _BATCH_TOKENS // seq_len)
+  batch = max(1, documents.BATCH_TOKENS // seq_len)
   losses = [np.asarray(of_batch(tokens[0])) for tokens in held_out.batches(1, batch)]
   by_source = held_out.by_source(losses)
   rows = [

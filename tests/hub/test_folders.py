@@ -54,7 +54,10 @@ def test_the_files_say_what_other_programs_look_for(tmp_path):
   assert config['max_position_embeddings'] == 48 and config['rms_norm_eps'] == 1e-6
   assert config['tie_word_embeddings'] is True and config['mlp_bias'] is True
   ends = {'bos_token_id': 256, 'eos_token_id': 256}
-  assert ends.items() <= config.items() and ends.items() <= read('generation_config.json').items()
+  generation = read('generation_config.json')
+  assert (
+    ends.items() <= config.items() and (ends | {'max_length': 48}).items() <= generation.items()
+  )
   assert read('tokenizer_config.json')['eos_token'] == '<|endoftext|>'
   card = (tmp_path / 'out' / 'README.md').read_text()
   assert '| run | random |' in card and 'LlamaForCausalLM' in card
