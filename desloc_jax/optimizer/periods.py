@@ -37,6 +37,11 @@ class Timetable:
     place = (self.count(done) + 1) * self.multiple - 1
     return int(self.times[place]) if place < len(self.times) else None
 
+  def dense(self, after: int, last: int) -> 'Timetable':
+    """Returns it with an average at each step after `after` up to `last`, and as it is before."""
+    times = self.times[self.multiple - 1 :: self.multiple]
+    return Timetable(np.append(times[times <= after], np.arange(after + 1, last + 1)))
+
 
 # A number of steps, a schedule of it (step -> steps, as optax schedules are), a timetable, or None
 # for never.
@@ -130,10 +135,14 @@ def periods_from_half_lives(
   return {'params': params, **{name: each * params for name, each in multiples.items()}}
 
 
-def grown(period: int, growth: float, steps: int, step):
-  """Returns a period that grows linearly, to `growth` times itself in `steps` steps, at `step`."""
-  lib = np if isinstance(step, int) else jnp
-  return lib.maximum(lib.rint(period * (1 + (growth - 1) * step / steps)).astype(np.int32), 1)
+def grown(period: int, growth: float, steps: int, step, *, dense_after: float = math.inf):
+  """Returns a period that grows linearly, to `growth` times itself in `steps` steps, at `step`.
+
+  After `dense_after` steps it is 1.
+  """
+  lib = jnp if isinstance(step, jax.Array) else np
+  now = lib.maximum(lib.rint(period * (1 + (growth - 1) * step / steps)).astype(np.int32), 1)
+  return now if dense_after == math.inf else lib.where(step >= dense_after, 1, now)
 
 
 def growing_timetables(

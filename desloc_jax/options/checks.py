@@ -8,7 +8,7 @@ from ml_collections import config_dict
 
 from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.optimizer.inner import REFUSED
-from desloc_jax.optimizer.methods import MULTIPLES
+from desloc_jax.optimizer.methods import METHODS, MULTIPLES
 from desloc_jax.optimizer.outer import find_outer
 from desloc_jax.options.batch import batch_of
 from desloc_jax.options.changes import allowed_words
@@ -67,6 +67,15 @@ def _check_periods(config: config_dict.ConfigDict) -> None:
   longest = max(
     max(MULTIPLES.values()) * config.periods.params, *(p or 0 for p in config.periods.values())
   )
+  if config.sync_end_steps > config.steps:
+    raise UserError(
+      f'sync_end_steps is {config.sync_end_steps}; expected at most steps ({config.steps}).'
+    )
+  if config.sync_end_steps and METHODS[config.method].outer:
+    raise UserError(
+      f'sync_end_steps is {config.sync_end_steps}, but method {config.method!r} has an outer '
+      'optimizer, which would take a step at each of them where an average is meant; expected 0.'
+    )
   if longest * config.period_growth >= LIMIT:
     raise UserError(
       f'period_growth is {config.period_growth!r}; expected less than {LIMIT / longest:g}, as '

@@ -25,6 +25,7 @@ from desloc_jax.programs.ledger import EVERY_STEP, Ledger, transform_ledger
 from desloc_jax.train.build_optimizer import (
   make_optimizer,
   make_transform,
+  periods_change,
   sent_periods,
   syncs_of_run,
 )
@@ -158,7 +159,7 @@ def _ledgers(
 
 def _over_the_run(ledger: Ledger, config: config_dict.ConfigDict, clock: Clock) -> Ledger:
   """Returns a ledger with the mean periods of the run, where they grow or it has a warm-up."""
-  if config.period_growth == 1 and not config.sync_warmup_steps:
+  if not periods_change(config) and not config.sync_warmup_steps:
     return ledger
   averaged = {
     name: None if period == math.inf else period

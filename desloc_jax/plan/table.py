@@ -13,6 +13,7 @@ from desloc_jax.plan.timing import (
 )
 from desloc_jax.programs.ledger import EVERY_STEP
 from desloc_jax.tables import align
+from desloc_jax.train.build_optimizer import periods_change
 from desloc_jax.train.report import period_text
 
 
@@ -75,8 +76,8 @@ def _network(plan: Plan) -> str:
     f'Of each worker, {config.plan.bytes_per_value:g} bytes a value; a day has '
     f'{steps_a_day:,.0f} steps of this method.'
   )
-  if config.period_growth != 1 or config.sync_warmup_steps:
-    note += ' Means over the run, with the growth of periods and the warm-up of averages.'
+  if periods_change(config) or config.sync_warmup_steps:
+    note += ' Means over the run, with the warm-up of averages and what their periods become.'
   return f'{align(rows)}\n{note}'
 
 

@@ -1,6 +1,6 @@
 """From a configuration to its optimizer: schedule, inner optimizer, periods and method."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 import math
 from typing import NamedTuple
@@ -219,19 +219,32 @@ def _warn_of_few_averages(periods: Periods, counts: Mapping[str, float], steps: 
 
 
 def scheduled_periods(periods: Periods, config: config_dict.ConfigDict, clock: Clock) -> Periods:
-  """Returns `periods` growing linearly to `period_growth` times themselves over the run."""
-  growth, steps = config.period_growth, config.steps
-  if growth == 1:
+  """Returns `periods` growing linearly to `period_growth` times themselves over the run.
+
+  That of the parameters is one in the last `sync_end_steps`.
+  """
+  growth, steps, last = config.period_growth, config.steps, clock.last_step
+  if not periods_change(config):
     return periods
-  if not config.stochastic:
-    try:
-      return growing_timetables(periods, growth, steps, clock.last_step)
-    except ValueError as error:
-      raise UserError(f'period_growth: {error}') from error
-  return {
-    name: period and functools.partial(grown, period, growth, steps)
-    for name, period in periods.items()
+  dense = {'params': last - config.sync_end_steps} if config.sync_end_steps else {}
+  if config.stochastic:
+    at = lambda name: {'dense_after': dense[name]} if name in dense else {}
+    return {
+      name: period and functools.partial(grown, period, growth, steps, **at(name))
+      for name, period in periods.items()
+    }
+  try:
+    tables = growing_timetables(periods, growth, steps, last)
+  except ValueError as error:
+    raise UserError(f'period_growth: {error}') from error
+  return tables | {
+    name: tables[name] and tables[name].dense(after, last) for name, after in dense.items()
   }
+
+
+def periods_change(config: config_dict.ConfigDict) -> bool:
+  """Whether periods are others at some times of a run than at others, after its warm-up."""
+  return config.period_growth != 1 or config.sync_end_steps > 0
 
 
 def syncs_of_run(
@@ -253,16 +266,13 @@ def syncs_of_run(
       return int(period.count(end) - period.count(begin))
     return (end - begin) // period
 
-  def expected(period: int | None) -> float:
-    """Returns the sum of the coins' chances, as an integral."""
-    slope = (config.period_growth - 1) / config.steps
-    if period is None:
+  def expected(period: int | Callable | None) -> float:
+    """Returns the sum of the coins' chances; of some of many steps."""
+    if period is None or last <= warmup:
       return 0.0
-    if slope == 0:
-      return (last - warmup) / period
-    return math.log((1 + slope * last) / (1 + slope * warmup)) / slope / period
+    steps = np.linspace(warmup, last - 1, min(last - warmup, 2**16))
+    return (last - warmup) * float(np.mean(1 / (period(steps) if callable(period) else period)))
 
-  if config.stochastic:
-    return {name: warmup + expected(period) for name, period in periods.items()}
+  of_one = expected if config.stochastic else count
   scheduled = scheduled_periods(periods, config, clock)
-  return {name: warmup + count(period) for name, period in scheduled.items()}
+  return {name: warmup + of_one(period) for name, period in scheduled.items()}

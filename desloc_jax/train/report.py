@@ -23,6 +23,7 @@ from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.paths import shown
 from desloc_jax.programs.ledger import Ledger
 from desloc_jax.tables import align
+from desloc_jax.train.build_optimizer import periods_change
 from desloc_jax.train.job import Job
 from desloc_jax.version import __version__, commit
 
@@ -181,7 +182,7 @@ def network_table(job: Job, summary: Mapping[str, Any]) -> str:
     f'Payload of each worker in {summary["steps"]} steps; a ring all-reduce over '
     f'{job.config.workers} workers sends {format_bytes(summary["ring_bytes_per_worker"])} for it.'
   )
-  if job.ledger.bytes_per_step and job.config.period_growth == 1:  # Else there is no long run.
+  if job.ledger.bytes_per_step and not periods_change(job.config):  # Else there is no long run.
     steady = job.program.ddp_ledger.bytes_per_step / job.ledger.bytes_per_step
     notes += f' In the long run DDP sends {steady:.2f}x as much.'
   return f'What crossed the network\n{align(rows)}\n{notes}'
@@ -196,11 +197,12 @@ def period_text(ledger: Ledger, config: config_dict.ConfigDict, name: str) -> st
     return 'any sync'
   if period == math.inf:
     return 'warm-up'
-  if config.stochastic:
-    return f'p = 1/{period}'
-  return (
-    f'{period}' if config.period_growth == 1 else f'{period}..{period * config.period_growth:g}'
-  )
+  text = f'{period}'
+  if config.period_growth != 1 and not config.stochastic:
+    text += f'..{max(1, period * config.period_growth):g}'
+  if config.sync_end_steps and name == 'params':
+    text += ', then 1'
+  return f'p = 1/{text}' if config.stochastic else text
 
 
 def result_line(summary: Mapping[str, Any], workdir: pathlib.Path) -> str:

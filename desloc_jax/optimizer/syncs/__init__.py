@@ -17,6 +17,7 @@ from desloc_jax.optimizer.syncs.exempt import exempt
 from desloc_jax.optimizer.syncs.fedau import fedau
 from desloc_jax.optimizer.syncs.fedstale import fedstale
 from desloc_jax.optimizer.syncs.geometric_median import geometric_median
+from desloc_jax.optimizer.syncs.gossip import gossip
 from desloc_jax.optimizer.syncs.krum import krum
 from desloc_jax.optimizer.syncs.landing import (
   eager,
@@ -66,6 +67,7 @@ __all__ = [
   'floats',
   'four_levels',
   'geometric_median',
+  'gossip',
   'in_slices',
   'keep',
   'krum',

@@ -114,7 +114,7 @@ def weighted_mean(rows: jax.Array, counts: Counts) -> jax.Array:
 
 def exchanged(slices: jax.Array, axis_name: AxisName) -> jax.Array:
   """Sends the w-th slice of each worker to worker w: [workers, ...], by receiver, then by sender."""
-  names, sizes = _axes(axis_name)
+  names, sizes = axis_sizes(axis_name)
   slices_by_axis = slices.reshape(*sizes, *slices.shape[1:])
   for i, (name, size) in enumerate(zip(names, sizes, strict=True)):
     if size > 1:
@@ -124,7 +124,7 @@ def exchanged(slices: jax.Array, axis_name: AxisName) -> jax.Array:
 
 def gathered(x: jax.Array, axis_name: AxisName) -> jax.Array:
   """Returns [workers, ...], the same on all workers."""
-  names, sizes = _axes(axis_name)
+  names, sizes = axis_sizes(axis_name)
   rows = x
   for name in reversed(names):
     # Under shard_map(check_vma=True) the type says that all have the same; elsewhere there is none.
@@ -133,7 +133,8 @@ def gathered(x: jax.Array, axis_name: AxisName) -> jax.Array:
   return rows.reshape(math.prod(sizes), *x.shape)
 
 
-def _axes(axis_name: AxisName) -> tuple[tuple[str, ...], list[int]]:
+def axis_sizes(axis_name: AxisName) -> tuple[tuple[str, ...], list[int]]:
+  """Returns the axes of the workers, and how many places each has: the last counts fastest."""
   names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
   return names, [jax.lax.axis_size(name) for name in names]
 

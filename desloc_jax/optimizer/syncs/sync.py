@@ -47,12 +47,15 @@ class Sync(NamedTuple):
   zero) may hold anything, NaN too: it adds nothing, keeps its memory, and gets the result.
 
   What was agreed on lands `delay` steps after it was sent, by the rule `landing`.
+
+  With `agrees` false each worker has a result of its own, and nobody a consensus: see `gossip`.
   """
 
   init: Callable[[Tree], Memory]
   reduce: Callable[[Tree, Tree | None, Memory, Context], tuple[Tree, Memory]]
   delay: int = 0
   landing: Landing = OVERWRITE
+  agrees: bool = True
 
   @property
   def lands_by(self) -> Landing:
