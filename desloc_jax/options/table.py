@@ -104,7 +104,7 @@ OPTIONS = {
   'sync_warmup_steps': Option(0, at_least(0), 'periods',
     'steps at the start in which everything is averaged (K = 1)', 'local'),
   'sync_end_steps': Option(0, at_least(0), 'periods',
-    'steps at the end in which the parameters are averaged (K_x = 1)', 'local averages'),
+    'steps at the end in which the parameters are averaged (K_x = 1)', 'local params'),
   'period_growth': Option(1.0, POSITIVE, 'periods',
     'factor by which all periods have grown at the end of the run, linearly; below 1 they shrink',
     'local averages'),

@@ -1,5 +1,7 @@
 """Gossip over a hypercube."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -16,19 +18,22 @@ WORKERS = 8
 LIKE = {'b': jnp.zeros(7), 'w': jnp.zeros((5, 3)), 'half': jnp.zeros(4, jnp.bfloat16)}
 
 
-def rounds(count, local, weights=None, devices=1):
-  """Returns the values of all workers after each of so many rounds."""
-  sync = syncs.gossip()
-
+@functools.cache  # What is compiled once is for all tests.
+def one_round(devices, weighted):
   def of_worker(local, memory, weights):
-    share = None if weights is None else worker_share(AXIS_NAMES, weights, None)
-    return sync.reduce(local, None, memory, syncs.Context(AXIS_NAMES, share, jnp.int32(0)))
+    share = worker_share(AXIS_NAMES, weights, None) if weighted else None
+    context = syncs.Context(AXIS_NAMES, share, jnp.int32(0))
+    return syncs.gossip().reduce(local, None, memory, context)
 
   mesh = Mesh(np.array(jax.devices()[:devices]), ('workers',))
-  step = jax.jit(over_workers(of_worker, mesh, (0, MEMORY_AXES, None), (0, MEMORY_AXES)))
-  memory, found = sync.init(local), []
+  return jax.jit(over_workers(of_worker, mesh, (0, MEMORY_AXES, None), (0, MEMORY_AXES)))
+
+
+def rounds(count, local, weights=None, devices=1):
+  """Returns the values of all workers after each of so many rounds."""
+  memory, found = syncs.gossip().init(local), []
   for _ in range(count):
-    local, memory = step(local, memory, weights)
+    local, memory = one_round(devices, weights is not None)(local, memory, weights)
     found.append(local)
   return found
 
@@ -79,10 +84,12 @@ def test_all_have_the_bits_of_one_mean_after_a_round_for_each_dimension():
 
 
 def test_layouts_have_the_same_bits():
-  local, weights = random_locals(2, LIKE, WORKERS), jnp.arange(1.0, 9.0)
-  expected = [bits_of(x) for x in rounds(4, local, weights)]
-  for devices in (2, 8):
-    assert [bits_of(x) for x in rounds(4, local, weights, devices)] == expected
+  """Weights are powers of two: products of others may be fused into sums, or not."""
+  local, weights = random_locals(1, LIKE, WORKERS), 2.0 ** jnp.arange(8)
+  for given in (None, weights):
+    expected = [bits_of(x) for x in rounds(4, local, given)]
+    for devices in (2, 8):
+      assert [bits_of(x) for x in rounds(4, local, given, devices)] == expected
 
 
 def test_workers_that_are_no_hypercube_are_refused():
