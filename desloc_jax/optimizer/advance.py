@@ -13,6 +13,7 @@ from desloc_jax.optimizer.consensus import Form, sync_params
 from desloc_jax.optimizer.fields import restart_fields, sync_fields
 from desloc_jax.optimizer.flight import count_down
 from desloc_jax.optimizer.frame import Frame, HEALTH, RESTARTS
+from desloc_jax.optimizer.published import sync_apart
 from desloc_jax.optimizer.state import DeslocState
 from desloc_jax.optimizer.syncs.sync import Context
 
@@ -104,12 +105,13 @@ def _sync(frame: Frame, form: Form, due, lands, share, value, state: DeslocState
   if share is not None:
     # The vote was taken, and sent, also where nobody counts.
     due = {name: now & (name == HEALTH or share.total > 0) for name, now in due.items()}
-  context = Context(frame.axis_name, share, state.step)
+  context = Context(frame.axis_name, share, state.step, state.counters)
   moved = frame.moved(due, lands, state.step)
   state = sync_fields(frame, state, due, moved, consensus, context)
   if frame.health:
     state = restart_fields(frame, state, due[RESTARTS], consensus, ballot)
-  result, state = sync_params(frame, form, state, due, moved, consensus, context)
+  change = sync_apart if frame.publishes else sync_params
+  result, state = change(frame, form, state, due, moved, consensus, context)
   state = state._replace(counters=_count_anew(state.counters, due))
   if frame.health and frame.timing == 'post':
     state = checkup.look_around(frame, form, state, consensus, result)

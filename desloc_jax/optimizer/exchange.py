@@ -75,7 +75,7 @@ def depart(
 
 def quantities(frame: Frame, params: optax.Params, inner_state: optax.OptState) -> dict[str, Tree]:
   """Returns the arrays of each quantity that is averaged."""
-  trees = {'params': params}
+  trees = dict.fromkeys(state_fields.MODELS, params)
   for name in frame.averaged_fields:
     trees[name], _ = state_fields.select_fields(inner_state, params, {name})
   return {name: trees[name] for name in frame.averaged}

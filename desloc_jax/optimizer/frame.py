@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from desloc_jax.optimizer import state_fields
 from desloc_jax.optimizer.averaging import AxisName
 from desloc_jax.optimizer.health import HealthCheck
 from desloc_jax.optimizer.periods import check_periods, Periods, shortest_gap, Timetable
+from desloc_jax.optimizer.syncs.landing import OVERWRITE
 from desloc_jax.optimizer.syncs.mean import mean
 from desloc_jax.optimizer.syncs.sync import Sync
 
@@ -20,6 +22,7 @@ SYNC_SCOPE = 'desloc_sync_'
 # What a health check sends, as quantities beside those that are averaged: the vote before each
 # sync, and the averages for workers that restart.
 HEALTH, RESTARTS = 'health', 'restarts'
+CONSENSUS = 'consensus'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Frame:
       raise ValueError(
         'coins need periods or schedules of them; a timetable leaves nothing to chance.'
       )
+    self._check_consensus()
     if unknown := sorted(self.syncs.keys() - self.averaged.keys()):
       raise ValueError(
         f'syncs names {", ".join(unknown)}, which periods does not average; it averages '
@@ -66,6 +70,22 @@ class Frame:
       self._check_delay(name, sync)
     if self.behind:
       self._check_behind()
+
+  def _check_consensus(self) -> None:
+    if self.publishes == self.all_syncs.get('params', mean()).agrees:
+      raise ValueError(
+        "a sync of the parameters on which workers do not agree needs a period for 'consensus', the "
+        'steps between those at which their mean is published; and no other sync has one.'
+      )
+    if self.publishes and self.outer:
+      raise ValueError(
+        'an outer optimizer moves a consensus, which workers that gossip never take.'
+      )
+
+  @property
+  def publishes(self) -> bool:
+    """Whether the consensus moves by a sync of its own, and local parameters by another."""
+    return self.periods.get(CONSENSUS) is not None
 
   @functools.cached_property
   def averaged(self) -> Periods:
@@ -77,7 +97,7 @@ class Frame:
   @property
   def averaged_fields(self) -> list[str]:
     """Those that are state fields."""
-    return [name for name in self.averaged if name != 'params']
+    return [name for name in self.averaged if name not in state_fields.MODELS]
 
   @property
   def counted(self) -> list[str]:
@@ -137,6 +157,11 @@ class Frame:
       raise ValueError(f'the delay of {name} is {sync.delay}; expected a number of steps >= 0.')
     if sync.landing.eager and name != 'params':
       raise ValueError(f'{name} cannot land eagerly, as it has no consensus; take keep.')
+    if not sync.agrees and (sync.delay or sync.landing != OVERWRITE):
+      raise ValueError(
+        f'{name} has a result of its own on each worker, which is taken over at once; expected no '
+        'delay, and to overwrite.'
+      )
     if not sync.delay:
       return
     refused = f'{name} cannot land {sync.delay} steps after it was sent: '

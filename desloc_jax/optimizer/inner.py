@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import optax
 
+from desloc_jax.optimizer.control_variates import control_variates
 from desloc_jax.optimizer.quasi_hyperbolic import scale_by_qh_adam, scale_by_qh_adopt
 
 
@@ -101,6 +102,7 @@ def make_inner(
   clip_norm: float = 0.0,
   clip_value: float = 0.0,
   weight_decay: float = 0.0,
+  control: bool = False,
   **options,
 ) -> optax.GradientTransformation:
   """Returns clipping, the optimizer called `name`, decoupled weight decay and the learning rate.
@@ -111,6 +113,7 @@ def make_inner(
     clip_norm: global norm that gradients are clipped to before the moments; 0: no clipping.
     clip_value: bound of each coordinate (the theory's clipping); 0: no clipping.
     weight_decay: decoupled, applied to matrices only; 0: none.
+    control: whether clipped gradients are corrected by `control_variates`.
     **options: of the optimizer; None: its default.
 
   Raises:
@@ -125,6 +128,7 @@ def make_inner(
   parts = [
     *([optax.clip_by_global_norm(clip_norm)] if clip_norm else []),
     *([optax.clip(clip_value)] if clip_value else []),
+    *([control_variates()] if control else []),
     optimizer.scale(**{**optimizer.defaults, **chosen}),
     *([optax.add_decayed_weights(weight_decay, mask=is_matrix)] if weight_decay else []),
     optax.scale_by_learning_rate(learning_rate),

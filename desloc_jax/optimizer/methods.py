@@ -8,7 +8,9 @@ import optax
 
 from desloc_jax.optimizer import periods as periods_lib, state_fields
 from desloc_jax.optimizer.averaging import AxisName
+from desloc_jax.optimizer.control_variates import CONTROL
 from desloc_jax.optimizer.ddp import ddp
+from desloc_jax.optimizer.frame import CONSENSUS
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.stepping import SteppingTransformation
 from desloc_jax.optimizer.transform import desloc
@@ -17,6 +19,7 @@ from desloc_jax.optimizer.transform import desloc
 MULTIPLES = {
   **dict.fromkeys(('mu', 'trace', 'm1'), periods_lib.PAPER_MULTIPLES['mu']),
   **dict.fromkeys(('nu', 'm2'), periods_lib.PAPER_MULTIPLES['nu']),
+  CONTROL: 1,
 }
 
 
@@ -31,6 +34,7 @@ class Method:
     gradients: whether gradients are averaged at every step, and nothing else is.
     inner: inner optimizers that the method replaces by another of its own.
     options: values of options, by name, that a run leaves unset: the paper's settings.
+    control: whether gradients are corrected by control variates, which are averaged.
     merges_once: whether parameters are averaged after the last step of a run, and never before.
     paper: what its paper has otherwise: periods, rates, and what cannot be had here.
   """
@@ -40,6 +44,7 @@ class Method:
   gradients: bool = False
   inner: Mapping[str, str] = dataclasses.field(default_factory=dict)
   options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  control: bool = False
   merges_once: bool = False
   paper: str = ''
 
@@ -89,6 +94,18 @@ METHODS = {
     merges_once=True,
     paper='workers gossip before the merge; here they are alone until then.',
   ),
+  'gossip': Method(
+    states='never',
+    options={'sync.params': 'gossip'},
+    paper='each worker has an outer optimizer of its own over pairs at random; here the pairs are '
+    'those of a hypercube and their mean is taken over. Workers do not wait for others there.',
+  ),
+  'scaffold': Method(
+    states='never',
+    control=True,
+    paper='SGD without momentum, at a rate of its own: inner.name=sgd, inner.momentum=0. Here any '
+    'inner optimizer steps by the corrected gradient.',
+  ),
   'ddp': Method(states='never', gradients=True),
 }  # fmt: skip
 
@@ -105,21 +122,26 @@ def resolve_periods(
     method: a key of `METHODS`.
     inner: the inner optimizer.
     params: its parameters, as arrays or shapes.
-    requested: periods that the user chose, by field name, 'params' among them; 0: never.
+    requested: periods that the user chose, by field name, 'params' among them, and 'consensus' where
+      workers gossip; 0: never.
 
   Raises:
     ValueError: a state is given a period of its own under a method that has none, a name matches
       no state field of `inner`, or a state field has neither a period nor a rule for one.
   """
   chosen = {name: period or None for name, period in requested.items()}
-  params_period = chosen.pop('params')
+  params_period, models = (
+    chosen.pop('params'),
+    {n: chosen.pop(n) for n in (CONSENSUS,) if n in chosen},
+  )
   if METHODS[method].gradients:
     params_period = None
   fields = inner_fields(inner, params)
   rule = METHODS[method].states
-  if chosen and rule != 'own':
+  alone = [name for name in chosen if name != CONTROL]
+  if alone and rule != 'own':
     raise ValueError(
-      f'periods.{next(iter(chosen))} is set, but method {method!r} gives no state a period of '
+      f'periods.{alone[0]} is set, but method {method!r} gives no state a period of '
       "its own; leave it unset or use method='desloc'."
     )
   if rule in ('never', 'reset') or params_period is None:
@@ -128,7 +150,9 @@ def resolve_periods(
     defaults = dict.fromkeys(fields, params_period)
   else:
     defaults = {f: MULTIPLES[f] * params_period for f in fields if f in MULTIPLES}
-  periods = {'params': params_period} | defaults | chosen
+  if CONTROL in fields:
+    defaults[CONTROL] = params_period if METHODS[method].control else None
+  periods = {'params': params_period} | models | defaults | chosen
   state_fields.check_fields(fields, periods)
   return periods
 
@@ -160,7 +184,7 @@ def make_method(
   """
   if METHODS[method].gradients:
     return ddp(inner, axis_name)
-  fields = [name for name in periods if name != 'params']
+  fields = [name for name in periods if name not in state_fields.MODELS]
   return desloc(
     inner,
     periods,

@@ -12,6 +12,8 @@ import optax
 KeyPath = tuple[Any, ...]
 Fields = Mapping[str, jax.Array]  # By path, in flattening order.
 
+# What is averaged beside state fields: the parameters, and their mean that gossip publishes.
+MODELS = frozenset({'params', 'consensus'})
 # What an optimizer keeps in its state although no gradient changes it: nothing to average.
 CONSTANTS = frozenset({'ns_coeffs', 'hyperparams'})  # Of contrib.muon and inject_hyperparams.
 
@@ -90,11 +92,11 @@ def check_fields(labels: Collection[str | None], names: Collection[str]) -> None
       lists the fields that were found.
   """
   found = {label for label in labels if label is not None}
-  named = set(names) - {'params'} - CONSTANTS
+  named = set(names) - MODELS - CONSTANTS
   listing = ', '.join(sorted(found)) or 'none'
-  if 'params' in found:
+  if reserved := sorted(found & MODELS):
     raise ValueError(
-      "the inner state has a field named 'params', which periods reserves for the parameters."
+      f'the inner state has a field named {reserved[0]!r}, which periods reserves for the parameters.'
     )
   if missing := sorted(found - named):
     raise ValueError(

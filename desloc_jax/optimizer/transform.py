@@ -59,7 +59,9 @@ def desloc(
       field name (`mu`, `nu`, `trace`, ...) wherever it sits in a chain, partition or mask. None:
       never averaged. Step counts and other integer or scalar states are never averaged. A period
       may be a schedule: a function of the number of updates done, as optax schedules are; or a
-      `Timetable`, by which several quantities are averaged together while their periods grow.
+      `Timetable`, by which several quantities are averaged together while their periods grow. Where
+      workers do not agree on parameters, as in `gossip`, `'consensus'` is the steps between those at
+      which the mean of local parameters becomes the consensus; they stay as they are.
     axis_name: the mesh or vmap axis of the workers, or several axes.
     outer: an optax transformation applied at parameter syncs to the pseudo-gradient
       `consensus - mean(local)`. None: plain averaging, as `optax.sgd(1.0)` would. DiLoCo's is

@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from desloc_jax.data.manifest import MANIFEST
 from desloc_jax.optimizer.methods import Method, METHODS
-from desloc_jax.options.table import find_row, flatten, option, with_presets
+from desloc_jax.options.table import find_row, flatten, gossips, option, with_presets
 
 
 class Condition(NamedTuple):
@@ -77,6 +77,7 @@ CONDITIONS = {
   'params': Condition('periods.params', 'parameters are averaged', _averages_params),
   'averages': Condition('periods.params', 'something is averaged',
     lambda c: any(c.periods.values()) or c.sync_warmup_steps > 0 or _averages_params(c)),
+  'gossip': Condition('sync.params', 'workers gossip about parameters', gossips),
   'several': Condition('workers', 'there are several workers', lambda c: c.workers > 1),
   'momentum': Condition('inner.momentum', 'sgd has momentum', _has_inner_momentum),
   'outer_momentum': Condition('outer.momentum', 'the outer optimizer has momentum', _has_outer_momentum),

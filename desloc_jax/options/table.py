@@ -13,6 +13,7 @@ from ml_collections import config_dict
 from desloc_jax.errors import UserError
 from desloc_jax.model import GPTConfig
 from desloc_jax.model.gpt_config import VALID as MODEL
+from desloc_jax.optimizer.control_variates import CONTROL
 from desloc_jax.optimizer.frame import TIMINGS
 from desloc_jax.optimizer.inner import INNER_OPTIMIZERS
 from desloc_jax.optimizer.methods import METHODS, MULTIPLES
@@ -47,6 +48,7 @@ FIELDS = {
   'trace': "SGD's momentum",
   'm1': "ademamix's fast moment",
   'm2': "ademamix's slow moment",
+  'control': "scaffold's control variates",
 }
 
 
@@ -119,11 +121,14 @@ OPTIONS = {
     'K_x: steps between averages of the parameters (x); 0: never'),
   **{f'periods.{field}': Option(int, at_least(0), 'periods method inner',
     f'of {meaning}; 0: never; unset: {MULTIPLES[field]} K_x') for field, meaning in FIELDS.items()},
+  'periods.consensus': Option(int, at_least(1), 'periods method',
+    'where workers gossip, steps between those at which the mean of their models is published; the '
+    'last step is one; unset: 4 K_x', 'gossip'),
   'sync.params': Option(str, one_of(SYNCS), 'sync method',
     "what is sent of the parameters; unset: the method's own, mean"),
   'sync.moments': Option('mean', one_of(SYNCS), 'sync method', 'what is sent of every moment', 'moments averages'),
   **{f'sync.{field}': Option(str, one_of(SYNCS), 'sync method',
-    f'of {meaning}; unset: as sync.moments') for field, meaning in FIELDS.items()},
+    f'of {meaning}; unset: {"mean" if field == CONTROL else "as sync.moments"}') for field, meaning in FIELDS.items()},
   'sync.block': Option(256, at_least(1), 'sync method',
     'numbers that share a scale in int8, int4, int2, ef21 and econtrol'),
   'sync.keep': Option(64, at_least(1), 'sync method', 'numbers of a chunk that topk sends'),
@@ -383,6 +388,11 @@ def with_presets(config: config_dict.ConfigDict, group: str) -> dict[str, object
   presets = METHODS[config.method].options
   values = {name: config[group][name] for name in config[group]}
   return {n: presets.get(f'{group}.{n}') if v is None else v for n, v in values.items()}
+
+
+def gossips(config: config_dict.ConfigDict) -> bool:
+  """Whether workers average their parameters with one other at a time."""
+  return with_presets(config, 'sync')['params'] == 'gossip' and config.periods.params > 0
 
 
 def flatten(config: config_dict.ConfigDict) -> dict[str, object]:

@@ -15,7 +15,8 @@ import optax
 from desloc_jax.checkpoints.segment import Clock
 from desloc_jax.errors import UserError
 from desloc_jax.hosts.peers import peers
-from desloc_jax.optimizer.frame import HEALTH, RESTARTS
+from desloc_jax.optimizer.control_variates import CONTROL
+from desloc_jax.optimizer.frame import CONSENSUS, HEALTH, RESTARTS
 from desloc_jax.optimizer.health import HealthCheck
 from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
@@ -23,11 +24,14 @@ from desloc_jax.optimizer.outer import make_outer, momentum_schedule, OUTER_OPTI
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.optimizer.periods import growing_timetables, grown, Periods, Timetable
 from desloc_jax.optimizer.schedules import SCHEDULES
+from desloc_jax.optimizer.state_fields import MODELS
 from desloc_jax.optimizer.stepping import SteppingTransformation, with_arguments
 from desloc_jax.optimizer.syncs import Sync
-from desloc_jax.options.table import with_presets
+from desloc_jax.options.table import gossips, with_presets
 from desloc_jax.train.build_syncs import check_exemptions, make_syncs
 
+# Parameter syncs to a publication of the consensus where workers gossip.
+PUBLISHED = 4
 # With fewer in a run a quantity is hardly averaged at all.
 FEW_AVERAGES = 8
 
@@ -159,6 +163,7 @@ def schedule_and_inner(
   schedule = clock.follow(schedule)
   options = config.inner.to_dict() | {'learning_rate': schedule}
   options['name'] = METHODS[config.method].inner.get(config.inner.name, config.inner.name)
+  options['control'] = METHODS[config.method].control
   try:
     return schedule, make_inner(**options)
   except ValueError as error:
@@ -178,6 +183,9 @@ def _health_check(config: config_dict.ConfigDict, periods: Periods) -> HealthChe
 
 def _resolve_periods(config: config_dict.ConfigDict, inner, params_like, clock: Clock) -> Periods:
   requested = {name: value for name, value in config.periods.items() if value is not None}
+  published = requested.pop(CONSENSUS, PUBLISHED * config.periods.params)
+  if gossips(config):
+    requested[CONSENSUS] = published
   if METHODS[config.method].merges_once:
     if config.timing == 'pre' or config.stochastic or config.period_growth != 1:
       raise UserError(
@@ -189,9 +197,11 @@ def _resolve_periods(config: config_dict.ConfigDict, inner, params_like, clock: 
     periods = resolve_periods(config.method, inner, params_like, requested)
   except ValueError as error:
     raise UserError(str(error)) from error
-  averaged = {n: p for n, p in periods.items() if not METHODS[config.method].merges_once}
+  averaged = {
+    n: p for n, p in periods.items() if n != CONSENSUS and not METHODS[config.method].merges_once
+  }
   _warn_of_few_averages(averaged, syncs_of_run(periods, config, clock), clock.last_step)
-  moments = {name: period for name, period in periods.items() if name != 'params'}
+  moments = {name: period for name, period in periods.items() if name not in {*MODELS, CONTROL}}
   apart = len(set(moments.values())) > 1 or (config.stochastic and any(moments.values()))
   if not config.moment_guard and apart:
     logging.warning(
@@ -221,12 +231,14 @@ def _warn_of_few_averages(periods: Periods, counts: Mapping[str, float], steps: 
 def scheduled_periods(periods: Periods, config: config_dict.ConfigDict, clock: Clock) -> Periods:
   """Returns `periods` growing linearly to `period_growth` times themselves over the run.
 
-  That of the parameters is one in the last `sync_end_steps`.
+  That of the parameters is one in the last `sync_end_steps`. A run ends with a consensus: where that
+  has a period of its own it is published after the last step too.
   """
   growth, steps, last = config.period_growth, config.steps, clock.last_step
-  if not periods_change(config):
-    return periods
   dense = {'params': last - config.sync_end_steps} if config.sync_end_steps else {}
+  dense |= {CONSENSUS: last - 1} if periods.get(CONSENSUS) else {}
+  if growth == 1 and not dense:
+    return periods
   if config.stochastic:
     at = lambda name: {'dense_after': dense[name]} if name in dense else {}
     return {

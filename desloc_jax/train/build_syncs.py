@@ -7,10 +7,14 @@ import jax
 from ml_collections import config_dict
 
 from desloc_jax.errors import UserError
+from desloc_jax.optimizer.control_variates import CONTROL
+from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.periods import Periods
+from desloc_jax.optimizer.state_fields import MODELS
 from desloc_jax.optimizer.syncs import (
   attacked,
   check_byzantine,
+  check_hypercube,
   fedau,
   fedstale,
   make_landing,
@@ -36,7 +40,7 @@ def make_syncs(config: config_dict.ConfigDict, periods: Periods) -> dict[str, Sy
   of_fields = {name: wanted[name] for name in ('params', *FIELDS)}
   averaged = [n for n, period in periods.items() if period is not None or config.sync_warmup_steps]
   chosen = {name: of_fields.get(name) or config.sync.moments for name in averaged}
-  chosen |= {'params': of_fields['params'] or 'mean'} if 'params' in averaged else {}
+  chosen |= {n: of_fields.get(n) or 'mean' for n in (*MODELS, CONTROL) if n in averaged}
   for name, sync in of_fields.items():
     if sync not in (None, 'mean') and name not in averaged:
       raise UserError(
@@ -45,17 +49,21 @@ def make_syncs(config: config_dict.ConfigDict, periods: Periods) -> dict[str, Sy
       )
   options = {name: wanted[name] for name in TAKE}
   for name in TAKE:
-    if (value := config.sync[name]) != default_config().sync[name] and not {*TAKE[name]} & {
-      *chosen.values()
-    }:
+    takers = {*TAKE[name]} - (
+      {'edit'} if name == 'byzantine' and not wanted['neighbours'] else set()
+    )
+    value, used = config.sync[name], takers & {*chosen.values()}
+    if value != default_config().sync[name] and not used:
       raise UserError(
         f'sync.{name} is {value!r}, but nothing is averaged by what takes it: '
         f'{", ".join(TAKE[name])}.'
       )
+  if chosen.get('params') == 'gossip':
+    _check_gossip(config)
   syncs = {}
   for name, sync in chosen.items():
     try:
-      if sync != 'mean':
+      if sync != 'mean' or name == CONTROL:
         syncs[name] = make_sync(sync, name, **options)
     except ValueError as error:
       source = name if of_fields.get(name) else 'moments'
@@ -70,8 +78,10 @@ def _delayed(
 ) -> dict[str, Sync]:
   """Returns the syncs that land later than they are sent, or beside the local value.
 
+  Control variates do not.
+
   Raises:
-    UserError: there is nobody to wait for.
+    UserError: there is nobody to wait for, or nothing is agreed on that could land.
   """
   options = with_presets(config, 'sync')
   delay, land = options['delay'] or 0, options['land'] or 'keep'
@@ -81,13 +91,32 @@ def _delayed(
     raise UserError(
       f'sync.delay is {delay}, but one worker alone waits for nobody; expected sync.delay=0.'
     )
+  if gossiping := [name for name, sync in chosen.items() if sync == 'gossip']:
+    raise UserError(
+      f'sync.{gossiping[0]} is gossip, whose mean of two is taken over at once; expected sync.delay=0, '
+      'and sync.land not mix.'
+    )
   found = {}
-  for name in chosen:
+  for name in [name for name in chosen if name != CONTROL]:
     # A moment has no consensus of which a worker could apply its share.
     rule = 'keep' if land == 'eager' and name != 'params' else land
     landing = make_landing(rule, options['local_share'] or 0.0, name in POSITIVE)
     found[name] = syncs.get(name, mean())._replace(delay=delay, landing=landing)
   return found
+
+
+def _check_gossip(config: config_dict.ConfigDict) -> None:
+  """Raises UserError where the workers cannot gossip about parameters."""
+  method = METHODS[config.method]
+  if method.outer or method.merges_once:
+    raise UserError(
+      f'sync.params is gossip, but method {config.method!r} needs a consensus that all workers take '
+      "over; expected method='gossip', or one that averages alone."
+    )
+  try:
+    check_hypercube(config.workers)
+  except ValueError as error:
+    raise UserError(f'sync.params: {error}') from error
 
 
 def _weighed(

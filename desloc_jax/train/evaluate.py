@@ -6,6 +6,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.hosts.peers import peers
+from desloc_jax.optimizer.frame import CONSENSUS
 from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.job import Job
@@ -34,8 +35,10 @@ class Evaluator:
     if len(losses) > 1:
       results |= {f'val_loss/{name}': loss for name, loss in losses.items()}
     # Parameters that land beside what was done since never are the consensus.
+    counters = state.optimizer.counters
+    since = counters.get(CONSENSUS, counters.get('params', 1))
     between_syncs = state.optimizer.params is not None and (
-      state.optimizer.flight.left or int(state.optimizer.counters.get('params', 1))
+      state.optimizer.flight.left or int(since)
     )
     if between_syncs and self._job.config.eval.local_mean:
       losses = self._losses(self._job.program.local_mean(state))

@@ -16,7 +16,9 @@ from desloc_jax import model as model_lib
 from desloc_jax.checkpoints.segment import Clock
 from desloc_jax.checkpoints.state import STATE_AXES, TrainState
 from desloc_jax.errors import UserError
+from desloc_jax.optimizer.control_variates import CONTROL
 from desloc_jax.optimizer.ddp import ddp
+from desloc_jax.optimizer.frame import CONSENSUS
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.transform import desloc
 from desloc_jax.options.batch import Batch
@@ -82,6 +84,8 @@ class Program:
   def local_adam_ledger(self) -> Ledger:
     """What Local Adam sends: everything at each average of the parameters."""
     periods = dict.fromkeys(self.optimizer.periods, self.config.periods.params or 1)
+    periods.pop(CONSENSUS, None)
+    periods |= {name: None for name in periods if name == CONTROL}
     return self._ledger_of(desloc(self.optimizer.inner, periods), periods)
 
   def _ledger_of(self, tx: optax.GradientTransformation, periods: Periods) -> Ledger:

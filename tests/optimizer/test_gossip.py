@@ -83,13 +83,15 @@ def test_all_have_the_bits_of_one_mean_after_a_round_for_each_dimension():
         )
 
 
-def test_layouts_have_the_same_bits():
-  """Weights are powers of two: products of others may be fused into sums, or not."""
-  local, weights = random_locals(1, LIKE, WORKERS), 2.0 ** jnp.arange(8)
-  for given in (None, weights):
-    expected = [bits_of(x) for x in rounds(4, local, given)]
-    for devices in (2, 8):
-      assert [bits_of(x) for x in rounds(4, local, given, devices)] == expected
+def test_layouts_agree():
+  """To the bit where all count the same; a division by other sums is not compiled alike."""
+  local, weights = random_locals(1, LIKE, WORKERS), jnp.arange(1.0, 9.0)
+  for devices in (2, 8):
+    assert bits_of(rounds(4, local, None, devices)) == bits_of(rounds(4, local))
+    close = lambda a, b: np.testing.assert_allclose(
+      np.asarray(a, float), np.asarray(b, float), rtol=1e-2 if a.dtype == jnp.bfloat16 else 1e-5
+    )
+    jax.tree.map(close, rounds(4, local, weights, devices), rounds(4, local, weights))
 
 
 def test_workers_that_are_no_hypercube_are_refused():

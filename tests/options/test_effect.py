@@ -28,6 +28,7 @@ FAILS = {
   'moments': {'method': 'local_sgd'},
   'params': {'periods.params': 0},
   'averages': {'periods.params': 0},
+  'gossip': {'sync.params': 'mean'},
   'several': {'workers': 1},
   'momentum': {'inner.name': 'sgd', 'inner.momentum': 0.0},
   'outer_momentum': {'outer.momentum': 0.0},
@@ -49,7 +50,7 @@ FAILS = {
 }
 HOLDS = {
   'method': 'desloc_nesterov', 'checkpoint.every': 5, 'failures.rate': 0.1,
-  'sync.delay': 2, 'sync.land': 'mix',
+  'sync.params': 'gossip', 'sync.delay': 2, 'sync.land': 'mix',
 }  # fmt: skip
 OTHER = {
   'timing': 'pre', 'sync.land': 'overwrite', 'sync.who': 'fedau', 'outer.name': 'adam', 'compilation.cache': 'programs',
@@ -133,7 +134,7 @@ VALUES = {
   'method': 'desloc', 'seed': 3, 'inner.name': 'lion', 'schedule.name': 'constant',
   'worker_weights': (1.0, 2.0, 3.0, 4.0), 'failures.away': '1:3-4', 'failures.attack': '1:flip',
   'sync.exempt': 'kernel', 'sync.average': 'all', 'sync.delay': 1, 'sync.land': 'mix', 'workers': 2,
-  **{f'sync.{name}': 'int4' for name in ('params', 'mu', 'nu', 'trace', 'm1', 'm2')},
+  **{f'sync.{name}': 'int4' for name in ('params', 'mu', 'nu', 'trace', 'm1', 'm2', 'control')},
 }  # fmt: skip
 # What the optimizer is not made of, or only with more than one segment or coins.
 APART = {'steps', 'stop_at', 'batch_size', 'global_batch_size', 'accumulation', 'seq_len', 'seed',

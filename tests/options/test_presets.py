@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from desloc_jax.checkpoints.segment import BEGINNING, make_clock
+from desloc_jax.checkpoints.store import Checkpoints
 from desloc_jax.errors import UserError
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.outer import make_outer, momentum_schedule
@@ -13,11 +14,12 @@ from desloc_jax.options.checks import check_config
 from desloc_jax.options.table import default_config, with_presets
 from desloc_jax.programs.ledger import transform_ledger
 from desloc_jax.train.build_optimizer import make_optimizer
+from desloc_jax.train.restore import begin_or_go_on
 from tests.runs import losses, small_config, train_on_two as train
 
 PARAMS = {'w': jax.ShapeDtypeStruct((64, 64), np.float32)}
 SIZE = 4 * 64 * 64
-PRESETS = ('edit', 'byz_nsgdm', 'muloco', 'sparseloco', 'merge_once')
+PRESETS = ('edit', 'byz_nsgdm', 'muloco', 'sparseloco', 'merge_once', 'gossip', 'scaffold')
 
 
 def optimizer_of(**options):
@@ -35,17 +37,25 @@ BYTES = {
   'muloco': SIZE,
   'sparseloco': 2 * (64 * 12 // 8 + 64 * 2 // 8 + 16),  # To 3 others: twice the factor of a ring.
   'merge_once': SIZE,
+  'gossip': (SIZE + 4) / 1.5,  # One model and a weight, to one other.
+  'scaffold': SIZE,
 }
+
+
+# What else is sent, a whole model, and how often.
+BESIDE = {'gossip': {'consensus': 64}, 'scaffold': {'control': 16}}
 
 
 @pytest.mark.parametrize('method', PRESETS)
 def test_a_row_of_the_ledger_for_each(method):
   made = optimizer_of(**{'method': method, 'health.check': False})
   ledger = transform_ledger(made.tx, PARAMS, made.periods, 4, ('workers', 'replicas'))
-  assert list(ledger.bytes_per_sync) == ['params']
+  assert {*ledger.bytes_per_sync} == {'params', *BESIDE.get(method, {})}
   assert ledger.periods['params'] == (96 if method == 'merge_once' else 16)
   sent = ledger.ring_bytes(ledger.bytes_per_sync['params'], 'params') / 1.5
   assert sent == pytest.approx(BYTES[method])
+  for name, period in BESIDE.get(method, {}).items():
+    assert ledger.bytes_per_sync[name] == SIZE and ledger.periods[name] == period
 
 
 def test_what_a_run_sets_is_its_own():
@@ -108,6 +118,10 @@ def test_an_outer_optimizer_of_optax_by_its_name():
     ({'sync.who': 'fedstale', 'sync.params': 'krum', 'sync.byzantine': 1}, 'parts of a sum, but'),
     ({'sync.who': 'fedstale', 'worker_weights': (1, 2, 1, 1)}, 'all workers count the same'),
     ({'method': 'merge_once', 'timing': 'pre'}, "'merge_once' averages once, after the last step"),
+    ({'method': 'gossip', 'workers': 6}, '6 workers are not; expected a power of two, 4 or 8'),
+    ({'sync.params': 'gossip'}, "method 'diloco' needs a consensus"),
+    ({'method': 'scaffold', 'sync.control': 'krum'}, 'krum cannot send control variates'),
+    ({'sync.control': 'int8'}, 'does not average control'),
     ({'sync.who': 'fedau', 'method': 'ddp'}, "sync.who is 'fedau', but method 'ddp'"),
   ],
 )
@@ -116,9 +130,22 @@ def test_what_cannot_work_is_refused(options, message):
     optimizer_of(**{'method': 'diloco'} | options)
 
 
-def test_a_method_with_a_robust_average_resumes_bit_for_bit(text, tmp_path):
-  options = {'method': 'byz_nsgdm', 'outer.learning_rate': 0.1}
-  train(small_config(text, **options), tmp_path / 'through')
-  train(small_config(text, stop_at=7, **options), tmp_path / 'halves')
-  train(small_config(text, **options), tmp_path / 'halves')
+@pytest.mark.parametrize('method', PRESETS)
+def test_a_run_of_each_resumes_bit_for_bit_and_goes_on_with_other_workers(method, text, tmp_path):
+  options = {'method': method, 'model.layers': 1, 'model.width': 16}
+  config = lambda **more: small_config(text, **options, **more)
+  through = train(config(), tmp_path / 'through')
+  train(config(stop_at=7), tmp_path / 'halves')
+  resumed = train(config(), tmp_path / 'halves')
   assert losses(tmp_path / 'halves') == losses(tmp_path / 'through')
+  assert through['val_loss'] == resumed['val_loss']
+  assert through['bytes_per_worker'] == resumed['bytes_per_worker'] > 0
+  checkpoints = Checkpoints(tmp_path / 'halves' / 'checkpoints', 2)
+  more = config(workers=8, steps=20, **{'restore.allow': 'schedule'})
+  try:
+    job, state, step, _ = begin_or_go_on(more, jax.devices()[:2], checkpoints)
+  finally:
+    checkpoints.close()
+  assert step == 12 and job.config.workers == 8
+  of_workers = jax.tree.leaves((state.params, state.optimizer.params, state.optimizer.memory))
+  assert all(np.isfinite(x).all() for x in of_workers)

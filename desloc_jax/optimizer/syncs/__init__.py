@@ -4,6 +4,7 @@ from desloc_jax.optimizer.syncs.anchored import anchored
 from desloc_jax.optimizer.syncs.attacked import attacked, ATTACKS
 from desloc_jax.optimizer.syncs.channels import Channel, in_slices, to_everybody
 from desloc_jax.optimizer.syncs.clip_to_median import clip_to_median
+from desloc_jax.optimizer.syncs.control import control
 from desloc_jax.optimizer.syncs.edit import edit
 from desloc_jax.optimizer.syncs.ef21 import econtrol, ef21
 from desloc_jax.optimizer.syncs.encodings import (
@@ -17,7 +18,7 @@ from desloc_jax.optimizer.syncs.exempt import exempt
 from desloc_jax.optimizer.syncs.fedau import fedau
 from desloc_jax.optimizer.syncs.fedstale import fedstale
 from desloc_jax.optimizer.syncs.geometric_median import geometric_median
-from desloc_jax.optimizer.syncs.gossip import gossip
+from desloc_jax.optimizer.syncs.gossip import check_hypercube, gossip
 from desloc_jax.optimizer.syncs.krum import krum
 from desloc_jax.optimizer.syncs.landing import (
   eager,
@@ -30,6 +31,7 @@ from desloc_jax.optimizer.syncs.landing import (
 )
 from desloc_jax.optimizer.syncs.mean import mean
 from desloc_jax.optimizer.syncs.named import make_sync, POSITIVE, ROBUST, SUMS, SYNCS, TAKE
+from desloc_jax.optimizer.syncs.of_neighbours import of_neighbours
 from desloc_jax.optimizer.syncs.quantised import quantised
 from desloc_jax.optimizer.syncs.robust import check_byzantine
 from desloc_jax.optimizer.syncs.sync import Context, Memory, MEMORY_AXES, Sync
@@ -56,7 +58,9 @@ __all__ = [
   'anchored',
   'attacked',
   'check_byzantine',
+  'check_hypercube',
   'clip_to_median',
+  'control',
   'eager',
   'econtrol',
   'edit',
@@ -78,6 +82,7 @@ __all__ = [
   'mean',
   'median',
   'mix',
+  'of_neighbours',
   'quantised',
   'to_everybody',
   'topk',

@@ -1,18 +1,22 @@
 """Syncs by name, for options."""
 
+from desloc_jax.optimizer.control_variates import CONTROL
 from desloc_jax.optimizer.syncs.anchored import anchored
-from desloc_jax.optimizer.syncs.channels import in_slices
+from desloc_jax.optimizer.syncs.channels import in_slices, to_everybody
 from desloc_jax.optimizer.syncs.clip_to_median import clip_to_median
+from desloc_jax.optimizer.syncs.control import control
 from desloc_jax.optimizer.syncs.edit import edit
 from desloc_jax.optimizer.syncs.ef21 import econtrol, ef21
 from desloc_jax.optimizer.syncs.encodings import uniform
 from desloc_jax.optimizer.syncs.exempt import exempt as exempt_by_path
 from desloc_jax.optimizer.syncs.geometric_median import geometric_median
+from desloc_jax.optimizer.syncs.gossip import gossip
 from desloc_jax.optimizer.syncs.krum import krum
 from desloc_jax.optimizer.syncs.mean import mean
-from desloc_jax.optimizer.syncs.quantised import quantised
+from desloc_jax.optimizer.syncs.of_neighbours import of_neighbours
+from desloc_jax.optimizer.syncs.quantised import encoding, quantised
 from desloc_jax.optimizer.syncs.sync import Sync
-from desloc_jax.optimizer.syncs.topk import topk
+from desloc_jax.optimizer.syncs.topk import largest, topk
 from desloc_jax.optimizer.syncs.trimmed_mean import median, trimmed_mean
 
 BITS = {'bf16': 16, 'int8': 8, 'int4': 4, 'int2': 2}
@@ -27,7 +31,7 @@ ROBUST = {
 # Means of all that is sent, whatever it is.
 SUMS = ('mean', *BITS, 'ef21', 'econtrol')
 NEED_NUMBER = ('trimmed_mean', 'krum')
-SYNCS = ('mean', *BITS, 'topk', 'ef21', 'econtrol', *ROBUST, 'edit')
+SYNCS = ('mean', *BITS, 'topk', 'ef21', 'econtrol', *ROBUST, 'edit', 'gossip')
 # Which syncs take an argument of `make_sync`.
 TAKE = {
   'block': ('int8', 'int4', 'int2', 'ef21', 'econtrol'),
@@ -36,9 +40,9 @@ TAKE = {
   'average': ('topk',),
   'decay': (*BITS, 'topk'),
   'eta': ('econtrol',),
-  'byzantine': tuple(ROBUST),
-  'neighbours': tuple(ROBUST),
-  'exempt': SYNCS[1:],
+  'byzantine': (*ROBUST, 'edit'),
+  'neighbours': (*ROBUST, 'edit'),
+  'exempt': tuple(name for name in SYNCS if name not in ('mean', 'gossip')),
 }
 # State fields that are never negative: encoded by their logarithms, and by nothing with signs.
 POSITIVE = frozenset({'nu'})
@@ -77,25 +81,27 @@ def make_sync(
   Raises:
     ValueError: the name is unknown, an argument out of range, or the sync is not for the quantity.
   """
+  if quantity == CONTROL:
+    return _control(name, block, keep, chunk, average)
   memory = {} if decay is None else {'decay': decay}
-  if name == 'mean':
-    return mean()
+  if name in TAKE['byzantine'] and byzantine is None and (neighbours or name in NEED_NUMBER):
+    which = 'nearest neighbours need' if neighbours else f'{name} needs'
+    raise ValueError(f'{which} to know how many workers may lie: set sync.byzantine.')
+  if name in ('mean', 'gossip'):
+    return mean() if name == 'mean' else gossip()
   if name in BITS:
     sync = quantised(BITS[name], block, **memory, logarithms=quantity in POSITIVE)
   elif name in ROBUST:
-    if byzantine is None and (neighbours or name in NEED_NUMBER):
-      which = 'nearest neighbours need' if neighbours else f'{name} needs'
-      raise ValueError(f'{which} to know how many workers may lie: set sync.byzantine.')
     sync = ROBUST[name](byzantine or 0, bool(neighbours))
   elif name not in SYNCS:
     raise ValueError(f'there is no sync {name!r}; expected one of {", ".join(SYNCS)}.')
   elif name == 'edit' and quantity != 'params':
     raise ValueError(f'edit weighs differences from the consensus, and {quantity} has none.')
   elif quantity in POSITIVE:
-    fitting = ', '.join(('mean', *BITS, *ROBUST))
+    fitting = ', '.join(('mean', 'gossip', *BITS, *ROBUST))
     raise ValueError(f'{name} could make {quantity} negative; for it there are {fitting}.')
   elif name == 'edit':
-    sync = edit()
+    sync = of_neighbours(edit(), byzantine or 0) if neighbours else edit()
   elif name == 'topk':
     sync = topk(keep, chunk, average=average, **memory)
     sync = sync if quantity == 'params' else anchored(sync)
@@ -103,3 +109,16 @@ def make_sync(
     channel = in_slices(uniform(4, block))
     sync = ef21(channel) if name == 'ef21' else econtrol(channel, eta)
   return exempt_by_path(sync, exempt) if exempt else sync
+
+
+def _control(name: str, block: int, keep: int, chunk: int, average: str) -> Sync:
+  """Returns the sync `name` of control variates."""
+  if name in BITS:
+    return control(in_slices(encoding(BITS[name], block)))
+  if name not in ('mean', 'topk'):
+    raise ValueError(
+      f'{name} cannot send control variates; for them there are mean, {", ".join(BITS)}, topk.'
+    )
+  if name == 'mean':
+    return control()
+  return control(to_everybody(largest(keep, chunk), senders_only=average == 'senders'))

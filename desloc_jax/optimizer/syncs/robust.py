@@ -8,7 +8,7 @@ with a large weight lies no better than another. Who does not count (away, or fo
 no head. The promise is about what a worker says of itself, not about how it combines its slice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -95,21 +95,11 @@ def robust(rule: Rule, byzantine: int, neighbours: bool = False, differences: bo
 
   def agree(tree: Tree, context: Context) -> Tree:
     axis_name, workers = context.axis_name, worker_count(context.axis_name)
-
-    def send_slices(_, rows):
-      slices = rows.reshape(workers, -1, _BLOCK)
-      return exchanged(slices, axis_name).reshape(-1, _BLOCK)
-
-    vectors, join = cut(tree, _BLOCK, workers * inner_axes()[1])
-    slices = [over_devices(send_slices)((), v) for v in vectors]
-    weights = worker_counts(axis_name, context.share).all
-    weights = jnp.ones(workers, jnp.float32) if weights is None else weights
-    senders, mixing = Senders(weights, _bearable(byzantine, weights > 0)), None
+    slices, join = spread(tree, axis_name)
+    senders, mixing = find_senders(context, byzantine), None
     combine = rule.combine
-    if vectors and (rule.weigh or neighbours):
-      squares = measure(slices, axis_name)
-      senders = only_finite(senders, squares, byzantine)
-      squares = _without_absent(squares, senders)
+    if slices and (rule.weigh or neighbours):
+      senders, squares = compare(slices, senders, byzantine, axis_name)
       if neighbours:
         mixing = nearest(squares, senders)
         squares = squares_of_mixed(squares, mixing, senders)
@@ -118,15 +108,58 @@ def robust(rule: Rule, byzantine: int, neighbours: bool = False, differences: bo
         mixing = (factors if mixing is None else _times(factors, mixing))[None]
         combine = lambda rows, _: rows[0]
 
-    def hand_round(known, flat):
+    def hand_round(known, vectors):
       senders, mixing = known
-      rows = flat.reshape(workers, -1, _BLOCK)
+      rows = by_worker(vectors, workers)
       rows = rows if mixing is None else mixed(rows, mixing, senders)
-      return gathered(combine(rows, senders), axis_name).reshape(-1, _BLOCK)
+      return flat(gathered(combine(rows, senders), axis_name))
 
     return join([over_devices(hand_round)((senders, mixing), s) for s in slices])
 
   return Sync(no_memory, reduce)
+
+
+def spread(
+  tree: Tree, axis_name: AxisName
+) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], Tree]]:
+  """Gives each worker its slice of all workers' vectors; returns them, and what makes trees of vectors.
+
+  See `by_worker` for their form.
+  """
+  workers = worker_count(axis_name)
+
+  def send_slices(_, rows):
+    return flat(exchanged(by_worker(rows, workers), axis_name))
+
+  vectors, join = cut(tree, _BLOCK, workers * inner_axes()[1])
+  return [over_devices(send_slices)((), v) for v in vectors], join
+
+
+def by_worker(rows: jax.Array, workers: int) -> jax.Array:
+  """Returns [workers, ...] of the rows of a vector, or of one slice of each worker."""
+  return rows.reshape(workers, -1, _BLOCK)
+
+
+def flat(rows: jax.Array) -> jax.Array:
+  """Returns what `by_worker` takes."""
+  return rows.reshape(-1, _BLOCK)
+
+
+def find_senders(context: Context, byzantine: int) -> Senders:
+  """Returns who counts, and how many of them may lie."""
+  weights = worker_counts(context.axis_name, context.share).all
+  if weights is None:
+    weights = jnp.ones(worker_count(context.axis_name), jnp.float32)
+  return Senders(weights, _bearable(byzantine, weights > 0))
+
+
+def compare(
+  slices: list[jax.Array], senders: Senders, byzantine: int, axis_name: AxisName
+) -> tuple[Senders, Squares]:
+  """Returns the senders of whom all is finite, and lengths of what they sent."""
+  squares = measure(slices, axis_name)
+  senders = only_finite(senders, squares, byzantine)
+  return senders, _without_absent(squares, senders)
 
 
 def check_byzantine(byzantine: int, workers: int) -> None:
@@ -142,8 +175,8 @@ def measure(slices: list[jax.Array], axis_name: AxisName) -> Squares:
   """Returns the lengths over all slices: adds up W (W + 1) numbers over the workers."""
   workers = worker_count(axis_name)
 
-  def of_device(_, flat):
-    rows = flat.reshape(workers, -1, _BLOCK)
+  def of_device(_, vectors):
+    rows = by_worker(vectors, workers)
     length = lambda x: (x * x).sum(axis=-1).sum(axis=-1)
     pairs = jax.lax.map(lambda row: length(rows - row), rows)
     return jnp.concatenate([pairs, length(rows)[:, None]], axis=1)[None]

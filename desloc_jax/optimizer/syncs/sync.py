@@ -3,7 +3,8 @@
 When a quantity is averaged, the transform decides; everything else about it is a `Sync`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -29,10 +30,11 @@ class Context(NamedTuple):
   """What is known of the workers at a sync."""
 
   axis_name: AxisName
-  share: (
-    Share | None
-  )  # How much this worker counts, by weights, active mask and health; None: 1 / W.
+  # How much this worker counts, by weights, active mask and health; None: 1 / W.
+  share: Share | None
   round: jax.Array  # int32 scalar, the same on all workers: steps done.
+  # int32 scalars, likewise: steps since each quantity was last averaged.
+  since: Mapping[str, jax.Array] = MappingProxyType({})
 
 
 class Sync(NamedTuple):
