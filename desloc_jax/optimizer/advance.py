@@ -10,6 +10,7 @@ import optax
 from desloc_jax.optimizer import checkup, triggers
 from desloc_jax.optimizer.averaging import all_axes, Share, worker_count, worker_share
 from desloc_jax.optimizer.consensus import Form, sync_params
+from desloc_jax.optimizer.exchange import watch
 from desloc_jax.optimizer.fields import restart_fields, sync_fields
 from desloc_jax.optimizer.flight import count_down
 from desloc_jax.optimizer.frame import Frame, HEALTH, RESTARTS
@@ -75,6 +76,7 @@ def sync(frame: Frame, form: Form, state: DeslocState, consensus, share: Share |
   )
   flight, lands = count_down(state.flight) if frame.is_delayed else (state.flight, {})
   state = state._replace(flight=flight)
+  state = watch(frame, state, share)
   if frame.health:
     state = checkup.attend(state, share)
 

@@ -6,7 +6,7 @@ import jax
 import optax
 
 from desloc_jax.optimizer import state_fields
-from desloc_jax.optimizer.averaging import match_varying, relative_distance
+from desloc_jax.optimizer.averaging import match_varying, relative_distance, Share
 from desloc_jax.optimizer.flight import parcel_of, put_up, with_parcel
 from desloc_jax.optimizer.frame import Frame
 from desloc_jax.optimizer.state import DeslocState
@@ -71,6 +71,15 @@ def depart(
     memory=with_memory(state.memory, name, memory),
     flight=with_parcel(state.flight, name, parcel),
   )
+
+
+def watch(frame: Frame, state: DeslocState, share: Share | None) -> DeslocState:
+  """Returns the state with what syncs note at each step."""
+  memory = state.memory
+  for name, sync in frame.all_syncs.items():
+    if sync.watch:
+      memory = with_memory(memory, name, sync.watch(memory_of(memory, name), share))
+  return state._replace(memory=memory)
 
 
 def quantities(frame: Frame, params: optax.Params, inner_state: optax.OptState) -> dict[str, Tree]:

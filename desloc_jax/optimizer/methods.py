@@ -33,7 +33,8 @@ class Method:
     outer: whether an outer optimizer steps on the pseudo-gradient.
     gradients: whether gradients are averaged at every step, and nothing else is.
     inner: inner optimizers that the method replaces by another of its own.
-    options: values of options, by name, that a run leaves unset: the paper's settings.
+    options: values of options, by name, that a run leaves unset: the paper's settings. A function
+      makes one of K_x.
     control: whether gradients are corrected by control variates, which are averaged.
     merges_once: whether parameters are averaged after the last step of a run, and never before.
     paper: what its paper has otherwise: periods, rates, and what cannot be had here.
@@ -47,6 +48,11 @@ class Method:
   control: bool = False
   merges_once: bool = False
   paper: str = ''
+
+
+def just_before_the_next(period: int) -> int:
+  """Returns the longest delay that the next average does not overtake."""
+  return max(0, period - 1)
 
 
 METHODS = {
@@ -93,6 +99,19 @@ METHODS = {
     states='never',
     merges_once=True,
     paper='workers gossip before the merge; here they are alone until then.',
+  ),
+  'co2': Method(
+    states='never',
+    outer=True,
+    options={'sync.delay': just_before_the_next, 'sync.land': 'keep'},
+    paper="a penalty for the staleness and clipping of the outer momentum, which are not here. It "
+    'throws away the steps that workers made meanwhile in its released code; here they are kept.',
+  ),
+  'eager': Method(
+    states='never',
+    outer=True,
+    options={'sync.delay': just_before_the_next, 'sync.land': 'eager'},
+    paper='what is sent in a round lands in the step in which the next is sent, here in the one before.',
   ),
   'gossip': Method(
     states='never',

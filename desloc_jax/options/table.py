@@ -40,7 +40,7 @@ _MOST_WORKERS = 2**16  # Each has a few Python objects of its own.
 # Moments without a period of their own get a multiple of the parameters'.
 _PERIOD = at_least(0, LIMIT // max(MULTIPLES.values()))
 # How much a worker counts.
-WHO = ('present', 'fedau', 'fedstale')
+WHO = ('present', 'tokens', 'fedau', 'fedstale')
 # State fields that options name, beside the parameters.
 FIELDS = {
   'mu': 'the first moment (u)',
@@ -143,8 +143,8 @@ OPTIONS = {
   'sync.neighbours': Option(bool, ANY, 'sync method',
     "robust averages of means of nearest neighbours; unset: the method's own, off"),
   'sync.who': Option('present', one_of(WHO), 'sync method',
-    'who counts: who is there, by worker_weights; more of it after it was away (fedau); or all, by '
-    'what they sent last (fedstale, of the parameters)'),
+    'who counts: who is there, by worker_weights; by what each has seen since (tokens); more after it '
+    'was away (fedau); or all, by what they sent last (fedstale, of the parameters)'),
   'sync.delay': Option(int, at_least(0), 'sync method',
     "steps from sending to landing, less than every period; unset: the method's own, 0",
     'local averages'),
@@ -387,7 +387,12 @@ def with_presets(config: config_dict.ConfigDict, group: str) -> dict[str, object
   """Returns the options of a group by name, with those of the method where they are unset."""
   presets = METHODS[config.method].options
   values = {name: config[group][name] for name in config[group]}
-  return {n: presets.get(f'{group}.{n}') if v is None else v for n, v in values.items()}
+
+  def preset(name: str):
+    value = presets.get(f'{group}.{name}')
+    return value(config.periods.params) if callable(value) else value
+
+  return {name: preset(name) if value is None else value for name, value in values.items()}
 
 
 def gossips(config: config_dict.ConfigDict) -> bool:

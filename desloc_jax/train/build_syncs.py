@@ -13,6 +13,7 @@ from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.state_fields import MODELS
 from desloc_jax.optimizer.syncs import (
   attacked,
+  by_tokens,
   check_byzantine,
   check_hypercube,
   fedau,
@@ -135,8 +136,13 @@ def _weighed(
       f'sync.who is {who!r}, but method {config.method!r} with periods.params='
       f'{config.periods.params} averages no parameters; leave it unset.'
     )
-  if who == 'fedau':
-    return {name: fedau(syncs.get(name, mean())) for name in chosen}
+  if who == 'tokens' and config.health.check:
+    raise UserError(
+      'sync.who is tokens, but health.check is on, and leaves out who was away at all since the last '
+      'average; expected health.check=False.'
+    )
+  if rule := {'fedau': fedau, 'tokens': by_tokens}.get(who):
+    return {name: rule(syncs.get(name, mean())) for name in chosen}
   if config.worker_weights:
     raise UserError(
       'sync.who is fedstale, in which all workers count the same, but worker_weights is '

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from desloc_jax import desloc
 from desloc_jax.optimizer import syncs
-from tests import syncs_reference as reference
+from tests import syncs_reference as reference, workers
 from tests.optimizer.test_syncs import (
   bits_of,
   init,
@@ -185,6 +187,18 @@ def test_who_was_away_counts_by_the_mean_of_its_intervals():
     found = float(agreed['w'][0])
     assert found == pytest.approx((expected[1] + 4 * expected[2]) / sum(expected))
   assert jax.tree.structure(agreed) == jax.tree.structure(like)
+
+
+def test_who_has_seen_half_counts_half():
+  """K = 4. Worker 1 is away in the first two steps, and at the second sync, worker 2 never."""
+  away = jnp.array([[1, 0, 1]] * 2 + [[1, 1, 1]] * 5 + [[1, 0, 1]], bool)
+  tx = desloc(optax.sgd(1.0), {'params': 4}, syncs={'params': syncs.by_tokens(syncs.mean())})
+  push = lambda t, worker, x: {'w': jnp.full(1, -1.0) * worker}
+  run = workers.run(tx, {'w': jnp.zeros(1)}, push, 3, 8, extra=lambda t: {'active': away[t]})
+  found = [float(params['w'][0]) for _, params in run]
+  first = (0 * 4 + 4 * 2 + 8 * 4) / (4 + 2 + 4)  # Positions after four steps, by steps there.
+  assert found[3] == pytest.approx(first)
+  assert found[7] == pytest.approx(first + (0 * 4 + 8 * 4) / 8)
 
 
 def test_with_all_workers_there_it_is_the_mean():

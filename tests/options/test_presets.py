@@ -19,13 +19,28 @@ from tests.runs import losses, small_config, train_on_two as train
 
 PARAMS = {'w': jax.ShapeDtypeStruct((64, 64), np.float32)}
 SIZE = 4 * 64 * 64
-PRESETS = ('edit', 'byz_nsgdm', 'muloco', 'sparseloco', 'merge_once', 'gossip', 'scaffold')
+PRESETS = (
+  'edit',
+  'byz_nsgdm',
+  'muloco',
+  'sparseloco',
+  'merge_once',
+  'co2',
+  'eager',
+  'gossip',
+  'scaffold',
+)
 
 
-def optimizer_of(**options):
+def config_of(**options):
   config = default_config()
   config.steps = 96
   config.update_from_flattened_dict(options)
+  return config
+
+
+def optimizer_of(**options):
+  config = config_of(**options)
   check_config(config)
   return make_optimizer(config, PARAMS, make_clock(config, BEGINNING))
 
@@ -37,6 +52,8 @@ BYTES = {
   'muloco': SIZE,
   'sparseloco': 2 * (64 * 12 // 8 + 64 * 2 // 8 + 16),  # To 3 others: twice the factor of a ring.
   'merge_once': SIZE,
+  'co2': SIZE,
+  'eager': SIZE,
   'gossip': (SIZE + 4) / 1.5,  # One model and a weight, to one other.
   'scaffold': SIZE,
 }
@@ -56,6 +73,20 @@ def test_a_row_of_the_ledger_for_each(method):
   assert sent == pytest.approx(BYTES[method])
   for name, period in BESIDE.get(method, {}).items():
     assert ledger.bytes_per_sync[name] == SIZE and ledger.periods[name] == period
+
+
+def program(**options):
+  """Returns what an optimizer computes, as text."""
+  tx = optimizer_of(**{'health.check': False} | options).tx
+  step = lambda params: tx.update(params, tx.init(params), params)
+  return str(jax.make_jaxpr(step, axis_env=[('workers', 4), ('replicas', 1)])(PARAMS))
+
+
+@pytest.mark.parametrize('method', ['co2', 'eager'])
+def test_what_lands_late_is_diloco_without_a_delay(method):
+  assert program(method=method, **{'sync.delay': 0}) == program(method='diloco')
+  assert program(method=method) != program(method='diloco')
+  assert with_presets(config_of(method=method, **{'periods.params': 6}), 'sync')['delay'] == 5
 
 
 def test_what_a_run_sets_is_its_own():
@@ -118,6 +149,7 @@ def test_an_outer_optimizer_of_optax_by_its_name():
     ({'sync.who': 'fedstale', 'sync.params': 'krum', 'sync.byzantine': 1}, 'parts of a sum, but'),
     ({'sync.who': 'fedstale', 'worker_weights': (1, 2, 1, 1)}, 'all workers count the same'),
     ({'method': 'merge_once', 'timing': 'pre'}, "'merge_once' averages once, after the last step"),
+    ({'sync.who': 'tokens'}, 'sync.who is tokens, but health.check is on'),
     ({'method': 'gossip', 'workers': 6}, '6 workers are not; expected a power of two, 4 or 8'),
     ({'sync.params': 'gossip'}, "method 'diloco' needs a consensus"),
     ({'method': 'scaffold', 'sync.control': 'krum'}, 'krum cannot send control variates'),

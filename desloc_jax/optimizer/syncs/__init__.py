@@ -2,6 +2,7 @@
 
 from desloc_jax.optimizer.syncs.anchored import anchored
 from desloc_jax.optimizer.syncs.attacked import attacked, ATTACKS
+from desloc_jax.optimizer.syncs.by_tokens import by_tokens
 from desloc_jax.optimizer.syncs.channels import Channel, in_slices, to_everybody
 from desloc_jax.optimizer.syncs.clip_to_median import clip_to_median
 from desloc_jax.optimizer.syncs.control import control
@@ -57,6 +58,7 @@ __all__ = [
   'Sync',
   'anchored',
   'attacked',
+  'by_tokens',
   'check_byzantine',
   'check_hypercube',
   'clip_to_median',

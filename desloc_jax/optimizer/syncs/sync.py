@@ -50,6 +50,9 @@ class Sync(NamedTuple):
 
   What was agreed on lands `delay` steps after it was sent, by the rule `landing`.
 
+  `watch(memory, share)` returns the memory after a step, also one in which nothing is averaged, and
+  sends nothing; before `reduce` where both are called. None: it notes nothing.
+
   With `agrees` false each worker has a result of its own, and nobody a consensus: see `gossip`.
   """
 
@@ -57,6 +60,7 @@ class Sync(NamedTuple):
   reduce: Callable[[Tree, Tree | None, Memory, Context], tuple[Tree, Memory]]
   delay: int = 0
   landing: Landing = OVERWRITE
+  watch: Callable[[Memory, Share | None], Memory] | None = None
   agrees: bool = True
 
   @property
