@@ -1,0 +1,148 @@
+"""The neighbours of DES-LOC beside it: loss, bytes, the most that a step sends, and memory.
+
+  python -m experiments.paper.neighbours --seeds=3
+
+Each preset of the table of methods as it is, at one K_x and with the run's learning rate, but for what
+`VARIANTS` says: there are few outer steps, for which their papers' momentum is too much, and Muon and
+normalised steps have rates of their own. Nothing is tuned beyond that.
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+import math
+import statistics
+import sys
+
+from desloc_jax.logs.metrics import format_bytes
+from desloc_jax.optimizer.frame import HEALTH
+from desloc_jax.plan import make_plan, Plan
+from experiments import command, plots
+from experiments.report import above, Check, grouped, mean_spread, Report, rows_of
+from experiments.runs import Result, Run
+from experiments.scales import Options, Scale
+
+FEW_OUTER_STEPS = {'outer.momentum': 0.5}
+VARIANTS: dict[str, Options] = {
+  'ddp': {},
+  'desloc': {},
+  'local_sgd': {},
+  'diloco': FEW_OUTER_STEPS,
+  'edit': FEW_OUTER_STEPS,
+  'muloco': {**FEW_OUTER_STEPS, 'inner.learning_rate': 2e-2},
+  'sparseloco': {},
+  'byz_nsgdm': {'inner.learning_rate': 0.1, 'outer.learning_rate': 2.0},
+  'gossip': {},
+  'merge_once': {},
+  'scaffold': {},
+  'co2': FEW_OUTER_STEPS,
+  'eager': FEW_OUTER_STEPS,
+}
+NOTES = (
+  'Bytes are what a worker sends around a ring, and gossip to its neighbour, the health check among '
+  'them. The state is what a worker holds between steps: parameters, consensus, moments, and what syncs '
+  'remember or have in flight.',
+)
+# What a device holds of a step besides the state.
+SHOWN = 4  # Periods in the plot of bytes over steps.
+PASSING = ('gradients', 'activations', 'weights in use')
+
+
+def runs(scale: Scale) -> list[Run]:
+  """Returns a run of each method and seed."""
+  shared = {'periods.params': scale.fast, 'eval.every': 0, 'plan.devices_per_worker': 1}
+  return scale.runs(
+    {name: {'method': name, **shared, **options} for name, options in VARIANTS.items()}
+  )
+
+
+@functools.cache
+def _plan(run: Run) -> Plan:
+  return make_plan(run.config)
+
+
+def bytes_by_step(run: Run) -> list[float]:
+  """Returns what a worker sends around a ring in each step, what it sends for the health check too."""
+  ledger = _plan(run).ledgers[run.config.method]
+  sizes = {n: ledger.ring_bytes(size, n) for n, size in ledger.bytes_per_sync.items()}
+  check = sizes.pop(HEALTH, 0.0)
+  periods = {name: ledger.periods[name] for name in sizes if math.isfinite(ledger.periods[name])}
+  sent = [
+    sum(sizes[name] for name, period in periods.items() if step % period < 1)
+    for step in range(1, run.last_step + 1)
+  ]
+  return [size + check * (size > 0) for size in sent]
+
+
+def state_bytes(run: Run) -> float:
+  """Returns what a worker holds between steps."""
+  return sum(size for name, size in _plan(run).memory.items() if name not in PASSING)
+
+
+def report(results: Sequence[Result], scale: Scale) -> Report:
+  """Returns the table of methods."""
+  groups = grouped(results)
+  table = [(
+    'method', 'validation loss', "above DDP's", 'sent in the run', 'sent in a mean step',
+    'most in a step', 'state of a worker', 'of the parameters',
+  )]  # fmt: skip
+  for name, group in groups.items():
+    run = group[0].run
+    sent, state = bytes_by_step(run), state_bytes(run)
+    table.append((
+      name,
+      mean_spread([result.loss for result in group], 3),
+      f'{statistics.mean(above(group, groups["ddp"])):+.1f}%',
+      format_bytes(sum(sent)),
+      format_bytes(sum(sent) / len(sent)),
+      format_bytes(max(sent)),
+      format_bytes(state),
+      f'{state / _plan(run).memory["parameters"]:.2f}x',
+    ))  # fmt: skip
+  title = f'Neighbours: K_x = {scale.fast}, {scale.config.steps} steps'
+  return Report(
+    title, rows_of(results), table, _checks(groups), _figure(groups, scale, title), NOTES
+  )
+
+
+def _checks(groups: Mapping[str, Sequence[Result]]) -> list[Check]:
+  late = [
+    Check(
+      f"{name}'s loss is at most 2% above DiLoCo's",
+      above(groups[name], groups['diloco']),
+      at_most=2,
+      unit='%',
+    )
+    for name in ('co2', 'eager')
+  ]
+  return [
+    *late,
+    Check(
+      "gossip's loss is at most 2% above Local SGD's",
+      above(groups['gossip'], groups['local_sgd']),
+      at_most=2,
+      unit='%',
+    ),
+    Check('runs that diverge', [sum(r.diverged for g in groups.values() for r in g)],
+          at_most=0, exact=True),
+  ]  # fmt: skip
+
+
+def _figure(groups: Mapping[str, Sequence[Result]], scale: Scale, title: str):
+  figure, (by_bytes, by_step) = plots.panels(2, title, 7)
+  for name, group in groups.items():
+    sent, losses = sum(bytes_by_step(group[0].run)), [r.loss for r in group if not r.diverged]
+    if losses:
+      by_bytes.plot(sent / 1e6, statistics.mean(losses), 'o', **plots.style(name))
+      by_bytes.annotate(name, (sent / 1e6, statistics.mean(losses)), fontsize='small')
+  by_bytes.set(xlabel='sent by each worker (MB)', ylabel=plots.LOSS)
+  plots.log_scale(by_bytes)
+  for name in ('desloc', 'diloco', 'gossip'):
+    sent = bytes_by_step(groups[name][0].run)[: SHOWN * scale.fast]
+    by_step.step(range(1, len(sent) + 1), [x / 1e6 for x in sent], where='mid', label=name)
+  by_step.set(xlabel='step', ylabel='sent by each worker in a step (MB)')
+  by_step.legend()
+  return figure
+
+
+if __name__ == '__main__':
+  command.main(sys.modules[__name__])
