@@ -149,6 +149,8 @@ class Frame:
     for name, sync in self.all_syncs.items():
       if not sync.delay:
         raise ValueError(f'{refused}: {name} lands in the step that sends it; give it a delay.')
+      if sync.watch:
+        raise ValueError(f'{refused}: that of {name} notes something at each step.')
       if sync.landing.eager:
         raise ValueError(f'{refused}: {name} lands eagerly, and is gone after the step; take keep.')
 

@@ -136,7 +136,9 @@ def ledger_of(program: Program) -> Ledger:
   if not is_local(mesh) and optimizer.tx is optimizer.tx_of_steps:
     ledger = read_ledger(program.traced.jaxpr, named, workers, platform=platform)
     # What no all-reduce adds up, a row of the mesh sends for several workers, or none sends at all.
-    sent = {name for name, period in periods.items() if period} <= ledger.bytes_per_sync.keys()
+    sent = {
+      name for name, period in optimizer.periods.items() if period
+    } <= ledger.bytes_per_sync.keys()
     if mesh.shape[WORKERS] == workers or (sent and not ledger.ring_factors):
       return ledger
   return transform_ledger(optimizer.tx, program.params_like, named, workers, AXIS_NAMES, platform)
