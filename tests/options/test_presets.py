@@ -10,6 +10,7 @@ from desloc_jax.checkpoints.store import Checkpoints
 from desloc_jax.errors import UserError
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.outer import make_outer, momentum_schedule
+from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.table import default_config, with_presets
 from desloc_jax.programs.ledger import transform_ledger
@@ -66,7 +67,7 @@ BESIDE = {'gossip': {'consensus': 64}, 'scaffold': {'control': 16}}
 @pytest.mark.parametrize('method', PRESETS)
 def test_a_row_of_the_ledger_for_each(method):
   made = optimizer_of(**{'method': method, 'health.check': False})
-  ledger = transform_ledger(made.tx, PARAMS, made.periods, 4, ('workers', 'replicas'))
+  ledger = transform_ledger(made.tx, PARAMS, made.periods, 4, AXIS_NAMES)
   assert {*ledger.bytes_per_sync} == {'params', *BESIDE.get(method, {})}
   assert ledger.periods['params'] == (96 if method == 'merge_once' else 16)
   sent = ledger.ring_bytes(ledger.bytes_per_sync['params'], 'params') / 1.5
@@ -79,7 +80,7 @@ def program(**options):
   """Returns what an optimizer computes, as text."""
   tx = optimizer_of(**{'health.check': False} | options).tx
   step = lambda params: tx.update(params, tx.init(params), params)
-  return str(jax.make_jaxpr(step, axis_env=[('workers', 4), ('replicas', 1)])(PARAMS))
+  return str(jax.make_jaxpr(step, axis_env=list(zip(AXIS_NAMES, (4, 1), strict=True)))(PARAMS))
 
 
 @pytest.mark.parametrize('method', ['co2', 'eager'])
