@@ -82,6 +82,7 @@ def tokens_of(task: Task) -> np.ndarray:
 def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
   """Returns a row for each program of a task; one that cannot run has 'why not' alone."""
   task, rows, running = TASKS[name], [], {}
+  cache = pathlib.Path(options.cache).expanduser()
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     tokens = pathlib.Path(folder) / 'tokens.npy'
     np.save(tokens, tokens_of(task))
@@ -90,7 +91,7 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
       rows.append(row)
       try:
         python = (
-          python_of(program.environment, options.cache, options.pythons)
+          python_of(program.environment, cache, options.pythons)
           if program.environment
           else sys.executable
         )
