@@ -96,7 +96,7 @@ def test_the_ledger_of_workers_that_share_a_device_is_that_of_separate_ones(text
   [
     ({'sync.params': 'int3'}, 'sync.params'),
     ({'sync.mu': 'int9'}, 'sync.mu'),
-    ({'sync.nu': 'topk'}, 'topk could make nu negative; for it there are mean, bf16'),
+    ({'sync.nu': 'topk'}, 'topk could make nu negative; for it there are mean, gossip, bf16'),
     ({'sync.trace': 'int8'}, "sync.trace is 'int8', but method 'desloc'"),
     ({'sync.params': 'int8', 'method': 'ddp'}, "sync.params is 'int8', but method 'ddp'"),
     ({'sync.mu': 'int8', 'method': 'diloco'}, "sync.mu is 'int8', but method 'diloco'"),
