@@ -4,7 +4,7 @@ The first thing to run. It needs no download and no accelerator:
 
   python run.py --config=configs/tiny.py
 
-Expected on two laptop cores: under three minutes, validation loss from 5.9 to about 1.5 nats per
+Expected on two laptop cores: under two minutes, validation loss from 5.9 to about 1.5 nats per
 byte. Periods keep the paper's shape (K_u = 3 K_x, K_v = 6 K_x) at a K_x small enough for every
 state to be averaged several times in the run.
 """
