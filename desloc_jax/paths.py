@@ -9,6 +9,10 @@ from desloc_jax.errors import UserError
 
 # One slash too: pathlib makes one of two.
 _SCHEME = re.compile(r'([A-Za-z][\w+.-]+):/+')
+# Of stores none too: ./s3:run is a folder of that name.
+_STORE = re.compile(
+  r'(gs|gcs|s3|s3a|r2|az|abfss?|wasbs?|hdfs|https?|ftp|file):(?!$)', re.IGNORECASE
+)
 
 
 def local_path(path: str | os.PathLike[str], option: str) -> str:
@@ -26,7 +30,7 @@ def local_path(path: str | os.PathLike[str], option: str) -> str:
     path.encode()
   except UnicodeEncodeError as error:
     raise UserError(f'{option}={path!r} is no UTF-8: {error.reason}.') from error
-  if scheme := _SCHEME.match(path):
+  if scheme := _SCHEME.match(path) or _STORE.match(path):
     rest = path[scheme.end() :]
     instead = f'/{rest}' if scheme[1] == 'file' else f'/mnt/{rest}'
     raise UserError(

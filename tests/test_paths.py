@@ -20,7 +20,17 @@ from tests.runs import small_config, train_on_two
 
 
 @pytest.mark.parametrize(
-  'path', ['gs://bucket/run', 's3://b/run', 'hdfs://h/x', 'file:///x', 'gs:/b', 'https://a/b']
+  'path',
+  [
+    'gs://bucket/run',
+    's3://b/run',
+    'hdfs://h/x',
+    'file:///x',
+    'gs:/b',
+    'https://a/b',
+    's3:x',
+    'GS:b/x',
+  ],
 )
 def test_addresses_are_refused_with_the_choice(path):
   with pytest.raises(
@@ -32,7 +42,15 @@ def test_addresses_are_refused_with_the_choice(path):
 
 
 def test_names_that_look_like_addresses_are_kept():
-  for path in ('sotu', 'hf:user/name:config:split', 'a:b/c', 'text/*.txt', './gs', 'C:/x'):
+  for path in (
+    'sotu',
+    'hf:user/name:config:split',
+    'a:b/c',
+    'text/*.txt',
+    './gs',
+    'C:/x',
+    './s3:x',
+  ):
     assert local_path(path, '--input') == path
 
 
