@@ -97,10 +97,9 @@ class Behind:
   def _due(self, step: int, active: np.ndarray | None) -> list[str]:
     """Returns what is sent after a step, as the step's program finds it."""
     due = []
-    weights = np.asarray(self._job.config.worker_weights or 1)
-    if active is not None and not (active * weights).any():  # Nobody counts.
+    if active is not None and not (active * (self._job.config.worker_weights or 1)).any():
       self._counters = {name: count + 1 for name, count in self._counters.items()}
-      return due
+      return due  # Nobody counts.
     for name, count in self._counters.items():
       until = steps_until_due(self._periods[name], count, step - 1, pre=False)
       due += [name] if until == 1 else []

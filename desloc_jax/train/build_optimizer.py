@@ -69,6 +69,8 @@ def make_optimizer(
   tx = steps = make('sync.delay', False)
   if config.sync.behind and not METHODS[config.method].gradients:
     steps = make('sync.behind', True)
+    if config.health.check:
+      logging.warning('sync.behind: the health check is off, as its vote would be waited for.')
   check_exemptions(config, tx, params_like)
   if config.sync.behind and peers().count == 1:
     logging.warning(
