@@ -13,14 +13,13 @@ from desloc_jax.optimizer.over_workers import worker_specs
 
 # Compiles as users have it: tests optimise less, and XLA then rounds a local step otherwise when what
 # is beside it in the program changes.
-jit_as_users = functools.partial(
-  jax.jit,
-  compiler_options={
-    'xla_backend_optimization_level': 3,
-    'xla_llvm_disable_expensive_passes': False,
-    'xla_cpu_use_fusion_emitters': True,
-  },
-)
+_AS_USERS = {
+  'xla_backend_optimization_level': 3,
+  'xla_llvm_disable_expensive_passes': False,
+}
+if jax.__version__.startswith('0.10.'):  # Later ones do not know it, nor another way.
+  _AS_USERS['xla_cpu_use_fusion_emitters'] = True
+jit_as_users = functools.partial(jax.jit, compiler_options=_AS_USERS)
 
 
 def init(tx, params, workers):
