@@ -24,6 +24,7 @@ NAMES = (
   'scale',
   'beyond',
   'syncs',
+  'attacks',
 )
 
 

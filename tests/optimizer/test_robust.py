@@ -99,6 +99,18 @@ def test_edit_of_nearest_neighbours_equals_the_reference(weights):
       assert relative_error(to_vectors(agreed), shared) < 1e-5, lie
 
 
+@pytest.mark.parametrize('neighbours', [False, True], ids=['alone', 'neighbours'])
+@pytest.mark.parametrize('name', RULES)
+def test_a_second_moment_never_becomes_negative(name, neighbours):
+  """Worker 3 says that its own, a million times as large, is negative: it is as if not finite."""
+  sync = syncs.named.make_sync(name, 'nu', byzantine=1, neighbours=neighbours)
+  local = jax.tree.map(lambda x: jnp.abs(x).at[3].mul(1e6), random_locals())
+  said = [jax.tree.map(lambda x, y=y: x.at[3].mul(y), local) for y in (-1, np.nan)]
+  (agreed, _), (expected, _) = (make_reduce(sync)(x, None, syncs.Memory()) for x in said)
+  assert all((x >= 0).all() for x in jax.tree.leaves(agreed))
+  assert bits_of(agreed) == bits_of(expected)
+
+
 MEANS = {
   'trimmed_mean': syncs.trimmed_mean(0),
   'nearest neighbours': syncs.krum(0, neighbours=True),

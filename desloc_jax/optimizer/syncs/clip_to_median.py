@@ -7,7 +7,7 @@ from desloc_jax.optimizer.syncs.robust import robust, Rule, Senders, Squares
 from desloc_jax.optimizer.syncs.sync import Sync
 
 
-def clip_to_median(byzantine: int = 0, neighbours: bool = False) -> Sync:
+def clip_to_median(byzantine: int = 0, neighbours: bool = False, positive: bool = False) -> Sync:
   r"""Shortens each worker's difference to the median length, and averages.
 
   .. math::
@@ -23,7 +23,7 @@ def clip_to_median(byzantine: int = 0, neighbours: bool = False) -> Sync:
   References:
     Lidin et al., `Covenant-72B <https://arxiv.org/abs/2603.08163>`_, 2026
   """
-  return robust(Rule(weigh=_weigh), byzantine, neighbours, differences=True)
+  return robust(Rule(weigh=_weigh), byzantine, neighbours, differences=True, positive=positive)
 
 
 def _weigh(squares: Squares, senders: Senders) -> jax.Array:

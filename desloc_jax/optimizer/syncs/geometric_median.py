@@ -8,7 +8,11 @@ from desloc_jax.optimizer.syncs.sync import Sync
 
 
 def geometric_median(
-  byzantine: int = 0, neighbours: bool = False, smoothing: float = 0.1, rounds: int = 8
+  byzantine: int = 0,
+  neighbours: bool = False,
+  smoothing: float = 0.1,
+  rounds: int = 8,
+  positive: bool = False,
 ) -> Sync:
   r"""The smoothed geometric median, by Weiszfeld's iteration.
 
@@ -28,6 +32,7 @@ def geometric_median(
     neighbours: see `robust`.
     smoothing: :math:`\nu`, above 0: who is nearer than that counts no more.
     rounds: of the iteration.
+    positive: see `robust`.
 
   Raises:
     ValueError: an argument is out of range; see also `robust`.
@@ -52,7 +57,7 @@ def geometric_median(
       factors = factors / jnp.where(total > 0, total, 1)
     return factors
 
-  return robust(Rule(weigh=weigh), byzantine, neighbours)
+  return robust(Rule(weigh=weigh), byzantine, neighbours, positive=positive)
 
 
 def _centre(squares: Squares, senders: Senders) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ from desloc_jax.optimizer.syncs.robust import robust, Rule, Senders, Squares
 from desloc_jax.optimizer.syncs.sync import Sync
 
 
-def krum(byzantine: int, neighbours: bool = False) -> Sync:
+def krum(byzantine: int, neighbours: bool = False, positive: bool = False) -> Sync:
   r"""Takes the vector with the least mean squared distance to its W - f - 1 nearest others.
 
   .. math::
@@ -23,7 +23,7 @@ def krum(byzantine: int, neighbours: bool = False) -> Sync:
     Blanchard et al., `Machine Learning with Adversaries <https://arxiv.org/abs/1703.02757>`_, 2017;
     Allouah et al., `Fixing by Mixing <https://arxiv.org/abs/2302.01772>`_, 2023
   """
-  return robust(Rule(weigh=_weigh), byzantine, neighbours)
+  return robust(Rule(weigh=_weigh), byzantine, neighbours, positive=positive)
 
 
 def _weigh(squares: Squares, senders: Senders) -> jax.Array:

@@ -92,7 +92,7 @@ def make_sync(
   if name in BITS:
     sync = quantised(BITS[name], block, **memory, logarithms=quantity in POSITIVE)
   elif name in ROBUST:
-    sync = ROBUST[name](byzantine or 0, bool(neighbours))
+    sync = ROBUST[name](byzantine or 0, bool(neighbours), positive=quantity in POSITIVE)
   elif name not in SYNCS:
     raise ValueError(f'there is no sync {name!r}; expected one of {", ".join(SYNCS)}.')
   elif name == 'edit' and quantity != 'params':

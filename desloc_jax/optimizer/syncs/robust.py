@@ -57,7 +57,13 @@ class Rule(NamedTuple):
   weigh: Callable[[Squares, Senders], jax.Array] | None = None
 
 
-def robust(rule: Rule, byzantine: int, neighbours: bool = False, differences: bool = False) -> Sync:
+def robust(
+  rule: Rule,
+  byzantine: int,
+  neighbours: bool = False,
+  differences: bool = False,
+  positive: bool = False,
+) -> Sync:
   """Combines the vectors of the workers by a rule.
 
   A worker of which a number is not finite is one of those that lie, and not used. Where so few are
@@ -69,6 +75,8 @@ def robust(rule: Rule, byzantine: int, neighbours: bool = False, differences: bo
     byzantine: how many workers may lie, f; less than half of them.
     neighbours: whether each vector is first replaced by the mean of its W - f nearest.
     differences: whether the rule is for differences from the reference, and not for values.
+    positive: whether no worker has a negative number, as of second moments. Who sends one lies: it
+      is not used. Else a lie could make the average negative, of which Adam takes the root.
 
   Returns:
     A `Sync` without memory. Under `neighbours` and with f = 0 it is the mean.
@@ -96,6 +104,8 @@ def robust(rule: Rule, byzantine: int, neighbours: bool = False, differences: bo
   def agree(tree: Tree, context: Context) -> Tree:
     axis_name, workers = context.axis_name, worker_count(context.axis_name)
     slices, join = spread(tree, axis_name)
+    if positive:
+      slices = [jnp.where(s < 0, jnp.nan, s) for s in slices]
     senders, mixing = find_senders(context, byzantine), None
     combine = rule.combine
     if slices and (rule.weigh or neighbours):

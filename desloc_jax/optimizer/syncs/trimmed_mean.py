@@ -8,7 +8,7 @@ from desloc_jax.optimizer.syncs.robust import robust, Rule, Senders
 from desloc_jax.optimizer.syncs.sync import Sync
 
 
-def trimmed_mean(byzantine: int, neighbours: bool = False) -> Sync:
+def trimmed_mean(byzantine: int, neighbours: bool = False, positive: bool = False) -> Sync:
   r"""Drops the f smallest and the f largest values of each coordinate, and averages the rest.
 
   .. math::
@@ -24,10 +24,12 @@ def trimmed_mean(byzantine: int, neighbours: bool = False) -> Sync:
   """
   if byzantine == 0:
     return mean()
-  return robust(Rule(combine=lambda x, s: _middle(x, s, s.liars)), byzantine, neighbours)
+  return robust(
+    Rule(combine=lambda x, s: _middle(x, s, s.liars)), byzantine, neighbours, positive=positive
+  )
 
 
-def median(byzantine: int = 0, neighbours: bool = False) -> Sync:
+def median(byzantine: int = 0, neighbours: bool = False, positive: bool = False) -> Sync:
   r"""The median of each coordinate; of an even number of workers, the mean of the two in the middle.
 
   It bears any number of lies below W / 2; `byzantine` is for the nearest neighbours.
@@ -38,7 +40,7 @@ def median(byzantine: int = 0, neighbours: bool = False) -> Sync:
     Yin et al., `Byzantine-Robust Distributed Learning <https://arxiv.org/abs/1803.01498>`_, 2018
   """
   most = lambda x, s: _middle(x, s, jnp.maximum(s.number - 1, 0) // 2)
-  return robust(Rule(combine=most), byzantine, neighbours)
+  return robust(Rule(combine=most), byzantine, neighbours, positive=positive)
 
 
 def _middle(rows: jax.Array, senders: Senders, dropped: jax.Array) -> jax.Array:
