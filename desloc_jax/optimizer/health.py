@@ -19,7 +19,7 @@ from desloc_jax.optimizer.suspects import HealthCheck, Reports, suspects
 class Health(NamedTuple):
   """The record of one worker."""
 
-  healthy: jax.Array  # Boolean scalar, of the last sync.
+  healthy: jax.Array | tuple[()]  # Boolean scalar, of the last sync; empty where nobody is judged.
   joined: jax.Array  # Boolean scalar: at every step since the last parameter sync it was active.
   follows: jax.Array  # Boolean scalar: after the last parameter sync it was where that had left it.
   offset: jax.Array  # float32 scalar: distance from the consensus that the last update left, if it
@@ -40,10 +40,15 @@ class Vote(NamedTuple):
   log_distance: jax.Array  # float32 scalar, of this worker; NaN if it is broken.
 
 
-def init_health() -> Health:
+def init_health(check: HealthCheck) -> Health:
   """Returns the record of a worker that starts with the consensus."""
   zero, none, true = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.int32), jnp.ones([], bool)
-  return Health(true, true, true, _unknown(), zero, none, none)
+  return Health(true if check.judges else (), true, true, _unknown(), zero, none, none)
+
+
+def judged(health: Health | tuple[()]) -> bool:
+  """Returns whether a worker with this record may be left out for its health."""
+  return isinstance(health, Health) and not isinstance(health.healthy, tuple)
 
 
 def look_back(
@@ -145,7 +150,7 @@ def vote(
     axis_name: of the workers.
   """
   weight = jnp.ones([], jnp.float32) if share is None else share.weight
-  finite = _all_finite((local, inner_state, value))
+  finite = _all_finite((local, inner_state, value)) if check.judges else True
   # A norm may overflow where no number does.
   log_distance = jnp.minimum(jnp.log(distance(local, consensus)), jnp.float32(89))
   own = Reports(
@@ -156,7 +161,9 @@ def vote(
     past=jnp.where(health.syncs >= jnp.maximum(check.warmup_syncs, 1), health.mean, jnp.nan),
   )
   reports, place = _exchange(own, axis_name)
-  healthy = ~jnp.isnan(reports.log_distance) & ~suspects(check, reports, has_stepped)
+  healthy = jnp.ones_like(reports.weight, bool)
+  if check.judges:
+    healthy = ~jnp.isnan(reports.log_distance) & ~suspects(check, reports, has_stepped)
   joined = reports.joined > 0
   counts = jnp.where(healthy, reports.weight, 0.0)
   members = jnp.where(joined, counts, 0.0)
@@ -182,7 +189,9 @@ def no_vote(health: Health, axis_name: AxisName) -> Vote:
     restarts=match_varying(false, health.mean),
     any_restarts=false,
     donates=match_varying(false, health.mean),
-    healthy=health.healthy,
+    healthy=match_varying(jnp.ones([], bool), health.mean)
+    if isinstance(health.healthy, tuple)
+    else health.healthy,
     log_distance=health.mean,
   )
 
@@ -207,7 +216,7 @@ def record(
   step = jnp.maximum(jnp.float32(1 - check.decay), 1 / (health.syncs + 1).astype(jnp.float32))
   mean = health.mean + step * (ballot.log_distance - health.mean)
   return Health(
-    healthy=ballot.healthy,
+    healthy=ballot.healthy if judged(health) else (),
     joined=jnp.where(averaged, active, health.joined & active),
     follows=health.follows | averaged,
     offset=health.offset,

@@ -38,7 +38,8 @@ class HealthCheck:
 
   Attributes:
     threshold: how many times as far as expected is too far, above 1; infinite: only what is not
-      finite is left out.
+      finite is left out. None: nobody is judged; who was away restarts from the averages all the
+      same.
     decay: weight of the past in a worker's mean of d over its parameter syncs, in [0, 1).
     warmup_syncs: parameter syncs of a worker before it has a past.
 
@@ -46,13 +47,19 @@ class HealthCheck:
     ValueError: a value is out of range.
   """
 
-  threshold: float = 10.0
+  threshold: float | None = 10.0
   decay: float = 0.98
   warmup_syncs: int = 3
 
   def __post_init__(self):
-    if not self.threshold > 1 or not 0 <= self.decay < 1 or self.warmup_syncs < 0:
+    too_low = self.threshold is not None and not self.threshold > 1
+    if too_low or not 0 <= self.decay < 1 or self.warmup_syncs < 0:
       raise ValueError(f'{self}: expected threshold > 1, decay in [0, 1) and warmup_syncs >= 0.')
+
+  @property
+  def judges(self) -> bool:
+    """Whether anybody is left out for its health."""
+    return self.threshold is not None
 
 
 class Reports(NamedTuple):
@@ -69,7 +76,7 @@ def suspects(check: HealthCheck, reports: Reports, has_stepped: jax.Array | bool
   """Returns boolean [workers]: which are suspect, by the rules of `HealthCheck`?"""
   weight, joined, follows, log_distance, past = reports
   judged = (weight > 0) & (joined > 0) & ~jnp.isnan(log_distance)
-  if math.isinf(check.threshold):
+  if check.threshold is None or math.isinf(check.threshold):
     return jnp.zeros_like(judged)
   moved = judged & (log_distance > -jnp.inf)
   stuck = ~moved & (moved.sum() > 0) & (2 * moved.sum() >= judged.sum()) & has_stepped

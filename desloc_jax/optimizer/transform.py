@@ -168,7 +168,7 @@ def _init(frame: Frame, params: optax.Params) -> DeslocState:
     inner=inner_state,
     outer=frame.outer.init(params) if frame.outer else optax.EmptyState(),
     drift={name: jnp.zeros([], jnp.float32) for name in frame.averaged},
-    health=init_health() if frame.health else (),
+    health=init_health(frame.health) if frame.health else (),
     memory=init_memory(frame, trees),
     flight=init_flight(frame, trees),
   )

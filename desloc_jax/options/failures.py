@@ -1,8 +1,8 @@
 """Workers that leave and return within one run, by a plan or at random at a rate; and that lie.
 
-A worker that is away counts in no average. When it is there again it takes over the consensus and,
-with `health.check`, the averaged moments at the next parameter sync, and counts from then on;
-without the check it counts at once, with the moments that it has. The sequences dealt to it
+A worker that is away counts in no average. When it is there again it takes over the consensus and
+the averaged moments at the next parameter sync, and counts from then on, with the health check or
+without. With `sync.behind` or `sync.who=tokens` it counts at once, with the moments that it has. The sequences dealt to it
 meanwhile are lost to the run, as those in the memory of a machine that fails are.
 """
 

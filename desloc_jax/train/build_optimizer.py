@@ -174,10 +174,14 @@ def schedule_and_inner(
 
 def _health_check(config: config_dict.ConfigDict, periods: Periods) -> HealthCheck | None:
   # One worker alone cannot be left out: that it is finite is checked where the loss is logged.
-  if not config.health.check or config.workers == 1 or periods['params'] is None:
+  if config.workers == 1 or periods['params'] is None:
     return None
   if config.sync.behind:  # Its vote would be waited for.
     return None
+  if not config.health.check:
+    # Who comes back restarts from the averages, with the check or without.
+    comes_back = config.failures.away or config.failures.rate
+    return HealthCheck(threshold=None) if comes_back and config.sync.who != 'tokens' else None
   options = config.health.to_dict()
   del options['check']
   return HealthCheck(**options | {'threshold': config.health.threshold or math.inf})

@@ -32,6 +32,7 @@ from desloc_jax.logs.workdir import (
   TENSORBOARD,
   write_options,
 )
+from desloc_jax.optimizer.health import judged
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.effect import tell_of_no_effect
 from desloc_jax.options.table import flatten
@@ -154,7 +155,7 @@ class Run:
     """Writes a checkpoint after a step, with the number of averages so far."""
     with self.watchdog.during('a checkpoint'):
       finite = peers().fetch(finite_workers(state))
-      check_finite_state(step, finite, can_be_left_out=bool(state.optimizer.health))
+      check_finite_state(step, finite, can_be_left_out=judged(state.optimizer.health))
       self.checkpoints.save(step, state, position_after(self.job, step, syncs, finite))
 
 

@@ -15,6 +15,7 @@ import optax
 
 from desloc_jax.checkpoints.state import STATE_AXES, TrainState
 from desloc_jax.optimizer.ddp import local_params
+from desloc_jax.optimizer.health import judged
 from desloc_jax.optimizer.over_workers import over_workers, WORKERS
 from desloc_jax.optimizer.state import synced, WORKER_AXES
 from desloc_jax.optimizer.stepping import SteppingTransformation
@@ -74,7 +75,7 @@ def make_train_step(
       'model': about_model,
       'grad_norm': optax.tree.norm(grads),
       'drift': optimizer.drift,
-      'health': optimizer.health._asdict() if optimizer.health else {},
+      'health': optimizer.health._asdict() if judged(optimizer.health) else {},
       'learning_rate': schedule(state.step - 1),
       'syncs': state.syncs,
       'counters': optimizer.counters,

@@ -172,6 +172,23 @@ def test_a_worker_that_was_away_joins_at_the_next_sync_and_counts_from_the_one_a
   assert same_bits(states[11][1], changed[11][1])  # Its restart left no trace of it.
 
 
+@pytest.mark.parametrize('timing', ['post', 'pre'])
+def test_who_was_away_joins_without_a_check_too(timing):
+  """And where nobody is judged, one that is not finite counts."""
+  transforms = [
+    desloc(optax.adam(0.05), PERIODS, timing=timing, health=HealthCheck(threshold=threshold))
+    for threshold in (10.0, None)
+  ]
+  checked, plain = (
+    list(workers.run(tx, PARAMS, gradient, 4, 12, workers.jit_as_users, extra=away(1, 4, 7)))
+    for tx in transforms
+  )
+  for (a, x), (b, y) in zip(checked, plain, strict=True):
+    assert same_bits((x, a.params, a.inner), (y, b.params, b.inner))
+  *_, (_, params) = workers.run(transforms[1], PARAMS, broken(4, 1), 4, 12)
+  assert jnp.isnan(params['w']).all()
+
+
 def test_workers_that_were_all_away_begin_again():
   nobody = lambda t: {'active': jnp.full(4, (t < 3) | (t >= 7))}
   states = list(workers.run(transform(), PARAMS, gradient, 4, 9, extra=nobody))

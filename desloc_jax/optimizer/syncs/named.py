@@ -1,5 +1,7 @@
 """Syncs by name, for options."""
 
+from collections.abc import Callable, Mapping
+
 from desloc_jax.optimizer.control_variates import CONTROL
 from desloc_jax.optimizer.syncs.anchored import anchored
 from desloc_jax.optimizer.syncs.channels import in_slices, to_everybody
@@ -21,7 +23,7 @@ from desloc_jax.optimizer.syncs.trimmed_mean import median, trimmed_mean
 
 BITS = {'bf16': 16, 'int8': 8, 'int4': 4, 'int2': 2}
 # Averages that bear workers that lie: all take how many may, and some must be told.
-ROBUST = {
+ROBUST: Mapping[str, Callable[..., Sync]] = {
   'trimmed_mean': trimmed_mean,
   'median': median,
   'geometric_median': geometric_median,
