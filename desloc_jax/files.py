@@ -29,9 +29,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
       file.flush()
       os.fsync(file.fileno())
       os.replace(partial, path)
-  except BaseException:
+  except BaseException as error:
     with contextlib.suppress(OSError):
       os.unlink(partial)
+    if isinstance(error, OSError) and error.filename is None:
+      error.filename = os.fspath(path)  # A write that fails does not know of what file.
     raise
   _sync_folder(folder)
 

@@ -1,5 +1,6 @@
 """Files that are there complete or not at all, also where two processes write the same one."""
 
+import errno
 import fcntl
 import os
 
@@ -21,9 +22,10 @@ def test_two_that_write_at_once_do_not_mix(tmp_path):
 def test_a_write_that_fails_leaves_nothing(tmp_path):
   path = tmp_path / 'file'
   path.write_bytes(b'old')
-  with pytest.raises(OSError, match='full'), atomic_write(path) as file:
+  with pytest.raises(OSError, match='full.*/file') as raised, atomic_write(path) as file:
     file.write(b'new')
-    raise OSError('full')
+    raise OSError(errno.ENOSPC, 'full')
+  assert raised.value.filename == str(path)  # A write that fails does not name the file by itself.
   assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['file']
 
 

@@ -8,7 +8,7 @@ way (warm-ups, other periods at a restart, growing periods, rates, workers that 
 with more gradient noise), and runs in which one worker breaks. An alarm is a restart of a worker:
 a true one of the worker that breaks, a false one of any other.
 
-Writes experiments/results/alarms.csv and alarms.md, a row a setting.
+Writes experiments/results/alarms.csv and alarms.md, a row a setting, where all were run.
 """
 
 import argparse
@@ -167,6 +167,9 @@ def main():
     rows.append(row(setting, arguments.steps))
     print(f'{" | ".join(rows[-1])}  ({time.monotonic() - start:.0f} s)', flush=True)
   print(align([COLUMNS, *rows]))
+  if len(rows) < len(SETTINGS):
+    print(f'{len(rows)} of {len(SETTINGS)} settings: the tables in {arguments.results} stay.')
+    return
   results = pathlib.Path(arguments.results)
   write_rows([COLUMNS, *rows], results / 'alarms.csv')
   write_text(results / 'alarms.md', markdown([COLUMNS, *rows]) + '\n')
