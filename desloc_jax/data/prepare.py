@@ -189,8 +189,8 @@ def _show_progress(encoded: Iterable[EncodedDocument], done: Manifest) -> Iterat
   ) as bar:
     for count, document in enumerate(encoded, read + 1):
       yield document
-      bar.update(len(document.tokens))
-      bar.set_postfix(documents=count, refresh=False)
+      if bar.update(len(document.tokens)):  # It was drawn: once in a while.
+        bar.set_postfix(documents=count, refresh=False)
 
 
 def _losses(done: Manifest) -> Losses:
