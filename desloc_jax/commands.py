@@ -13,6 +13,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.paths import local_path
 from desloc_jax.valid import ANY, check_value, expected, Valid
 
+INTERRUPTED = 130  # As a shell says it of a program that SIGINT ends.
 _UNKNOWN = 'unrecognized arguments: '  # How argparse says it.
 
 
@@ -104,6 +105,7 @@ def _add(parser: argparse.ArgumentParser, name: str, option: Option) -> None:
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
   """Ends the process where the user's input, or a file, cannot be used, or nobody reads on."""
+  pipes.open_streams()
   try:
     try:
       yield
@@ -114,9 +116,14 @@ def one_line_errors() -> Iterator[None]:
   except BrokenPipeError:
     pipes.discard(sys.stdout)
     sys.exit(pipes.READER_GONE)
+  except KeyboardInterrupt:
+    pipes.tell('interrupted')
+    sys.exit(INTERRUPTED)
   except OSError as error:  # A disk that is full, a folder that is gone.
-    message = f'{error.filename or "a file"} cannot be used: {error.strerror or error}'
+    message = (
+      f'{error.filename or "a file or the output"} cannot be used: {error.strerror or error}'
+    )
   else:
     return
-  print('error:', ' '.join(message.split()), file=sys.stderr)
+  pipes.tell(' '.join(['error:', *message.split()]))
   sys.exit(2)

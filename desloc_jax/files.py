@@ -24,18 +24,27 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
   file = _new_neighbour(folder, name)
   partial = file.name
   try:
-    with file:
+    with file, naming(path):
       yield file
       file.flush()
       os.fsync(file.fileno())
       os.replace(partial, path)
-  except BaseException as error:
+  except BaseException:
     with contextlib.suppress(OSError):
       os.unlink(partial)
-    if isinstance(error, OSError) and error.filename is None:
-      error.filename = os.fspath(path)  # A write that fails does not know of what file.
     raise
   _sync_folder(folder)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Has an error of the system say which file it is of: a write that fails does not know that."""
+  try:
+    yield
+  except OSError as error:
+    if error.filename is None:
+      error.filename = os.fspath(path)
+    raise
 
 
 def _new_neighbour(folder: str, name: str) -> BinaryIO:

@@ -1,6 +1,7 @@
-"""Output that nobody reads on, as behind `| head -1`, is no error: commands end, runs go on."""
+"""Output that cannot be written, as behind `| head -1`: commands end, runs go on, no traceback."""
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from desloc_jax import commands, pipes
+from desloc_jax.errors import UserError
 
 
 @contextlib.contextmanager
@@ -47,6 +49,59 @@ def test_a_program_whose_reader_is_gone_says_nothing(tmp_path):
   line = f'{sys.executable} -m desloc_jax | true'
   ended = subprocess.run(['bash', '-c', line], capture_output=True, text=True, check=True)
   assert ended.stderr == ''
+
+
+@contextlib.contextmanager
+def full(name):
+  """Has stdout or stderr be a file on a full disk."""
+  redirect = contextlib.redirect_stdout if name == 'stdout' else contextlib.redirect_stderr
+  with open('/dev/full', 'w') as stream, redirect(stream):
+    yield
+    pipes.discard(stream)
+
+
+def test_a_command_on_a_full_disk_ends_in_one_line(capsys):
+  with full('stdout'), pytest.raises(SystemExit) as ended, commands.one_line_errors():
+    print('x' * 100_000)
+  assert ended.value.code == 2
+  assert capsys.readouterr().err.endswith('cannot be used: No space left on device\n')
+  with full('stderr'), pytest.raises(SystemExit) as ended, commands.one_line_errors():
+    raise UserError('not shown')
+  assert ended.value.code == 2
+
+
+def test_a_run_whose_output_is_on_a_full_disk_says_so_and_goes_on(capsys):
+  with full('stdout'), pipes.outliving_readers():
+    print('x' * 100_000, flush=True)
+    print('more')
+  assert capsys.readouterr().err == (
+    'warning: what follows is not shown, as output cannot be written: No space left on device.\n'
+  )
+  with full('stderr'), pipes.outliving_readers():
+    print('x' * 100_000, file=sys.stderr, flush=True)
+
+
+def test_a_command_that_is_interrupted_ends_in_one_line(capsys):
+  with pytest.raises(SystemExit) as ended, commands.one_line_errors():
+    raise KeyboardInterrupt
+  assert ended.value.code == commands.INTERRUPTED
+  assert capsys.readouterr().err == 'interrupted\n'
+
+
+def test_text_that_a_terminal_does_not_have_is_spelled_out():
+  stream = io.TextIOWrapper(io.BytesIO(), 'ascii')
+  with contextlib.redirect_stdout(stream), commands.one_line_errors():
+    print('\u6771')
+  assert stream.buffer.getvalue() == b'\\u6771\n'
+
+
+def test_closed_streams_are_no_place_for_other_files(tmp_path):
+  """Else the next file that is opened has descriptor 2, and what C++ prints goes into it."""
+  lines = 'from desloc_jax import pipes; pipes.open_streams(); print(open("run.py").fileno())'
+  line = f"{sys.executable} -c '{lines}' 2>&- <&-; {sys.executable} -m desloc_jax plot x >&-"
+  ended = subprocess.run(['bash', '-c', line], capture_output=True, text=True, check=False)
+  assert int(ended.stdout) > 2
+  assert ended.stderr.startswith('error: ') and ended.stderr.count('\n') == 1
 
 
 @pytest.mark.parametrize(

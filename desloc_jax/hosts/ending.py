@@ -1,5 +1,6 @@
 """How a process ends at once: with one line, whatever its threads and JAX's C++ are doing."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -56,13 +57,17 @@ def leave(code: int, text: str = '') -> None:
     first = _code_said is None
     if first:
       _code_said = code
-      sys.stdout.flush()
-      sys.stderr.flush()
-      if text:
-        os.write(_stderr, f'{text}\n'.encode())
+      for say in (sys.stdout.flush, sys.stderr.flush, lambda: _say(text)):
+        with contextlib.suppress(OSError):  # Nobody reads it, or its disk is full.
+          say()
       os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # What C++ threads have to say now is noise.
   time.sleep(_OTHERS_S if _goes_last or not first else 0)
   os._exit(_code_said)
+
+
+def _say(text: str) -> None:
+  if text:
+    os.write(_stderr, f'{text}\n'.encode())
 
 
 def set_last_words(code: int, text: str) -> tuple[int, str]:

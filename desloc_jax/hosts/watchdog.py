@@ -133,7 +133,8 @@ class Watchdog:
     ]
     for thread in beside:
       thread.start()
-    os.write(2, b'\n' + stacks)
+    with contextlib.suppress(OSError):
+      os.write(2, b'\n' + stacks)
     for thread in beside:
       thread.join(_OTHERS_S)
     time.sleep(_OTHERS_S if self._board.count > 1 else 0)

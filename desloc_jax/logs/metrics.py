@@ -12,6 +12,7 @@ from tensorboardX.proto import event_pb2
 import tqdm
 
 from desloc_jax.errors import UserError
+from desloc_jax.files import naming
 from desloc_jax.logs.workdir import METRICS_FILE, TENSORBOARD, write_text
 
 _FLUSH_S = 30
@@ -41,13 +42,17 @@ class MetricsWriter:
 
   def write(self, line: Mapping[str, Any]) -> None:
     """Appends one line; `line['step']` is its step."""
-    self._file.write(json.dumps(line) + '\n')
-    self._file.flush()
-    self._tensorboard.write(line)
+    with naming(self._path):
+      self._file.write(json.dumps(line) + '\n')
+      self._file.flush()
+    with naming(self._path.parent / TENSORBOARD):
+      self._tensorboard.write(line)
 
   def close(self) -> None:
-    self._file.close()
-    self._tensorboard.close()
+    with naming(self._path):
+      self._file.close()
+    with naming(self._path.parent / TENSORBOARD):
+      self._tensorboard.close()
 
 
 class _TensorBoard:

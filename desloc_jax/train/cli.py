@@ -96,8 +96,7 @@ def exit_with_one_line(main: Callable) -> Callable:
     except KeyboardInterrupt:
       fail('interrupted before the first step', 130)
     except OSError as error:  # A disk that is full, a folder that is gone.
-      path = error.filename or f'a file in {flags.FLAGS.workdir}'
-      fail(f'{path} cannot be used: {error.strerror or error}')
+      fail(f'{error.filename or "a file"} cannot be used: {error.strerror or error}')
     except Exception as error:
       if peers().lost_by(error):
         peers().end(
