@@ -26,7 +26,18 @@ def nesterov(outer, momentum, delta):
 
 
 def run(
-  gradient, x0, steps, periods, delays, rule, *, share=0.0, outer=None, rate=0.05, last=False
+  gradient,
+  x0,
+  steps,
+  periods,
+  delays,
+  rule,
+  *,
+  share=0.0,
+  outer=None,
+  rate=0.05,
+  last=False,
+  parts=None,
 ):
   """Returns x [steps, workers, n], v likewise, and the consensus [steps, n].
 
@@ -41,45 +52,50 @@ def run(
     outer: (rate, momentum) of Nesterov; None: averaging.
     rate: of Adam.
     last: whether nothing stays in flight after the last step.
+    parts: (columns, periods, how many steps early those of x, u and v are averaged) of each part that
+      is averaged by itself; None: all columns together.
   """
+  parts = parts or [(np.arange(x0.shape[1]), periods, (0, 0, 0))]
   x, u, v = x0.copy(), np.zeros_like(x0), np.zeros_like(x0)
   model, momentum = x0[0].copy(), np.zeros_like(x0[0])
   bound, flight, seen = reference.moment_bound(0.9, 0.999), {}, []
 
-  def sent_now(name, t):
-    return (t + 1) % periods['xuv'.index(name)] == 0
+  def send(name, part, t, value, goes_on):
+    i = 'xuv'.index(name)
+    _, own, early = parts[part]
+    if (t + 1 + early[i]) % own[i] == 0:
+      time = t + delays[i]
+      time = min(time, steps - 1) if last else time
+      flight[name, part] = time, value.mean(axis=0), goes_on.copy()
+      return True
+    return False
 
-  def send(name, t, value, goes_on):
-    time = t + delays['xuv'.index(name)]
-    flight[name] = (min(time, steps - 1) if last else time, value.mean(axis=0), goes_on.copy())
-
-  def arrives(name, t):
-    return name in flight and flight[name][0] == t
+  def arrival(name, part, t):
+    return flight.pop((name, part))[1:] if flight.get((name, part), (-1,))[0] == t else None
 
   for t in range(steps):
     update, u, v = reference.adam_step(gradient(t, x), u, v, t, rate)
     x = x + update
     moved = False
-    for name in 'uv':
-      value = u if name == 'u' else v
-      if sent_now(name, t):
-        send(name, t, value, value)
-      if arrives(name, t):
-        _, agreed, sent = flight.pop(name)
-        moved, value = True, land(rule, value, agreed, sent, share, positive=name == 'v')
-      u, v = (value, v) if name == 'u' else (u, value)
+    for part, (columns, *_) in enumerate(parts):
+      for name, value in (('u', u), ('v', v)):
+        send(name, part, t, value[:, columns], value[:, columns])
+        if (arrived := arrival(name, part, t)) is not None:
+          moved = True
+          value[:, columns] = land(rule, value[:, columns], *arrived, share, positive=name == 'v')
     if moved:  # Kept moments need not fit each other; means of both at once do, and nothing binds.
       v = np.maximum(v, (u / bound) ** 2)
-    if sent_now('x', t):
-      goes_on = x
+    for part, (columns, *_) in enumerate(parts):
+      local, consensus = x[:, columns], model[columns]
+      goes_on = local
       if rule == 'eager':
-        goes_on = model - nesterov(outer, momentum, (model - x) / len(x))[0]
-      send('x', t, x, goes_on)
-      x = goes_on
-    if arrives('x', t):
-      _, agreed, sent = flight.pop('x')
-      step, momentum = nesterov(outer, momentum, model - agreed)
-      model = model - step
-      x = land(rule, x, model, sent, share)
+        goes_on = consensus - nesterov(outer, momentum[columns], (consensus - local) / len(x))[0]
+      if send('x', part, t, local, goes_on):
+        x[:, columns] = goes_on
+      if (arrived := arrival('x', part, t)) is not None:
+        agreed, sent = arrived
+        step, momentum[columns] = nesterov(outer, momentum[columns], consensus - agreed)
+        model[columns] = consensus - step
+        x[:, columns] = land(rule, x[:, columns], model[columns], sent, share)
     seen.append((x.copy(), v.copy(), model.copy()))
   return [np.stack(each) for each in zip(*seen, strict=True)]

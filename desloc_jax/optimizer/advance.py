@@ -45,7 +45,7 @@ def advance(
   if frame.timing == 'pre':
     result, state, ballot = sync(frame, form, state, params, share, value)
     stepped = _local_step(frame, grads, state, **extra_args)
-    state = stepped if ballot is None else checkup.skip_step(state, stepped, ballot)
+    state = stepped if ballot is None else checkup.skip_step(frame, state, stepped, ballot)
     if frame.health:
       state = checkup.look_around(frame, form, state, params, result)
   else:
@@ -71,8 +71,9 @@ def sync(frame: Frame, form: Form, state: DeslocState, consensus, share: Share |
   if not frame.averaged:
     return form.unmoved(consensus), state, None
   done = state.step + (frame.timing == 'post')
+  periods = {name: quantity.period for name, quantity in frame.averaged.items()}
   due = triggers.due_now(
-    frame.averaged, state.counters, state.step, frame.coin_key, frame.warmup_steps, done
+    periods, state.counters, state.step, frame.coin_key, frame.warmup_steps, done
   )
   flight, lands = count_down(state.flight) if frame.is_delayed else (state.flight, {})
   state = state._replace(flight=flight)
@@ -103,7 +104,7 @@ def _sync(frame: Frame, form: Form, due, lands, share, value, state: DeslocState
     due = due | {HEALTH: _any(due)}
     ballot, state = checkup.take_vote(frame, state, due, consensus, share, value)
     share = ballot.share
-    due = due | {RESTARTS: due['params'] & ballot.any_restarts}
+    due = due | {RESTARTS: frame.any_params(due) & ballot.any_restarts}
   if share is not None:
     # The vote was taken, and sent, also where nobody counts.
     due = {name: now & (name == HEALTH or share.total > 0) for name, now in due.items()}

@@ -1,6 +1,9 @@
 """When the health check of `desloc` looks at this worker, and what it does about it."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 
 from desloc_jax.optimizer import health as health_lib
 from desloc_jax.optimizer.consensus import Form
@@ -9,9 +12,15 @@ from desloc_jax.optimizer.state import DeslocState
 
 
 def just_synced(frame: Frame, state: DeslocState) -> jax.Array:
-  """Whether the last step moved the parameters, if it could."""
-  landed = frame.sync_of('params').delay + (frame.timing == 'pre')
-  return abs(state.counters['params']) == landed
+  """Whether the last step moved parameters, if it could."""
+  landed = {n: frame.sync_of(n).delay + (frame.timing == 'pre') for n in frame.names('params')}
+  return frame.any_params({n: abs(state.counters[n]) == count for n, count in landed.items()})
+
+
+def _since_sent(frame: Frame, state: DeslocState) -> jax.Array:
+  """Returns the steps since parameters were last sent."""
+  counts = [state.counters[name] for name in frame.names('params')]
+  return functools.reduce(jnp.minimum, counts)
 
 
 def look_back(frame: Frame, state: DeslocState, consensus) -> DeslocState:
@@ -24,7 +33,7 @@ def look_back(frame: Frame, state: DeslocState, consensus) -> DeslocState:
 def take_vote(frame: Frame, state: DeslocState, due, consensus, share, value):
   """Returns the ballot before a sync, and the state with its record."""
   # Before the local step: one that restarted at the step before has had none since.
-  has_stepped = state.counters['params'] > (frame.timing == 'pre')
+  has_stepped = _since_sent(frame, state) > (frame.timing == 'pre')
   with jax.named_scope(SYNC_SCOPE + HEALTH):
     ballot = jax.lax.cond(
       due[HEALTH],
@@ -35,7 +44,7 @@ def take_vote(frame: Frame, state: DeslocState, due, consensus, share, value):
       *(state.health, consensus, state.params, state.inner),
     )
   active = True if share is None else share.weight > 0
-  record = health_lib.record(frame.health, state.health, ballot, due['params'], active)
+  record = health_lib.record(frame.health, state.health, ballot, frame.any_params(due), active)
   return ballot, state._replace(health=record)
 
 
@@ -52,10 +61,10 @@ def attend(state: DeslocState, share) -> DeslocState:
   return state._replace(health=state.health._replace(joined=joined))
 
 
-def skip_step(state: DeslocState, stepped: DeslocState, ballot) -> DeslocState:
+def skip_step(frame: Frame, state: DeslocState, stepped: DeslocState, ballot) -> DeslocState:
   """Returns `stepped`, but for a worker that restarts: its gradient was taken elsewhere."""
   before, after = (state.params, state.inner), (stepped.params, stepped.inner)
-  params, inner = health_lib.skip_step(ballot, state.counters['params'] <= 0, before, after)
+  params, inner = health_lib.skip_step(ballot, _since_sent(frame, state) <= 0, before, after)
   return stepped._replace(params=params, inner=inner)
 
 

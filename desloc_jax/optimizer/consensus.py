@@ -10,6 +10,7 @@ import optax
 
 from desloc_jax.optimizer.averaging import match_varying, worker_count
 from desloc_jax.optimizer.exchange import agree, depart, memory_of, with_memory
+from desloc_jax.optimizer.flight import parcel_of
 from desloc_jax.optimizer.frame import Frame, SYNC_SCOPE
 from desloc_jax.optimizer.state import DeslocState
 
@@ -20,45 +21,89 @@ class Form(NamedTuple):
   unmoved: Callable  # consensus -> what stands for no move.
   moved: Callable  # (updates, consensus after them) -> what stands for the move.
   model: Callable  # (consensus before, either of the two) -> consensus after.
+  before: Callable  # (consensus before, either of the two) -> it where other parts have moved.
 
 
 # What optax's `update` returns, and what `step` does.
-UPDATES = Form(optax.tree.zeros_like, lambda updates, _: updates, optax.apply_updates)
-MODEL = Form(lambda consensus: consensus, lambda _, after: after, lambda _, after: after)
+UPDATES = Form(
+  optax.tree.zeros_like, lambda updates, _: updates, optax.apply_updates, lambda before, _: before
+)
+# Without the consensus before, so that the one after can be written into its place.
+MODEL = Form(
+  lambda consensus: consensus,
+  lambda _, after: after,
+  lambda _, after: after,
+  lambda _, after: after,
+)
 
 
 def sync_params(frame: Frame, form: Form, state: DeslocState, due, moved, consensus, context):
   """Returns the consensus after what is due and what lands, in a `form`, and the state."""
-  if 'params' not in frame.averaged:
-    return form.unmoved(consensus), state
-  with jax.named_scope(SYNC_SCOPE + 'params'):
-    if frame.sync_of('params').delay:
-      state = _depart(frame, state, due['params'], consensus, context)
-      updates, state = _updates_of_flight(frame, state, moved['params'], consensus, context)
-      sent = state.flight.sent['params']
-    else:
-      updates, state = _updates_now(frame, state, due['params'], consensus, context)
-      sent = ()
-    # In a conditional of its own, the sum cannot be contracted with the product behind `updates` to
-    # a fused multiply-add, and has the bits of the caller's apply_updates. XLA for CPUs removes an
-    # `optimization_barrier` before it contracts.
-    after, local = jax.lax.cond(
-      moved['params'],
-      functools.partial(_apply, frame),
-      lambda consensus, local, *_: (consensus, local),
-      consensus,
-      state.params,
-      updates,
-      sent,
-    )
-  return form.moved(updates, after), state._replace(params=local)
+  result = form.unmoved(consensus)
+  for name in frame.names('params'):
+
+    def change(state, result, name=name):
+      part, _ = frame.select(name, form.before(consensus, result), consensus)
+      _, put_back = frame.select(name, result, consensus)
+      with jax.named_scope(SYNC_SCOPE + name):
+        updates, after, state = _sync_part(
+          frame, name, state, due[name], moved[name], part, context
+        )
+      return state, put_back(form.moved(updates, after))
+
+    state, result = frame.in_turn(due[name] | moved[name], change, state, result)
+  return result, state
 
 
-def _updates_now(frame: Frame, state: DeslocState, due, consensus, context):
+def _sync_part(frame: Frame, name: str, state: DeslocState, due, moves, consensus, context):
+  """Returns what moves a part of the consensus, zeros if nothing does, it after that, the state."""
+  local, put_back = frame.select(name, state.params, state.params)
+  if frame.sync_of(name).delay:
+    local, state = _depart(frame, name, state, local, due, consensus, context)
+    sent, agreed, _ = parcel_of(frame, state.flight, name, consensus)
+    updates, state = _updates_of_flight(frame, name, state, agreed, moves, consensus, context)
+  else:
+    updates, state = _updates_now(frame, name, state, local, due, consensus, context)
+    sent = ()
+  # In a conditional of its own, the sum cannot be contracted with the product behind `updates` to
+  # a fused multiply-add, and has the bits of the caller's apply_updates. XLA for CPUs removes an
+  # `optimization_barrier` before it contracts.
+  after, local = jax.lax.cond(
+    moves,
+    functools.partial(_apply, frame, name),
+    lambda consensus, local, *_: (consensus, local),
+    consensus,
+    local,
+    updates,
+    sent,
+  )
+  return updates, after, state._replace(params=put_back(local))
+
+
+def init_outer(frame: Frame, params: optax.Params) -> optax.OptState:
+  """Returns the state of the outer optimizer, by quantity where the parameters are in fragments."""
+  if frame.outer is None:
+    return optax.EmptyState()
+  if not frame.fragments:
+    return frame.outer.init(params)
+  names = frame.names('params')
+  return {name: frame.outer.init(frame.select(name, params, params)[0]) for name in names}
+
+
+def _outer_of(frame: Frame, state: DeslocState, name: str) -> optax.OptState:
+  return state.outer[name] if frame.outer and frame.fragments else state.outer
+
+
+def _with_outer(frame: Frame, state: DeslocState, name: str, outer_state) -> DeslocState:
+  by_name = frame.outer and frame.fragments
+  return state._replace(outer=state.outer | {name: outer_state} if by_name else outer_state)
+
+
+def _updates_now(frame: Frame, name: str, state: DeslocState, local, due, consensus, context):
   """Returns the consensus' updates, zero if nothing is due, and the state."""
 
   def find(consensus, local, drift, memory, outer_state):
-    agreed, drift, memory = agree(frame, 'params', local, consensus, drift, memory, context)
+    agreed, drift, memory = agree(frame, name, local, consensus, drift, memory, context)
     return drift, memory, *_outer_step(frame, context, consensus, agreed, outer_state)
 
   def skip(consensus, local, drift, memory, outer_state):
@@ -69,54 +114,54 @@ def _updates_now(frame: Frame, state: DeslocState, due, consensus, context):
     find,
     skip,
     consensus,
-    state.params,
-    state.drift['params'],
-    memory_of(state.memory, 'params'),
-    state.outer,
+    local,
+    state.drift[name],
+    memory_of(state.memory, name),
+    _outer_of(frame, state, name),
   )
+  state = _with_outer(frame, state, name, outer_state)
   return updates, state._replace(
-    outer=outer_state,
-    drift=state.drift | {'params': drift},
-    memory=with_memory(state.memory, 'params', memory),
+    drift=state.drift | {name: drift}, memory=with_memory(state.memory, name, memory)
   )
 
 
-def _updates_of_flight(frame: Frame, state: DeslocState, lands, consensus, context):
+def _updates_of_flight(
+  frame: Frame, name: str, state: DeslocState, agreed, lands, consensus, context
+):
   """Returns the updates to what lands, zero if nothing does, and the state."""
   updates, outer_state = jax.lax.cond(
     lands,
     functools.partial(_outer_step, frame, context),
     lambda consensus, _, outer_state: (optax.tree.zeros_like(consensus), outer_state),
     consensus,
-    state.flight.agreed['params'],
-    state.outer,
+    agreed,
+    _outer_of(frame, state, name),
   )
-  return updates, state._replace(outer=outer_state)
+  return updates, _with_outer(frame, state, name, outer_state)
 
 
-def _apply(frame: Frame, consensus, local, updates, sent):
+def _apply(frame: Frame, name: str, consensus, local, updates, sent):
   after = optax.apply_updates(consensus, updates)
   if frame.outer is None and worker_count(frame.axis_name) == 1:
     return after, local  # One worker is its own mean; consensus + updates may round off it.
   # Local parameters become the consensus itself: local + (mean - local) would round differently on
   # each worker.
-  return after, frame.sync_of('params').lands_by.land(local, match_varying(after, local), sent)
+  return after, frame.sync_of(name).lands_by.land(local, match_varying(after, local), sent)
 
 
-def _depart(frame: Frame, state: DeslocState, due, consensus, context) -> DeslocState:
-  """Returns the state with the parameters in flight, if they are due."""
-  local = goes_on = state.params
-  if frame.sync_of('params').landing.eager:
+def _depart(frame: Frame, name: str, state: DeslocState, local, due, consensus, context):
+  """Returns where the worker goes on from, and the state with parameters in flight, if they are due."""
+  goes_on = local
+  if frame.sync_of(name).landing.eager:
     goes_on = jax.lax.cond(
       due,
       functools.partial(_own_part, frame, context),
       lambda local, *_: local,
       local,
       consensus,
-      state.outer,
+      _outer_of(frame, state, name),
     )
-  state = depart(frame, 'params', due, local, consensus, goes_on, state, context)
-  return state._replace(params=goes_on)
+  return goes_on, depart(frame, name, due, local, consensus, goes_on, state, context)
 
 
 def _own_part(frame: Frame, context, local, consensus, outer_state):

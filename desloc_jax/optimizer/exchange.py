@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import optax
 
-from desloc_jax.optimizer import state_fields
 from desloc_jax.optimizer.averaging import match_varying, relative_distance, Share
 from desloc_jax.optimizer.flight import parcel_of, put_up, with_parcel
 from desloc_jax.optimizer.frame import Frame
@@ -64,12 +63,12 @@ def depart(
     sent,
     state.drift[name],
     memory_of(state.memory, name),
-    parcel_of(state.flight, name),
+    parcel_of(frame, state.flight, name, sent),
   )
   return state._replace(
     drift=state.drift | {name: drift},
     memory=with_memory(state.memory, name, memory),
-    flight=with_parcel(state.flight, name, parcel),
+    flight=with_parcel(frame, state.flight, name, parcel, due),
   )
 
 
@@ -84,10 +83,11 @@ def watch(frame: Frame, state: DeslocState, share: Share | None) -> DeslocState:
 
 def quantities(frame: Frame, params: optax.Params, inner_state: optax.OptState) -> dict[str, Tree]:
   """Returns the arrays of each quantity that is averaged."""
-  trees = dict.fromkeys(state_fields.MODELS, params)
-  for name in frame.averaged_fields:
-    trees[name], _ = state_fields.select_fields(inner_state, params, {name})
-  return {name: trees[name] for name in frame.averaged}
+  fields = frame.averaged_fields
+  return {
+    name: frame.select(name, inner_state if name in fields else params, params)[0]
+    for name in frame.averaged
+  }
 
 
 def init_memory(frame: Frame, trees: dict[str, Tree]) -> Memory:

@@ -8,6 +8,7 @@ put its result into `flight.agreed` at any time before the landing: no bit chang
 counted in steps and does not depend on the network.
 """
 
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from desloc_jax.optimizer.averaging import match_varying
+from desloc_jax.optimizer.frame import Frame
 
 Tree = Any
 
@@ -39,15 +41,24 @@ class Parcel(NamedTuple):
   left: jax.Array
 
 
-def init_flight(frame, trees: dict[str, Tree]) -> Flight:
-  """Returns a flight with nothing in it for `trees`, by quantity, whose syncs have a delay."""
-  parcels = {}
+def init_flight(frame: Frame, trees: dict[str, Tree]) -> Flight:
+  """Returns a flight with nothing in it for the quantities `trees` whose syncs have a delay.
+
+  A place that fragments share has their arrays by path, each as large as the largest.
+  """
+  sent: dict[str, Tree] = {}
+  agreed: dict[str, Tree] = {}
+  left = {}
   for name, tree in trees.items():
-    if frame.sync_of(name).delay:
-      zeros = optax.tree.zeros_like(tree)
-      sent = zeros if frame.keeps_sent(name) else ()
-      parcels[name] = Parcel(sent, zeros, jnp.zeros([], jnp.int32))
-  return Flight(*({name: p[i] for name, p in parcels.items()} for i in range(3)))
+    if not frame.sync_of(name).delay:
+      continue
+    place, zeros = frame.place_in_flight(name), optax.tree.zeros_like(tree)
+    if place != name:
+      known = agreed.get(place, {})
+      zeros = known | {n: x for n, x in zeros.items() if n not in known or known[n].size < x.size}
+    agreed[place], sent[place] = zeros, zeros if frame.keeps_sent(name) else ()
+    left[name] = jnp.zeros([], jnp.int32)
+  return Flight(sent, agreed, left)
 
 
 def count_down(flight: Flight) -> tuple[Flight, dict[str, jax.Array]]:
@@ -56,14 +67,44 @@ def count_down(flight: Flight) -> tuple[Flight, dict[str, jax.Array]]:
   return flight._replace(left=left), {name: steps == 1 for name, steps in flight.left.items()}
 
 
-def parcel_of(flight: Flight, name: str) -> Parcel:
-  """Returns that of one quantity."""
-  return Parcel(*(part[name] for part in flight))
+def parcel_of(frame: Frame, flight: Flight, name: str, like: Tree) -> Parcel:
+  """Returns that of one quantity, whose arrays are `like`."""
+  place = frame.place_in_flight(name)
+
+  def taken(trees):
+    if place == name or not trees[place]:
+      return trees[place]
+    return OrderedDict((n, trees[place][n][_corner(x)]) for n, x in like.items())
+
+  return Parcel(taken(flight.sent), taken(flight.agreed), flight.left[name])
 
 
-def with_parcel(flight: Flight, name: str, parcel: Parcel) -> Flight:
-  """Returns all of them, that of one quantity replaced."""
-  return Flight(*(part | {name: one} for part, one in zip(flight, parcel, strict=True)))
+def with_parcel(
+  frame: Frame, flight: Flight, name: str, parcel: Parcel, now: jax.Array | bool = False
+) -> Flight:
+  """Returns all of them, that of one quantity replaced.
+
+  One that departs `now` takes its place. What still was there, as an average came late, is given up.
+  """
+  place = frame.place_in_flight(name)
+  if place == name:
+    trees = zip(flight, parcel, strict=True)
+    return Flight(*(part | {name: one} for part, one in trees))
+
+  def put(trees, part):
+    changed = {n: trees[place][n].at[_corner(x)].set(x) for n, x in dict(part).items()}
+    return trees | {place: trees[place] | changed if changed else trees[place]}
+
+  others = [n for n in flight.left if frame.place_in_flight(n) == place]
+  left = flight.left | {n: jnp.where(now, 0, flight.left[n]) for n in others}
+  return Flight(
+    put(flight.sent, parcel.sent), put(flight.agreed, parcel.agreed), left | {name: parcel.left}
+  )
+
+
+def _corner(x: jax.Array) -> tuple[slice, ...]:
+  """Returns which part of a larger array one of this shape takes."""
+  return tuple(slice(0, size) for size in x.shape)
 
 
 def put_up(parcel: Parcel, agreed: Tree, sent: Tree, left: jax.Array) -> Parcel:

@@ -10,8 +10,16 @@ import optax
 
 from desloc_jax.optimizer import state_fields
 from desloc_jax.optimizer.averaging import AxisName
+from desloc_jax.optimizer.fragments import Fragment, make_quantities, Quantity, select
 from desloc_jax.optimizer.health import HealthCheck
-from desloc_jax.optimizer.periods import check_periods, Periods, shortest_gap, Timetable
+from desloc_jax.optimizer.periods import (
+  check_periods,
+  least_between,
+  Periods,
+  Phased,
+  shortest_gap,
+  Timetable,
+)
 from desloc_jax.optimizer.syncs.landing import OVERWRITE
 from desloc_jax.optimizer.syncs.mean import mean
 from desloc_jax.optimizer.syncs.sync import Sync
@@ -46,6 +54,7 @@ class Frame:
   syncs: Mapping[str, Sync]
   last_step: int | None
   behind: bool = False
+  fragments: Mapping[str, Fragment] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     object.__setattr__(self, 'periods', check_periods(self.periods))
@@ -61,18 +70,20 @@ class Frame:
         'coins need periods or schedules of them; a timetable leaves nothing to chance.'
       )
     self._check_consensus()
-    if unknown := sorted(self.syncs.keys() - self.averaged.keys()):
+    if unknown := sorted(self.syncs.keys() - self.fields):
       raise ValueError(
         f'syncs names {", ".join(unknown)}, which periods does not average; it averages '
-        f'{", ".join(self.averaged) or "nothing"}.'
+        f'{", ".join(self.fields) or "nothing"}.'
       )
-    for name, sync in self.syncs.items():
-      self._check_delay(name, sync)
+    if self.fragments:
+      self._check_fragments()
+    for name in self.averaged:
+      self._check_delay(name)
     if self.behind:
       self._check_behind()
 
   def _check_consensus(self) -> None:
-    if self.publishes == self.all_syncs.get('params', mean()).agrees:
+    if self.publishes == self.syncs.get('params', mean()).agrees:
       raise ValueError(
         "a sync of the parameters on which workers do not agree needs a period for 'consensus', the "
         'steps between those at which their mean is published; and no other sync has one.'
@@ -88,21 +99,55 @@ class Frame:
     return self.periods.get(CONSENSUS) is not None
 
   @functools.cached_property
-  def averaged(self) -> Periods:
-    """The quantities that are ever averaged."""
-    return {
-      n: period for n, period in self.periods.items() if period is not None or self.warmup_steps
-    }
+  def averaged(self) -> dict[str, Quantity]:
+    """The quantities that are ever averaged, by name."""
+    found = make_quantities(self.periods, self.fragments, self.coin_key is not None)
+    return {n: q for n, q in found.items() if q.period is not None or self.warmup_steps}
+
+  @functools.cached_property
+  def fields(self) -> dict[str, None]:
+    """What they are of, 'params' among them, in order."""
+    return dict.fromkeys(quantity.field for quantity in self.averaged.values())
+
+  def names(self, field: str) -> list[str]:
+    """Returns the quantities of a field."""
+    return [name for name, quantity in self.averaged.items() if quantity.field == field]
 
   @property
   def averaged_fields(self) -> list[str]:
-    """Those that are state fields."""
-    return [name for name in self.averaged if name not in state_fields.MODELS]
+    """The quantities of state fields."""
+    return [n for n, quantity in self.averaged.items() if quantity.field not in state_fields.MODELS]
 
   @property
   def counted(self) -> list[str]:
     """What has a counter."""
     return [*self.averaged, *((HEALTH, RESTARTS) if self.health else ())]
+
+  def select(self, name: str, tree, params):
+    """Returns the arrays of a quantity in `tree`, and a function that puts others in their place.
+
+    `tree` is like the parameters where the quantity is of a model, else the inner optimizer's state.
+    """
+    field, _, part = self.averaged[name]
+    if part is not None:
+      is_first = part == next(iter(self.fragments))
+      return select(tree, params, field, self.fragments[part], is_first)
+    if field in state_fields.MODELS:
+      return tree, lambda changed: changed
+    return state_fields.select_fields(tree, params, {field})
+
+  def in_turn(self, happens: jax.Array, function, *operands):
+    """Returns `function` of the operands, which it may change where `happens`.
+
+    A fragment has a conditional of its own: where it has no turn nothing of it is copied.
+    """
+    if not self.fragments:
+      return function(*operands)
+    return jax.lax.cond(happens, function, lambda *unchanged: unchanged, *operands)
+
+  def any_params(self, events: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns whether an event, by quantity, is one of the parameters."""
+    return functools.reduce(jnp.logical_or, [events[name] for name in self.names('params')])
 
   def time_in_flight(self, name: str, step: jax.Array) -> jax.Array:
     """Returns in how many steps lands what is sent in the update after `step` others."""
@@ -130,7 +175,7 @@ class Frame:
   @functools.cached_property
   def all_syncs(self) -> dict[str, Sync]:
     """How each quantity crosses the worker axis."""
-    return dict.fromkeys(self.averaged, mean()) | dict(self.syncs)
+    return {n: self.syncs.get(quantity.field, mean()) for n, quantity in self.averaged.items()}
 
   def sync_of(self, name: str) -> Sync:
     """Returns how a quantity crosses the worker axis."""
@@ -140,8 +185,26 @@ class Frame:
     """Whether what was sent stays in the state until it lands."""
     return self.sync_of(name).landing.needs_sent or self.behind
 
+  def place_in_flight(self, name: str) -> str:
+    """Returns where it is in flight: fragments that never are so together share a place."""
+    field, period, _ = self.averaged[name]
+    found = [self.averaged[other].period for other in self.names(field)]
+    phases = [each for each in found if isinstance(each, Phased) and each == period]
+    in_turn = len(phases) > 1 and least_between(phases) > self.sync_of(name).delay
+    return f'{field}-every-{period}' if in_turn else name
+
+  def _check_fragments(self) -> None:
+    refused = 'fragments are averaged by themselves, which '
+    if self.reset:
+      reset = ', '.join(self.reset)
+      raise ValueError(f'{refused}fields that are reset with the parameters, {reset}, cannot be.')
+    if own := [name for name, sync in self.all_syncs.items() if not sync.agrees]:
+      raise ValueError(f'{refused}what has another result on each worker, as {own[0]}, cannot be.')
+
   def _check_behind(self) -> None:
     refused = 'syncs cannot be exchanged outside of the step'
+    if self.fragments:
+      raise ValueError(f'{refused} in fragments: they are many small programs.')
     if self.health:
       raise ValueError(f'{refused} with a health check, whose vote is a part of it.')
     if self.timing == 'pre':
@@ -154,10 +217,11 @@ class Frame:
       if sync.landing.eager:
         raise ValueError(f'{refused}: {name} lands eagerly, and is gone after the step; take keep.')
 
-  def _check_delay(self, name: str, sync: Sync) -> None:
+  def _check_delay(self, name: str) -> None:
+    quantity, sync = self.averaged[name], self.sync_of(name)
     if sync.delay < 0:
       raise ValueError(f'the delay of {name} is {sync.delay}; expected a number of steps >= 0.')
-    if sync.landing.eager and name != 'params':
+    if sync.landing.eager and quantity.field != 'params':
       raise ValueError(f'{name} cannot land eagerly, as it has no consensus; take keep.')
     if not sync.agrees and (sync.delay or sync.landing != OVERWRITE):
       raise ValueError(
@@ -171,7 +235,7 @@ class Frame:
       raise ValueError(f'{refused}in a warm-up it is sent at every step; leave one of the two out.')
     if self.coin_key is not None:
       raise ValueError(f'{refused}by coins the next one may be sent before; take periods.')
-    gap = shortest_gap(self.periods[name])
+    gap = shortest_gap(quantity.period)
     if gap is None:
       raise ValueError(f'{refused}a schedule may send the next one before; take a number of steps.')
     if gap <= sync.delay:

@@ -55,6 +55,15 @@ def just_before_the_next(period: int) -> int:
   return max(0, period - 1)
 
 
+# Fragments of Streaming DiLoCo, which has three layers in each.
+STREAMED = 4
+
+
+def while_the_next_waits(period: int) -> int:
+  """Returns a delay of five steps, or less where the next fragment would overtake it."""
+  return max(0, min(5, period // STREAMED - 1))
+
+
 METHODS = {
   'desloc': Method(states='own'),
   'desloc_nesterov': Method(states='own', outer=True),
@@ -112,6 +121,16 @@ METHODS = {
     outer=True,
     options={'sync.delay': just_before_the_next, 'sync.land': 'eager'},
     paper='what is sent in a round lands in the step in which the next is sent, here in the one before.',
+  ),
+  'streaming_diloco': Method(
+    states='never',
+    outer=True,
+    options={
+      'sync.fragments': STREAMED, 'sync.delay': while_the_next_waits, 'sync.land': 'mix',
+      'sync.local_share': 0.5, 'sync.params': 'int4', 'sync.decay': 0.0, 'outer.learning_rate': 0.4,
+    },
+    paper='K_x = 100, three layers a fragment, whole arrays; four-bit floats, here multiples of a '
+    "block's scale. Over a slow network the exchange takes no time there; here the step waits for it.",
   ),
   'gossip': Method(
     states='never',

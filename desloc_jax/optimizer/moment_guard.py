@@ -14,7 +14,7 @@ So after an average of one alone, v becomes max(v, (u / c)^2). That is never abo
 worker's own v and the mean over workers, sends nothing, and changes no bit where the bound holds.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 import functools
 import math
@@ -48,22 +48,25 @@ Bounds = Mapping[tuple[str, str], list[Bound]]  # By the names of the two fields
 def hold(
   inner_state: optax.OptState,
   bounds: Bounds,
-  due: Mapping[str, jax.Array],
+  dues: Sequence[Mapping[str, jax.Array]],
   kept: Collection[str] = (),
 ) -> optax.OptState:
-  """Returns the state with second moments raised where the first or the second alone is `due`.
+  """Returns the state with second moments raised where the first or the second alone is due.
 
   Args:
     inner_state: after the averages.
     bounds: from `find_bounds`.
-    due: boolean scalars, by field: averaged at this step.
+    dues: boolean scalars, by field: averaged at this step. Of each part that is averaged by itself.
     kept: fields whose averages come beside what was done since: two of them need not fit either.
   """
   leaves, structure = jax.tree.flatten(inner_state)
   never = jnp.zeros([], bool)
   for (first, second), of_leaves in bounds.items():
-    moves = [due.get(first, never), due.get(second, never)]
-    alone = moves[0] != moves[1] if {first, second}.isdisjoint(kept) else moves[0] | moves[1]
+    fits = {first, second}.isdisjoint(kept)
+    alone = never
+    for due in dues:
+      one, other = due.get(first, never), due.get(second, never)
+      alone |= one != other if fits else one | other
     # In a conditional of its own: the averages compile as they would without it.
     raised = jax.lax.cond(
       alone,

@@ -1,9 +1,10 @@
 """Sync periods: checking them, and choosing them by the paper's rule or from half-lives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,32 @@ class Timetable:
     return Timetable(np.append(times[times <= after], np.arange(after + 1, last + 1)))
 
 
+class Phased(int):
+  """A number of steps between averages that come `early` steps before its multiples.
+
+  As in a timetable, an average that could not be made in time comes late, and the next one in time.
+  """
+
+  early: int
+
+  def __new__(cls, period: int, early: int = 0):
+    """Takes the number, >= 1, and by how much it is early; only what is left of whole periods counts."""
+    made = super().__new__(cls, period)
+    made.early = early % period
+    return made
+
+  def __reduce__(self):
+    return Phased, (int(self), self.early)
+
+  def count(self, done: Any) -> Any:
+    """Returns the number of averages in the first `done` steps, which may be traced."""
+    return (done + self.early) // int(self)
+
+  def after(self, done: int) -> int:
+    """Returns the first time of an average after `done` steps."""
+    return (self.count(done) + 1) * int(self) - self.early
+
+
 # A number of steps, a schedule of it (step -> steps, as optax schedules are), a timetable, or None
 # for never.
 Period = int | Callable | Timetable | None
@@ -79,7 +106,16 @@ def shortest_gap(period: Period) -> float | None:
   return None if callable(period) else period
 
 
+def least_between(phases: Sequence[Phased]) -> int:
+  """Returns the least number of steps from an average of one to one of another; of one period."""
+  early = sorted(phase.early for phase in phases)
+  following = [*early[1:], early[0] + int(phases[0])]
+  return min(b - a for a, b in zip(early, following, strict=True))
+
+
 def _whole_steps(name: str, period) -> int:
+  if isinstance(period, Phased):
+    return period
   try:
     steps = None if isinstance(period, bool) else operator.index(period)
   except TypeError:
@@ -89,6 +125,11 @@ def _whole_steps(name: str, period) -> int:
       f'periods[{name!r}] is {period!r}; expected a whole number of steps >= 1, or None for never.'
     )
   return steps
+
+
+def falls_on(period: float, steps: np.ndarray) -> np.ndarray:
+  """Returns boolean [steps]: is there an average after so many steps? The period may be a mean one."""
+  return (steps + getattr(period, 'early', 0)) % period < 1
 
 
 def half_life(decay: float) -> float:

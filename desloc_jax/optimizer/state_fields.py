@@ -165,5 +165,13 @@ def parameter_of(path: KeyPath, param_paths: Collection[KeyPath]) -> KeyPath | N
   return next((path[start:end] for end in ends if path[start:end] in param_paths), None)
 
 
+def owners(state: Any, params: optax.Params) -> list[str | None]:
+  """Returns the dotted path of the parameter that each leaf of `state` is of; None: of none."""
+  paths = [path for path, _ in jax.tree.leaves_with_path(params)]
+  names = dict(zip(paths, dotted_paths(params), strict=True))
+  found = (parameter_of(path, names.keys()) for path, _ in jax.tree.leaves_with_path(state))
+  return [None if path is None else names[path] for path in found]
+
+
 def _key_name(key: GetAttrKey | DictKey) -> str:
   return key.name if isinstance(key, GetAttrKey) else str(key.key)

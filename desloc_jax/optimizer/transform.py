@@ -10,9 +10,10 @@ import optax
 from desloc_jax.optimizer import state_fields
 from desloc_jax.optimizer.advance import advance
 from desloc_jax.optimizer.averaging import AxisName
-from desloc_jax.optimizer.consensus import MODEL, UPDATES
+from desloc_jax.optimizer.consensus import init_outer, MODEL, UPDATES
 from desloc_jax.optimizer.exchange import init_memory, quantities
 from desloc_jax.optimizer.flight import init_flight
+from desloc_jax.optimizer.fragments import check_fragments, Fragment
 from desloc_jax.optimizer.frame import Frame
 from desloc_jax.optimizer.health import HealthCheck, init_health
 from desloc_jax.optimizer.outside import exchange
@@ -37,6 +38,7 @@ def desloc(
   syncs: Mapping[str, Sync] | None = None,
   last_step: int | None = None,
   behind: bool = False,
+  fragments: Mapping[str, Fragment] | None = None,
 ) -> SteppingTransformation:
   r"""Trains locally and averages parameters and each optimizer state at its own period.
 
@@ -94,6 +96,9 @@ def desloc(
       lands at it. None: there is no last one.
     behind: sends nothing: what is due is exchanged by another program, by the `exchange` of the
       result, and lands by its sync's delay; see `outside`.
+    fragments: parts of the parameters, with their moments, that are averaged by themselves, by name;
+      see `fragments.cut`. A counter, drift, memory is then of 'params-NAME', 'mu-NAME', ...,
+      and the outer optimizer has a state for each.
 
   Returns:
     A `SteppingTransformation` whose `update` and `step` must run inside `axis_name`. Its state is a
@@ -149,6 +154,7 @@ def desloc(
     syncs=syncs or {},
     last_step=last_step,
     behind=behind,
+    fragments=fragments or {},
   )
   update, step = (functools.partial(advance, frame, form) for form in (UPDATES, MODEL))
   outside = functools.partial(exchange, frame) if behind else None
@@ -157,6 +163,8 @@ def desloc(
 
 def _init(frame: Frame, params: optax.Params) -> DeslocState:
   check_floating(params)
+  if frame.fragments:
+    check_fragments(frame.fragments, params)
   inner_state = frame.inner.init(params)
   labels = state_fields.label_fields(inner_state, params)
   state_fields.check_fields(labels, {*frame.periods, *frame.reset})
@@ -166,7 +174,7 @@ def _init(frame: Frame, params: optax.Params) -> DeslocState:
     counters={name: jnp.zeros([], jnp.int32) for name in frame.counted},
     params=params,
     inner=inner_state,
-    outer=frame.outer.init(params) if frame.outer else optax.EmptyState(),
+    outer=init_outer(frame, params),
     drift={name: jnp.zeros([], jnp.float32) for name in frame.averaged},
     health=init_health(frame.health) if frame.health else (),
     memory=init_memory(frame, trees),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from desloc_jax.optimizer.periods import Period, Timetable
+from desloc_jax.optimizer.periods import Period, Phased, Timetable
 
 
 def due_now(
@@ -19,20 +19,20 @@ def due_now(
   """Returns, by quantity, a boolean scalar: is it to be averaged at this step?
 
   Args:
-    periods: steps between averages, a schedule or timetable of them, or None for never after the
-      warm-up.
+    periods: steps between averages, with a phase or without, a schedule or timetable of them, or
+      None for never after the warm-up.
     counters: int32 scalars, steps since the last average, this one included.
     step: int32 scalar, steps done before this one.
     coin_key: None for averages when the period has passed; else they are drawn with probability
       1 / period from this key, one coin a quantity that all workers share.
     warmup_steps: in so many steps at the beginning everything is averaged.
-    done: int32 scalar, steps whose results would be averaged, for timetables.
+    done: int32 scalar, steps whose results would be averaged, for timetables and phases.
   """
   due = {}
   for index, (name, period) in enumerate(periods.items()):
     if period is None:
       due[name] = jnp.zeros([], bool)
-    elif isinstance(period, Timetable):
+    elif coin_key is None and isinstance(period, Timetable | Phased):
       due[name] = period.count(done) > period.count(done - counters[name])
     elif coin_key is None:
       due[name] = counters[name] >= _at(period, step)
@@ -66,7 +66,7 @@ def steps_until_due(
   if done < warmup_steps:
     return 1
   time = None
-  if isinstance(period, Timetable):
+  if isinstance(period, Timetable | Phased):
     time = period.after(done - counter)
   elif period is not None:
     time = done - counter + period

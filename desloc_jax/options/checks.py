@@ -13,8 +13,9 @@ from desloc_jax.optimizer.outer import find_outer
 from desloc_jax.options.batch import batch_of
 from desloc_jax.options.changes import allowed_words
 from desloc_jax.options.failures import parse_attacks, parse_away
+from desloc_jax.options.groups import parse_groups
 from desloc_jax.options.profile_steps import parse_steps
-from desloc_jax.options.table import ALLOWABLE, find_row, OPTIONS
+from desloc_jax.options.table import ALLOWABLE, find_row, OPTIONS, steps_by_name
 from desloc_jax.options.topology import parse_topology
 from desloc_jax.valid import check_value, FLOAT32_LIMIT, LIMIT
 
@@ -65,7 +66,8 @@ def _leaves(node: Mapping[str, object], prefix: str = '') -> Iterator[tuple[str,
 def _check_periods(config: config_dict.ConfigDict) -> None:
   # States without a period of their own get a multiple of the parameters'.
   longest = max(
-    max(MULTIPLES.values()) * config.periods.params, *(p or 0 for p in config.periods.values())
+    max(MULTIPLES.values()) * config.periods.params,
+    *(p or 0 for p in steps_by_name(config).values()),
   )
   if config.sync_end_steps > config.steps:
     raise UserError(
@@ -88,6 +90,7 @@ def _check_texts(config: config_dict.ConfigDict) -> None:
   parse_away(config.failures.away, config.workers)
   parse_attacks(config.failures.attack, config.workers)
   parse_steps(config.profile.steps)
+  parse_groups(config.periods.groups)
   if config.outer.name:  # Also where the method has no outer optimizer.
     try:
       find_outer(config.outer.name)

@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from desloc_jax.data.manifest import MANIFEST
 from desloc_jax.optimizer.methods import Method, METHODS
-from desloc_jax.options.table import find_row, flatten, gossips, option, with_presets
+from desloc_jax.options.table import find_row, flatten, gossips, option, steps_by_name, with_presets
 
 
 class Condition(NamedTuple):
@@ -76,7 +76,7 @@ CONDITIONS = {
   'moments': Condition('method', 'moments are averaged', _averages_moments),
   'params': Condition('periods.params', 'parameters are averaged', _averages_params),
   'averages': Condition('periods.params', 'something is averaged',
-    lambda c: any(c.periods.values()) or c.sync_warmup_steps > 0 or _averages_params(c)),
+    lambda c: any(steps_by_name(c).values()) or c.sync_warmup_steps > 0 or _averages_params(c)),
   'gossip': Condition('sync.params', 'workers gossip about parameters', gossips),
   'several': Condition('workers', 'there are several workers', lambda c: c.workers > 1),
   'momentum': Condition('inner.momentum', 'sgd has momentum', _has_inner_momentum),
@@ -85,6 +85,8 @@ CONDITIONS = {
   'batch_size': _is_off('global_batch_size'),
   'mlp_ratio': _is_off('model.mlp_hidden'),
   'late': Condition('sync.delay', 'sync.delay is not 0, or sync.land mixes', _lands_late),
+  'fragments': Condition('sync.fragments', 'sync.fragments is above 1',
+    lambda c: with_presets(c, 'sync')['fragments'] not in (None, 1)),
   'mix': Condition('sync.land', 'sync.land is mix',
     lambda c: with_presets(c, 'sync')['land'] == 'mix'),
   'check': Condition('health.check', 'the check is on', lambda c: c.health.check),

@@ -14,6 +14,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.model import GPTConfig
 from desloc_jax.model.gpt_config import VALID as MODEL
 from desloc_jax.optimizer.control_variates import CONTROL
+from desloc_jax.optimizer.fragments import PATTERNS
 from desloc_jax.optimizer.frame import TIMINGS
 from desloc_jax.optimizer.inner import INNER_OPTIMIZERS
 from desloc_jax.optimizer.methods import METHODS, MULTIPLES
@@ -124,6 +125,9 @@ OPTIONS = {
   'periods.consensus': Option(int, at_least(1), 'periods method',
     'where workers gossip, steps between those at which the mean of their models is published; the '
     'last step is one; unset: 4 K_x', 'gossip'),
+  'periods.groups': Option('', ANY, '',
+    "arrays with a K_x of their own, NAME=PATHS:STEPS, e.g. 'rare=embedding:64, often=norm:4', PATHS a "
+    'regular expression; periods of their moments grow with it', 'local params'),
   'sync.params': Option(str, one_of(SYNCS), 'sync method',
     "what is sent of the parameters; unset: the method's own, mean"),
   'sync.moments': Option('mean', one_of(SYNCS), 'sync method', 'what is sent of every moment', 'moments averages'),
@@ -159,6 +163,11 @@ OPTIONS = {
     'exchange by a program of its own, between processes, while the sync.delay steps are made; '
     'without the health check',
     'local averages late'),
+  'sync.fragments': Option(int, at_least(1), '',
+    'parts of the model, and of its moments, that are averaged one after another, a part of their '
+    "period apart; unset: the method's own, 1", 'local averages'),
+  'sync.pattern': Option('strided', one_of(PATTERNS), '',
+    'which layers a part has: every N-th, or consecutive ones', 'local averages fragments'),
   'sync.exempt': Option('', ANY, 'sync method',
     "regular expression of arrays averaged by the mean, 'embed|norm', say"),
   'inner.name': Option('adam', one_of(INNER_OPTIMIZERS), 'inner', 'the optimizer of each worker'),
@@ -393,6 +402,11 @@ def with_presets(config: config_dict.ConfigDict, group: str) -> dict[str, object
     return value(config.periods.params) if callable(value) else value
 
   return {name: preset(name) if value is None else value for name, value in values.items()}
+
+
+def steps_by_name(config: config_dict.ConfigDict) -> dict[str, int | None]:
+  """Returns the periods that are set by the name of what they are of, None where they are unset."""
+  return {name: period for name, period in config.periods.items() if name != 'groups'}
 
 
 def gossips(config: config_dict.ConfigDict) -> bool:

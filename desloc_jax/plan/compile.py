@@ -121,7 +121,7 @@ def compile_step(config: config_dict.ConfigDict) -> CompiledStep:
 def sync_ledger(config: config_dict.ConfigDict, program: Program) -> Ledger:
   """Returns what each worker sends, of a step that is not compiled yet."""
   optimizer = program.optimizer
-  periods = sent_periods(optimizer.periods)
+  periods = sent_periods(optimizer.quantities)
   return transform_ledger(
     optimizer.tx, program.params_like, periods, config.workers, AXIS_NAMES, 'tpu'
   )

@@ -148,7 +148,7 @@ def _ledgers(
   ledgers = {}
   for method in dict.fromkeys((*COMPARED, config.method)):
     if method == config.method:
-      ledgers[method] = read(optimizer.tx, optimizer.periods)
+      ledgers[method] = read(optimizer.tx, optimizer.quantities)
       continue
     requested = {'params': config.periods.params}
     periods = resolve_periods(method, optimizer.inner, params_like, requested)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from desloc_jax.logs.metrics import format_bytes
+from desloc_jax.optimizer.periods import Phased
 from desloc_jax.plan.estimate import Plan
 from desloc_jax.plan.timing import (
   all_reduce_seconds,
@@ -76,6 +77,8 @@ def _network(plan: Plan) -> str:
     f'Of each worker, {config.plan.bytes_per_value:g} bytes a value; a day has '
     f'{steps_a_day:,.0f} steps of this method.'
   )
+  if ledger.bytes_per_step and not config.stochastic:
+    note += f' In a step it sends {format_bytes(ledger.most_ring_bytes)} at most around the ring.'
   if periods_change(config) or config.sync_warmup_steps:
     note += ' Means over the run, with the warm-up of averages and what their periods become.'
   return f'{align(rows)}\n{note}'
@@ -116,6 +119,8 @@ def _hidden(plan: Plan) -> str:
   config, ledger = plan.config, plan.ledgers[plan.config.method]
   if EVERY_STEP in ledger.bytes_per_sync or not ledger.bytes_per_step or config.workers == 1:
     return ''
+  if any(isinstance(period, Phased) for period in ledger.periods.values()):
+    return ''  # Fragments are not exchanged so.
   compute_s, share = plan.times[config.method].compute_s, config.plan.share
   delay = 1 + least_delay(ledger, plan.link, compute_s)
   longest = min(ledger.periods.values()) - 1
@@ -134,7 +139,7 @@ def _hidden(plan: Plan) -> str:
 
 def _period_at_share(plan: Plan, method: str) -> str:
   periods = plan.ledgers[method].periods
-  if not math.isfinite(periods.get('params', math.inf)):  # Of gradients, or never averaged.
+  of_params = [period for name, period in periods.items() if name.partition('-')[0] == 'params']
+  if not of_params or not math.isfinite(of_params[-1]):  # Of gradients, or never averaged.
     return '-'
-  share = plan.config.plan.share
-  return f'{period_for_share(periods["params"], plan.times[method], share):,}'
+  return f'{period_for_share(of_params[-1], plan.times[method], plan.config.plan.share):,}'

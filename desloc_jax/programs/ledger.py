@@ -20,11 +20,12 @@ import re
 import jax
 from jax.extend import core
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from desloc_jax.optimizer.averaging import AxisName
-from desloc_jax.optimizer.frame import SYNC_SCOPE
-from desloc_jax.optimizer.periods import Periods
+from desloc_jax.optimizer.frame import HEALTH, SYNC_SCOPE
+from desloc_jax.optimizer.periods import falls_on, Periods
 from desloc_jax.optimizer.state import check_state, DeslocState
 
 # Primitives that name a mesh axis and send nothing over it.
@@ -47,6 +48,7 @@ BYTES_SENT = {
 }
 # Exchanged at every step, by design: the only quantity allowed outside a conditional.
 EVERY_STEP = 'gradients'
+_MOST_STEPS = 2**20  # That are looked at for the one in which most is sent.
 
 
 class UnconditionalExchangeError(ValueError):
@@ -112,6 +114,24 @@ class Ledger:
     """Bytes that each worker sends around a ring in a step, averaged over a long run."""
     sizes = self.bytes_per_sync.items()
     return sum(self.ring_bytes(size / self.periods[name], name) for name, size in sizes)
+
+  def ring_bytes_by_step(self, steps: int) -> np.ndarray:
+    """Bytes that each worker sends around a ring in each of the first `steps` steps: float64 [steps].
+
+    Without a warm-up. What goes along with any average, as a health check's vote, is counted with it.
+    """
+    times, sent = np.arange(1, steps + 1), np.zeros(steps)
+    for name, size in self.bytes_per_sync.items():
+      if name != HEALTH and math.isfinite(self.periods[name]):
+        sent += self.ring_bytes(size, name) * falls_on(self.periods[name], times)
+    return sent + self.ring_bytes(self.bytes_per_sync.get(HEALTH, 0), HEALTH) * (sent > 0)
+
+  @property
+  def most_ring_bytes(self) -> float:
+    """The most of them in a step."""
+    periods = [int(period) for period in self.periods.values() if math.isfinite(period)]
+    cycle = math.lcm(*(max(period, 1) for period in periods))
+    return float(self.ring_bytes_by_step(min(cycle, _MOST_STEPS)).max())
 
 
 def read_ledger(

@@ -16,18 +16,27 @@ from desloc_jax.checkpoints.segment import Clock
 from desloc_jax.errors import UserError
 from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.control_variates import CONTROL
+from desloc_jax.optimizer.fragments import Fragment, make_quantities
 from desloc_jax.optimizer.frame import CONSENSUS, HEALTH, RESTARTS
 from desloc_jax.optimizer.health import HealthCheck
 from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
 from desloc_jax.optimizer.outer import make_outer, momentum_schedule, OUTER_OPTIMIZERS
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
-from desloc_jax.optimizer.periods import growing_timetables, grown, Periods, Timetable
+from desloc_jax.optimizer.periods import (
+  falls_on,
+  growing_timetables,
+  grown,
+  Periods,
+  Phased,
+  Timetable,
+)
 from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.state_fields import MODELS
 from desloc_jax.optimizer.stepping import SteppingTransformation, with_arguments
 from desloc_jax.optimizer.syncs import Sync
-from desloc_jax.options.table import gossips, with_presets
+from desloc_jax.options.table import gossips, steps_by_name, with_presets
+from desloc_jax.train.build_fragments import make_fragments
 from desloc_jax.train.build_syncs import check_exemptions, make_syncs
 
 # Parameter syncs to a publication of the consensus where workers gossip.
@@ -44,6 +53,7 @@ class Optimizer(NamedTuple):
   periods: Periods  # Numbers, also where they grow.
   tx: SteppingTransformation  # Over `over_workers.AXIS_NAMES`; says what is sent, and when.
   tx_of_steps: SteppingTransformation  # What the step does: the same, or all but what is sent.
+  quantities: Periods  # Of each that is averaged by itself: a field, or a fragment of one.
 
 
 def make_optimizer(
@@ -57,12 +67,13 @@ def make_optimizer(
   schedule, inner = schedule_and_inner(config, clock)
   periods = _resolve_periods(config, inner, params_like, clock)
   syncs = make_syncs(config, periods)
+  fragments = make_fragments(config, params_like, periods)
   if paper := METHODS[config.method].paper:
     logging.info("Method %s; its paper's: %s", config.method, paper)
 
   def make(option: str, behind: bool) -> SteppingTransformation:
     try:
-      return make_transform(config, config.method, inner, periods, clock, syncs, behind)
+      return make_transform(config, config.method, inner, periods, clock, syncs, behind, fragments)
     except ValueError as error:
       raise UserError(f'{option}: {error}') from error
 
@@ -78,7 +89,9 @@ def make_optimizer(
       'exchanges, and the results are the same.'
     )
     steps = tx
-  return Optimizer(schedule, inner, periods, tx, steps)
+  found = make_quantities(periods, fragments, config.stochastic)
+  quantities = {name: quantity.period for name, quantity in found.items()}
+  return Optimizer(schedule, inner, periods, tx, steps, quantities)
 
 
 def make_transform(
@@ -89,10 +102,11 @@ def make_transform(
   clock: Clock,
   syncs: Mapping[str, Sync] | None = None,
   behind: bool = False,
+  fragments: Mapping[str, Fragment] | None = None,
 ) -> SteppingTransformation:
   """Returns the transformation of `method` with these periods and the other options of a run.
 
-  Without `syncs` everything is averaged by the mean. `behind` is that of `desloc`.
+  Without `syncs` everything is averaged by the mean. `behind` and `fragments` are those of `desloc`.
   """
   tx = make_method(
     method,
@@ -108,6 +122,7 @@ def make_transform(
     syncs=syncs,
     last_step=clock.last_step,
     behind=behind,
+    fragments=fragments,
   )
   if config.worker_weights:
     weights = jnp.asarray(config.worker_weights, jnp.float32)
@@ -144,7 +159,7 @@ def _period_of_any(periods: Periods) -> float | None:
     return None
   # Over a common multiple, or long enough.
   steps = np.arange(1, min(math.lcm(*numbers), 2**20) + 1)
-  syncs = np.any([steps % period == 0 for period in numbers], axis=0).sum()
+  syncs = np.any([falls_on(period, steps) for period in numbers], axis=0).sum()
   return len(steps) / syncs if syncs else float(min(numbers))
 
 
@@ -188,7 +203,7 @@ def _health_check(config: config_dict.ConfigDict, periods: Periods) -> HealthChe
 
 
 def _resolve_periods(config: config_dict.ConfigDict, inner, params_like, clock: Clock) -> Periods:
-  requested = {name: value for name, value in config.periods.items() if value is not None}
+  requested = {name: value for name, value in steps_by_name(config).items() if value is not None}
   published = requested.pop(CONSENSUS, PUBLISHED * config.periods.params)
   if gossips(config):
     requested[CONSENSUS] = published
@@ -280,7 +295,7 @@ def syncs_of_run(
   def count(period: int | Timetable | None) -> int:
     if period is None or end <= begin:
       return 0
-    if isinstance(period, Timetable):
+    if isinstance(period, Timetable | Phased):
       return int(period.count(end) - period.count(begin))
     return (end - begin) // period
 

@@ -132,12 +132,12 @@ def compile_program(program: Program) -> tuple[Program, Ledger, Compiling]:
 def ledger_of(program: Program) -> Ledger:
   """Returns what a step sends between workers; where they share devices, what separate ones would."""
   mesh, workers, optimizer = program.mesh, program.batch.workers, program.optimizer
-  named, platform = sent_periods(optimizer.periods), mesh_lib.platform(mesh)
+  named, platform = sent_periods(optimizer.quantities), mesh_lib.platform(mesh)
   if not is_local(mesh) and optimizer.tx is optimizer.tx_of_steps:
     ledger = read_ledger(program.traced.jaxpr, named, workers, platform=platform)
     # What no all-reduce adds up, a row of the mesh sends for several workers, or none sends at all.
     sent = {
-      name for name, period in optimizer.periods.items() if period
+      name for name, period in optimizer.quantities.items() if period
     } <= ledger.bytes_per_sync.keys()
     if mesh.shape[WORKERS] == workers or (sent and not ledger.ring_factors):
       return ledger

@@ -140,7 +140,8 @@ def _spec(path, shape: tuple[int, ...], worker_axis: int | None, mesh: Mesh) -> 
   spec: list[str | None] = [None] * len(shape)
   if worker_axis is not None:
     spec[0] = WORKERS
-  stacked = any(getattr(key, 'key', None) == STACKED for key in path)
+  # A key is one of the tree, or the dotted path of a parameter.
+  stacked = any(STACKED in str(getattr(key, 'key', '')).split('.') for key in path)
   first += stacked
   if (split := split_dimension(shape[first:], mesh.shape[FSDP])) is not None:
     spec[first + split] = FSDP

@@ -63,7 +63,7 @@ class Recorder:
     self._pending: list[tuple[int, Mapping[str, Any]]] = []
     self._arrivals, self._last_arrival = Arrivals(), math.nan
     self._interval_start = time.perf_counter()
-    self._periods = scheduled_periods(job.program.optimizer.periods, job.config, job.clock)
+    self._periods = scheduled_periods(job.program.optimizer.quantities, job.config, job.clock)
     self._counters: Mapping[str, Any] = {}
     syncs, health, in_flight = peers().fetch(
       (state.syncs, state.optimizer.health, dict(state.optimizer.flight.left))

@@ -20,6 +20,7 @@ from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.optimizer.over_workers import WORKERS
 from desloc_jax.train.job import Job
 
+FLIGHT = 'optimizer.flight.'
 # Measurements of single workers: they have no meaning for others.
 MEASUREMENTS = ('optimizer.drift.', 'optimizer.health.')
 
@@ -64,6 +65,10 @@ class Transfer:
     pending = {
       leaf.name: _carry_over(leaf, self._leaves, self._before, reader) for leaf in self._leaves
     }
+    # What is in flight lands whole or not at all: by another rule or in other places it lacks a part.
+    flight = [name for name in pending if name.startswith(FLIGHT)]
+    if any(pending[name] is None for name in flight):
+      pending |= dict.fromkeys(flight)
     return {name: wait and wait() for name, wait in pending.items()}
 
   def state(self, arrays: Mapping[str, jax.Array | None]) -> tuple[TrainState, str]:

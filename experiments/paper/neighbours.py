@@ -9,12 +9,12 @@ normalised steps have rates of their own. Nothing is tuned beyond that.
 
 from collections.abc import Mapping, Sequence
 import functools
-import math
 import statistics
 import sys
 
+import numpy as np
+
 from desloc_jax.logs.metrics import format_bytes
-from desloc_jax.optimizer.frame import HEALTH
 from desloc_jax.plan import make_plan, Plan
 from experiments import command, plots
 from experiments.report import above, Check, grouped, mean_spread, Report, rows_of
@@ -60,17 +60,9 @@ def _plan(run: Run) -> Plan:
   return make_plan(run.config)
 
 
-def bytes_by_step(run: Run) -> list[float]:
+def bytes_by_step(run: Run) -> np.ndarray:
   """Returns what a worker sends around a ring in each step, what it sends for the health check too."""
-  ledger = _plan(run).ledgers[run.config.method]
-  sizes = {n: ledger.ring_bytes(size, n) for n, size in ledger.bytes_per_sync.items()}
-  check = sizes.pop(HEALTH, 0.0)
-  periods = {name: ledger.periods[name] for name in sizes if math.isfinite(ledger.periods[name])}
-  sent = [
-    sum(sizes[name] for name, period in periods.items() if step % period < 1)
-    for step in range(1, run.last_step + 1)
-  ]
-  return [size + check * (size > 0) for size in sent]
+  return _plan(run).ledgers[run.config.method].ring_bytes_by_step(run.last_step)
 
 
 def state_bytes(run: Run) -> float:
