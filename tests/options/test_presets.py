@@ -30,6 +30,7 @@ PRESETS = (
   'eager',
   'gossip',
   'scaffold',
+  'streaming_diloco',
 )
 
 
@@ -57,6 +58,7 @@ BYTES = {
   'eager': SIZE,
   'gossip': (SIZE + 4) / 1.5,  # One model and a weight, to one other.
   'scaffold': SIZE,
+  'streaming_diloco': SIZE / 8 + 4 * 16,  # And a scale for each 256 numbers.
 }
 
 
@@ -67,10 +69,11 @@ BESIDE = {'gossip': {'consensus': 64}, 'scaffold': {'control': 16}}
 @pytest.mark.parametrize('method', PRESETS)
 def test_a_row_of_the_ledger_for_each(method):
   made = optimizer_of(**{'method': method, 'health.check': False})
-  ledger = transform_ledger(made.tx, PARAMS, made.periods, 4, AXIS_NAMES)
-  assert {*ledger.bytes_per_sync} == {'params', *BESIDE.get(method, {})}
-  assert ledger.periods['params'] == (96 if method == 'merge_once' else 16)
-  sent = ledger.ring_bytes(ledger.bytes_per_sync['params'], 'params') / 1.5
+  ledger = transform_ledger(made.tx, PARAMS, made.quantities, 4, AXIS_NAMES)
+  names = [f'params-{i}' for i in range(4)] if method == 'streaming_diloco' else ['params']
+  assert {*ledger.bytes_per_sync} == {*names, *BESIDE.get(method, {})}
+  assert ledger.periods[names[0]] == (96 if method == 'merge_once' else 16)
+  sent = sum(ledger.ring_bytes(ledger.bytes_per_sync[name], name) for name in names) / 1.5
   assert sent == pytest.approx(BYTES[method])
   for name, period in BESIDE.get(method, {}).items():
     assert ledger.bytes_per_sync[name] == SIZE and ledger.periods[name] == period
@@ -81,6 +84,16 @@ def program(**options):
   tx = optimizer_of(**{'health.check': False} | options).tx
   step = lambda params: tx.update(params, tx.init(params), params)
   return str(jax.make_jaxpr(step, axis_env=list(zip(AXIS_NAMES, (4, 1), strict=True)))(PARAMS))
+
+
+def test_streaming_at_once_in_one_fragment_is_diloco():
+  plain = {
+    'sync.fragments': 1, 'sync.delay': 0, 'sync.params': 'mean', 'sync.local_share': 0.0,
+    'outer.learning_rate': 0.7,
+  }  # fmt: skip
+  assert program(method='streaming_diloco', **plain) == program(method='diloco')
+  syncs = with_presets(config_of(method='streaming_diloco', **{'periods.params': 100}), 'sync')
+  assert (syncs['fragments'], syncs['delay']) == (4, 5)
 
 
 @pytest.mark.parametrize('method', ['co2', 'eager'])
@@ -166,6 +179,7 @@ def test_what_cannot_work_is_refused(options, message):
 @pytest.mark.parametrize('method', PRESETS)
 def test_a_run_of_each_resumes_bit_for_bit_and_goes_on_with_other_workers(method, text, tmp_path):
   options = {'method': method, 'model.layers': 1, 'model.width': 16}
+  options |= {'periods.params': 8} if method == 'streaming_diloco' else {}
   config = lambda **more: small_config(text, **options, **more)
   through = train(config(), tmp_path / 'through')
   train(config(stop_at=7), tmp_path / 'halves')
