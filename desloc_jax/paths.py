@@ -23,9 +23,12 @@ def local_path(path: str | os.PathLike[str], option: str) -> str:
     option: where it was written, for the error.
 
   Raises:
-    UserError: it is an address such as gs://bucket/run, is no UTF-8, or names no user's home.
+    UserError: it is empty, as a variable that is not set; or an address such as gs://bucket/run; or
+      no UTF-8; or names no user's home.
   """
   path = os.fspath(path)
+  if not path.strip():
+    raise UserError(f'{option} is empty; expected a folder or file.')
   try:
     path.encode()
   except UnicodeEncodeError as error:

@@ -59,14 +59,16 @@ def _run_all(experiments, options: argparse.Namespace, scale: Scale, args: Seque
   runs = {name: experiment.runs(scale) for name, experiment in experiments.items()}
   everything = with_those_before([run for each in runs.values() for run in each])
   check_followed(args, scale.config, everything)
+  folder = lambda name: pathlib.Path(options.results) / f'{name}-{scale.name}'
+  for name in experiments:
+    peers().on_first(lambda name=name: check_kept(folder(name), runs[name], args))
   progress = Progress(everything, pathlib.Path(options.runs), tell)
   for name, experiment in experiments.items():
     results = run_all(runs[name], pathlib.Path(options.runs), progress)
     if peers().is_first:
       report = experiment.report(results, scale)
-      folder = pathlib.Path(options.results) / f'{name}-{scale.name}'
       command = shlex.join(['python', '-m', f'experiments.paper.{name}', *_own(args)])
-      write_report(report, folder, name, command, options)
+      write_report(report, folder(name), name, command, options)
     peers().wait_for_all()  # Nobody leaves before the first process is through.
 
 
@@ -194,6 +196,28 @@ def check_followed(
       raise UserError(
         f'{arg} would change no run: this experiment sets {name} itself, to {values}.'
       )
+
+
+def check_kept(folder: pathlib.Path, runs: Sequence[Run], args: Sequence[str]) -> None:
+  """Checks that results are not replaced by those of fewer runs, or of runs with other options.
+
+  Args:
+    folder: of the results, which may be there.
+    runs: of the experiment.
+    args: of the command line.
+
+  Raises:
+    UserError: they would be.
+  """
+  before, text = report_lib.rows_in(folder / 'results.csv'), folder / 'results.md'
+  lines = text.read_text().splitlines() if text.exists() else []
+  line = next((line.strip('`') for line in lines if line.startswith('`python')), '')
+  set_by = lambda words: {word for word in words if word.startswith('--config.')}
+  if runs and before and (len(runs) < before or set_by(args) != set_by(shlex.split(line))):
+    raise UserError(
+      f'{folder} has the results of {before} runs, by {line!r}, which those of {len(runs)} runs of '
+      'this command would replace. Give another --results, or remove that folder.'
+    )
 
 
 def without_option(args: Sequence[str], name: str) -> list[str]:

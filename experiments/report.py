@@ -173,6 +173,14 @@ def write_rows(rows: Sequence[Sequence[Any]], path: pathlib.Path) -> None:
   write_text(path, csv_text([dict(zip(columns, row, strict=True)) for row in rest]))
 
 
+def rows_in(path: pathlib.Path) -> int:
+  """Returns how many rows a CSV file has below its header, 0 where there is none."""
+  if not path.exists():
+    return 0
+  with path.open(newline='') as file:
+    return len(list(csv.DictReader(file)))
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
   """Returns rows of cells as a table, the first row as header."""
   cells = [[cell.replace('|', r'\|') for cell in row] for row in rows]

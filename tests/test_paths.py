@@ -79,6 +79,9 @@ def test_paths_that_the_system_refuses(tmp_path):
       resolve(path, '--workdir')
   with pytest.raises(UserError, match='no UTF-8'):
     resolve('/tmp/\udcff', '--workdir')
+  for path in ('', ' '):
+    with pytest.raises(UserError, match='--workdir is empty; expected a folder'):
+      resolve(path, '--workdir')
   for name in ('x*', 'a?', '[1]'):
     with pytest.raises(UserError, match='has one of the characters'):
       check_workdir(tmp_path / name / 'run')

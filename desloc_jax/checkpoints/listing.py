@@ -12,12 +12,9 @@ from desloc_jax import commands
 from desloc_jax.checkpoints import checksums
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import format_bytes, read_metrics
-from desloc_jax.logs.workdir import CHECKPOINTS
+from desloc_jax.logs.workdir import CHECKPOINTS, POSITION_FILE
 from desloc_jax.paths import resolve
 from desloc_jax.tables import align
-
-# Where orbax puts what is saved beside the state.
-_POSITION = pathlib.Path('position', 'metadata')
 
 
 def table(workdir: pathlib.Path) -> str:
@@ -43,7 +40,7 @@ def _row(folder: pathlib.Path, line: dict[str, Any]) -> tuple[str, ...]:
   number = lambda name: f'{line[name]:.4f}' if name in line else '-'
   size = sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
   try:
-    config = json.loads((folder / _POSITION).read_bytes())['config']
+    config = json.loads((folder / POSITION_FILE).read_bytes())['config']
     method, workers = str(config['method']), str(config['workers'])
   except (OSError, ValueError, TypeError, KeyError):
     method, workers = '-', '-'

@@ -14,7 +14,6 @@
   sources              opening what a configuration names: text or prepared shards
   mixture, streams     the batches of training: mixed, shuffled and dealt to the workers
   validation           the sequences of an evaluation, and what their losses say
-  files                atomic writes
 
 Commands: `python -m desloc_jax prepare` tokenises a corpus into shards,
 `python -m desloc_jax tokenizer` trains a tokenizer.

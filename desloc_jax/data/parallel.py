@@ -6,6 +6,7 @@ from concurrent import futures
 import functools
 import multiprocessing
 import os
+import signal
 import threading
 
 from desloc_jax.data import encoding
@@ -62,6 +63,7 @@ _load_once = functools.cache(load_tokenizer)
 
 
 def _start_process() -> None:
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one.
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # The processes are the parallelism.
   threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -10,6 +10,7 @@ allocation (Slurm, LSF, PBS), where nothing was launched yet, is not being launc
 from collections.abc import Mapping
 import glob
 import importlib.util
+import json
 import os
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ _SLURM_STEPS = 0xFFFFFFF0  # Ids from there on: a batch script, an interactive s
 
 
 class _Launcher(NamedTuple):
-  """Variables of the number of processes and of which one this is; '': it does not say."""
+  """Variables of the number of processes, or of their list, and of which one this is; '': none."""
 
   name: str
   size: str
@@ -47,8 +48,14 @@ _LAUNCHERS = (
   _Launcher('a Kubernetes Job', '', 'JOB_COMPLETION_INDEX'),
   _Launcher('the environment', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'),
   _Launcher('torchrun', 'WORLD_SIZE', 'RANK'),
+  _Launcher('a Kubeflow Trainer', 'PET_NNODES', 'PET_NODE_RANK'),
+  _Launcher('AzureML', 'AZUREML_NODE_COUNT', 'NODE_RANK'),
+  _Launcher('AWS Batch', 'AWS_BATCH_JOB_NUM_NODES', 'AWS_BATCH_JOB_NODE_INDEX'),
+  _Launcher('SkyPilot', 'SKYPILOT_NUM_NODES', 'SKYPILOT_NODE_RANK'),
+  _Launcher('SageMaker', 'SM_HOSTS', ''),
+  _Launcher('TF_CONFIG', 'TF_CONFIG', ''),
 )
-_TOO_USUAL = 'RANK'  # Alone it says nothing.
+_TOO_USUAL = ('RANK', 'NODE_RANK')  # Alone they say nothing.
 
 
 class _Claim(NamedTuple):
@@ -99,13 +106,24 @@ def find_cluster(environment: Mapping[str, str] = os.environ) -> str:
 def _claims(environment: Mapping[str, str]) -> list[_Claim]:
   claims = []
   for name, size_name, rank_name, needs_rank in _LAUNCHERS:
-    size, rank = _number(environment, size_name), _number(environment, rank_name)
-    if size is None and (rank is None or rank_name == _TOO_USUAL) or needs_rank and rank is None:
+    size, rank = _size(environment, size_name), _number(environment, rank_name)
+    if size is None and (rank is None or rank_name in _TOO_USUAL) or needs_rank and rank is None:
       continue
     names = [each for each in (size_name, rank_name) if each in environment]
     quoted = ', '.join(f'{each}={environment[each]}' for each in names)
     claims.append(_Claim(name, size, rank, quoted))
   return claims
+
+
+def _size(environment: Mapping[str, str], name: str) -> int | None:
+  """Returns a number, or the length of a list in JSON: of hosts, or of the tasks of a cluster."""
+  try:
+    value = json.loads(environment.get(name, ''))
+    if isinstance(value, dict):
+      value = [task for tasks in value['cluster'].values() for task in tasks]
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    value = None
+  return len(value) if isinstance(value, list) else _number(environment, name)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int | None:

@@ -6,6 +6,8 @@ import json
 import os
 import pathlib
 
+from absl import logging
+
 from desloc_jax.errors import UserError
 from desloc_jax.files import atomic_write
 from desloc_jax.options.table import OPTIONS
@@ -18,6 +20,7 @@ TOKENIZER_FILE = 'tokenizer.json'  # Of a run whose tokenizer is a file.
 CHECKPOINTS = 'checkpoints'
 TENSORBOARD = 'tensorboard'
 LOCK_FILE = '.desloc_jax.lock'
+POSITION_FILE = pathlib.Path('position', 'metadata')  # Of a checkpoint, where orbax puts it.
 # Of the longest name in a checkpoint, below the workdir.
 _LONGEST_NAME = 200
 
@@ -35,6 +38,8 @@ def check_workdir(workdir: pathlib.Path) -> None:
 
 
 def _check_workdir(workdir: pathlib.Path) -> None:
+  if workdir == workdir.parent:
+    raise UserError(f'--workdir={workdir} is the root of all folders; name one for the run.')
   existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
   if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
     raise UserError(f'--workdir={workdir}: {existing} is not a folder that can be written to.')
@@ -50,7 +55,11 @@ def _check_workdir(workdir: pathlib.Path) -> None:
   for name in (CHECKPOINTS, TENSORBOARD):
     if os.path.lexists(workdir / name) and not (workdir / name).is_dir():
       raise UserError(f'{workdir / name} is not a folder; use another --workdir.')
-  if (workdir / CONFIG_FILE).exists():
+  if _has_checkpoint(workdir) and not _is_readable(workdir / CONFIG_FILE):
+    logging.warning(
+      '%s is lost or cut off; the checkpoints have what is in it.', workdir / CONFIG_FILE
+    )
+  elif (workdir / CONFIG_FILE).exists():
     _check_config_file(workdir / CONFIG_FILE)
   else:
     names = (METRICS_FILE, SUMMARY_FILE, PLOT_FILE, CHECKPOINTS, TENSORBOARD)
@@ -62,11 +71,22 @@ def _check_workdir(workdir: pathlib.Path) -> None:
       )
 
 
-def _check_config_file(path: pathlib.Path) -> None:
+def _has_checkpoint(workdir: pathlib.Path) -> bool:
+  folder = workdir / CHECKPOINTS
+  steps = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+  return any((step / POSITION_FILE).is_file() for step in steps)
+
+
+def _is_readable(path: pathlib.Path) -> bool:
   try:
-    content = json.loads(path.read_bytes())
-  except (ValueError, RecursionError):
-    content = None
+    json.loads(path.read_bytes())
+  except (FileNotFoundError, ValueError, RecursionError):
+    return False
+  return True
+
+
+def _check_config_file(path: pathlib.Path) -> None:
+  content = json.loads(path.read_bytes()) if _is_readable(path) else None
   if not isinstance(content, dict) or not content.keys() & OPTIONS.keys():
     raise UserError(f'{path} is not the config of a run; use another --workdir.')
 
@@ -91,9 +111,9 @@ def write_text(path: pathlib.Path, text: str | bytes) -> None:
 
 def write_options(options: Mapping[str, object], workdir: pathlib.Path) -> None:
   """Records all options by dotted name; a file that says the same stays as it is."""
-  text = json.dumps(options, indent=2) + '\n'
+  text = (json.dumps(options, indent=2) + '\n').encode()
   path = workdir / CONFIG_FILE
-  if not path.exists() or path.read_text() != text:
+  if not path.exists() or path.read_bytes() != text:
     write_text(path, text)
 
 

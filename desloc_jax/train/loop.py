@@ -45,6 +45,7 @@ from desloc_jax.train.evaluate import Evaluator
 from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.inputs import step_inputs
 from desloc_jax.train.job import Job
+from desloc_jax.train.open_data import check_apart
 from desloc_jax.train.profile import Profile
 from desloc_jax.train.recorder import check_finite_state, Recorder
 from desloc_jax.train.restore import begin_or_go_on, position_after
@@ -92,6 +93,7 @@ def train(
     watchdog = stack.enter_context(Watchdog(config.processes.stuck_timeout_s, workdir, board))
     request = stack.enter_context(StopRequest(board))
     peers().together(functools.partial(check_workdir, workdir))
+    peers().together(functools.partial(check_apart, config, workdir))
     peers().on_first(lambda: stack.enter_context(lock.hold(workdir)))
     check_agreement(config, workdir)
     peers().on_first(functools.partial(check_renaming, workdir))

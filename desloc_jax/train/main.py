@@ -75,7 +75,7 @@ def _run(argv: Sequence[str]) -> None:
   check_config(config)
   path, *argument = config_flags.get_config_filename(values['config']).split(':')
   name = '_'.join([pathlib.Path(path).stem, *argument]).replace('/', '_')
-  workdir = resolve(values.workdir or f'runs/{name}', '--workdir')
+  workdir = resolve(f'runs/{name}' if values.workdir is None else values.workdir, '--workdir')
   from desloc_jax.train.loop import train
 
   join(

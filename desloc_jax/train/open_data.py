@@ -4,12 +4,15 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import os
+import pathlib
 
 from absl import logging
 from ml_collections import config_dict
 
 from desloc_jax import data as data_lib
 from desloc_jax.data.manifest import MANIFEST
+from desloc_jax.data.reading.corpus_files import read_below
+from desloc_jax.errors import UserError
 from desloc_jax.hosts.peers import peers
 from desloc_jax.options.batch import batch_of
 from desloc_jax.paths import local_path
@@ -104,6 +107,23 @@ def open_texts(config: config_dict.ConfigDict) -> Texts:
     for spec in specs:
       _verify(local_path(spec.path, f'data.sources.{spec.name}.path'))
   return texts
+
+
+def check_apart(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+  """Checks that no source is a folder in which the run would write what it then reads.
+
+  Raises:
+    UserError: one is; a folder of `prepare` is none, as it says which files it holds.
+  """
+  for name, source in config.data.sources.items():
+    folder = read_below(local_path(source.path, f'data.sources.{name}.path'))
+    if not folder or os.path.exists(os.path.join(folder, MANIFEST)):
+      continue
+    if workdir.is_relative_to(os.path.realpath(folder)):
+      raise UserError(
+        f'--workdir={workdir} is in {folder}, whose files data.sources.{name} reads: a restart '
+        'would take what the run writes for text. Use a --workdir elsewhere.'
+      )
 
 
 def load_data(

@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+import copy
 import dataclasses
 import pathlib
 from typing import Any
@@ -94,7 +95,8 @@ def _go_on(
   following, data_changed = data_changes(config, texts, position)
   changed += data_changed
   segment = following if changed else position['segment']
-  _check_end(config, segment, step, changed, checkpoints.folder.parent)
+  if _has_ended(config, segment, step, changed, checkpoints.folder.parent):
+    config = _evaluated_as(config, position['config'])
   job = make_job(config, devices, segment, texts)
   leaves = checkpoints.leaves(step)
   # Of an older version: what has come since begins anew.
@@ -120,14 +122,18 @@ def _go_on(
   return job, state, step, line
 
 
-def _check_end(
+def _has_ended(
   config: config_dict.ConfigDict,
   segment: Segment,
   step: int,
   changed: Sequence[str],
   workdir: pathlib.Path,
-) -> None:
-  """Checks that a run at `step` is not past its end, and none that has ended becomes another."""
+) -> bool:
+  """Returns whether a run at `step` is at its end.
+
+  Raises:
+    UserError: it is past its end, or has ended and would become another.
+  """
   last_step = make_clock(config, segment).last_step
   stop = config.stop_at or last_step
   if step > stop:
@@ -141,6 +147,18 @@ def _check_end(
       f'{", ".join(changed)}. Use what it was made with, raise stop_at or steps, or use another '
       '--workdir.'
     )
+  return step == stop
+
+
+def _evaluated_as(
+  config: config_dict.ConfigDict, before: Mapping[str, Any]
+) -> config_dict.ConfigDict:
+  """Returns a config with the options of the evaluation that has been: its result stays what it is."""
+  config = copy.deepcopy(config)
+  config.update_from_flattened_dict(
+    {name: value for name, value in before.items() if name.startswith('eval.')}
+  )
+  return config
 
 
 def _read_position(checkpoints: Checkpoints, step: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from desloc_jax.options.checks import check_config
 from desloc_jax.options.table import flatten
 from desloc_jax.train import loop
 from experiments import all as all_experiments, runner
-from experiments.command import check_followed, parse
+from experiments.command import check_followed, check_kept, parse
 from experiments.paper import (
   communication,
   frontier,
@@ -209,3 +209,17 @@ def test_the_benchmark_compares_all_programs():
   assert process.returncode == 0, errors
   names = [line.split('  ')[0] for line in output.splitlines()[2:6]]
   assert names == ['plain', 'desloc, local step', 'desloc, all three sync', 'ddp']
+
+
+def test_results_are_not_replaced_by_those_of_less(tmp_path):
+  folder = tmp_path / 'periods-test'
+  folder.mkdir()
+  (folder / 'results.csv').write_text('seed\n' + '0\n' * 3)
+  (folder / 'results.md').write_text('# Title\n\n`python -m experiments.paper.periods`\n')
+  runs = [object()] * 3
+  check_kept(folder, runs, ['--scale=test'])
+  check_kept(folder, [], ['--config.steps=9'])  # It trains none.
+  check_kept(tmp_path, runs[:1], ['--config.steps=9'])  # There are no results.
+  for fewer, args in ((runs[:2], ['--seeds=2']), (runs, ['--config.steps=9'])):
+    with pytest.raises(UserError, match='has the results of 3 runs, by .*Give another --results'):
+      check_kept(folder, fewer, args)

@@ -115,7 +115,7 @@ def test_a_run_that_has_ended_does_not_become_another(text, workdir, options):
 
 
 @pytest.mark.parametrize(
-  'options', [{}, {'log_every': 3}, {'eval.every': 2, 'mesh.fsdp': 1}], ids=str
+  'options', [{}, {'log_every': 3, 'eval.sequences': 8}, {'eval.every': 2, 'mesh.fsdp': 1}], ids=str
 )
 def test_a_run_that_has_ended_is_told_again_as_it_was(text, workdir, options):
   before = files(workdir)

@@ -162,6 +162,9 @@ CLUSTERS = {
   'mpirun of one': ({'OMPI_COMM_WORLD_SIZE': '1', 'PMIX_RANK': '0', 'PMIX_NAMESPACE': 'x'}, ''),
   'torchrun of one': ({'WORLD_SIZE': '1', 'RANK': '0', 'LOCAL_RANK': '0'}, ''),
   'a rank of nothing': ({'RANK': '1', 'LOCAL_RANK': '1'}, ''),
+  'one host of SageMaker': ({'SM_HOSTS': '["algo-1"]', 'SM_CURRENT_HOST': 'algo-1'}, ''),
+  'one task of TensorFlow': ({'TF_CONFIG': '{"cluster": {"worker": ["a:1"]}}'}, ''),
+  'lists that are none': ({'SM_HOSTS': 'algo-1', 'TF_CONFIG': '{"cluster": 3}'}, ''),
   'no number': ({'WORLD_SIZE': 'many', 'PMI_SIZE': ''}, ''),
   'a pod that is no Job': ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, ''),
   'one host of a TPU': ({'TPU_WORKER_HOSTNAMES': 'localhost'}, ''),
@@ -181,6 +184,14 @@ UNKNOWN_TO_JAX = {
   'srun with variables missing': {n: v for n, v in SRUN.items() if n != 'SLURM_PROCID'},
   'a Job without a cluster': {'JOB_COMPLETION_INDEX': '0'},
   'hosts of a TPU whose chips are not seen': {'TPU_WORKER_HOSTNAMES': 'a,b'},
+  'SageMaker': {'SM_HOSTS': '["algo-1","algo-2"]', 'SM_CURRENT_HOST': 'algo-2'},
+  'AWS Batch': {'AWS_BATCH_JOB_NUM_NODES': '2', 'AWS_BATCH_JOB_NODE_INDEX': '1'},
+  'AzureML': {'AZUREML_NODE_COUNT': '2', 'NODE_RANK': '1'},
+  'SkyPilot': {'SKYPILOT_NUM_NODES': '2', 'SKYPILOT_NODE_RANK': '0'},
+  'Vertex AI or TensorFlow': {
+    'TF_CONFIG': '{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"index": 0}}'
+  },
+  'a Kubeflow Trainer': {'PET_NNODES': '2', 'PET_NODE_RANK': '0'},
   'an address alone': {'JAX_COORDINATOR_ADDRESS': 'a:1'},
 }
 

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 
+from absl import logging
 import jax
 import pytest
 
 from configs import tiny
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import MetricsWriter, read_metrics
-from desloc_jax.logs.workdir import check_workdir
+from desloc_jax.logs.workdir import check_workdir, POSITION_FILE
 from desloc_jax.train import loop
+from desloc_jax.train.open_data import check_apart
 from experiments.scales import changed
 from tests.environment import environment
 from tests.runs import losses, small_config
@@ -53,6 +55,22 @@ def test_a_run_killed_as_it_began_can_begin_again(tmp_path):
     check_workdir(tmp_path)
 
 
+@pytest.mark.parametrize('config', [None, '{"workers": 4, "ba'], ids=['lost', 'cut off'])
+def test_a_run_whose_config_is_lost_is_one_by_its_checkpoints(tmp_path, config, monkeypatch):
+  told = []
+  monkeypatch.setattr(logging, 'warning', lambda text, *values: told.append(text % values))
+  position = tmp_path / 'checkpoints' / '5' / POSITION_FILE
+  position.parent.mkdir(parents=True)
+  position.touch()
+  if config:
+    (tmp_path / 'config.json').write_text(config)
+  check_workdir(tmp_path)
+  assert told == [f'{tmp_path}/config.json is lost or cut off; the checkpoints have what is in it.']
+  (tmp_path / 'config.json').write_text('{"mine": 3}')
+  with pytest.raises(UserError, match='is not the config of a run'):
+    check_workdir(tmp_path)
+
+
 def test_a_last_line_cut_off_by_a_crash_is_left_out(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2, "lo')
   assert read_metrics(tmp_path) == [{'step': 1}]
@@ -61,6 +79,8 @@ def test_a_last_line_cut_off_by_a_crash_is_left_out(tmp_path):
 def test_a_workdir_that_cannot_be_one_is_refused(tmp_path):
   file = tmp_path / 'file'
   file.write_text('')
+  with pytest.raises(UserError, match='--workdir=/ is the root of all folders'):
+    check_workdir(pathlib.Path('/'))
   for path in (file, file / 'below'):
     with pytest.raises(UserError, match='not a folder that can be written to'):
       check_workdir(path)
@@ -84,6 +104,15 @@ def test_a_disk_that_cannot_rename_a_folder_is_refused(text, tmp_path, monkeypat
   with pytest.raises(UserError, match='renamed .Too many open files.*--rename-dir-limit=200000'):
     loop.train(small_config(text), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_does_not_read_what_it_writes(text, tmp_path):
+  for place in (text, f'{text}:all', text / '**' / '*.txt'):
+    with pytest.raises(UserError, match=f'--workdir={text}/a/run is in {text}, whose files data'):
+      loop.train(small_config(place), text / 'a' / 'run')
+  check_apart(small_config(text / '*.txt'), text / 'run')
+  (tmp_path / 'manifest.json').touch()  # Of `prepare`: says which files there are.
+  check_apart(small_config(tmp_path), tmp_path / 'run')
 
 
 OPTIONS = {

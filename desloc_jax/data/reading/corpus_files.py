@@ -76,6 +76,14 @@ def find_files(path: str) -> Found:
   return Found(*_choose_split(path, root, split, found, notes))
 
 
+def read_below(path: str) -> str:
+  """Returns the folder of which a `path` of `read_documents` reads files at any depth, '' for none."""
+  place, _ = _parse_split(path)
+  if os.path.isdir(place):
+    return place
+  return _fixed_folder(place) if '**' in place.split(os.sep) else ''
+
+
 def _check_revisions(folder: str) -> None:
   """Raises UserError for a dataset of the hub's cache of which there are several revisions."""
   snapshots = os.path.join(folder, 'snapshots')

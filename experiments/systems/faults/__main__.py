@@ -29,7 +29,7 @@ from desloc_jax import commands
 from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
 from desloc_jax.valid import at_least
-from experiments.report import RESULTS
+from experiments.report import RESULTS, rows_in
 from experiments.systems.faults.campaign import run_all, table, write_rows
 from experiments.systems.faults.runs import Bench, RunFailed
 
@@ -59,7 +59,11 @@ def main(options: argparse.Namespace) -> None:
     injections, why_not = run_all(Bench(runs, workdir / 'cache'), options.kills, options.seed)
   except RunFailed as error:
     raise UserError(f'{error}. Its files are in {runs}.') from error
-  write_rows(injections, results / 'faults.csv')
+  path = results / 'faults.csv'
+  if len(injections) < (before := rows_in(path)):
+    print(f'{path} has {before} faults, more than these, and stays.')
+  else:
+    write_rows(injections, path)
   print(table(injections))
   if why_not:
     print(f'No full disk and no read-only folder, as nothing can be mounted: {why_not}')
