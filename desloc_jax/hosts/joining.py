@@ -8,7 +8,9 @@ once and a silent process by its heartbeat; it then raises, or ends the process 
 from collections.abc import Iterator
 import contextlib
 import os
+import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -30,6 +32,8 @@ from desloc_jax.hosts.ending import (
 from desloc_jax.hosts.joined import Joined
 from desloc_jax.hosts.peers import set_peers
 from desloc_jax.hosts.platforms import check_platforms, prepare_cpus
+
+_ADDRESS = re.compile(r'(?:\[[^\[\]]+\]|[^:\[\]]+):([0-9]+)')  # HOST:PORT, with the port.
 
 
 def join(
@@ -67,6 +71,8 @@ def join(
     if given == (None, None, None):
       return
     _check_membership(coordinator, count, index)
+    if index == 0:
+      _check_port_is_free(coordinator)
   others = f'all {count} processes' if count else f'all processes of {cluster}'
   alone = '; --num_processes=1 trains alone' if cluster else ''
   where = f' at {coordinator}' if coordinator else ''
@@ -143,13 +149,29 @@ def _without_stacks() -> Iterator[None]:
 def _check_membership(coordinator: str | None, count: int | None, index: int | None) -> None:
   if None in (coordinator, count, index):
     raise UserError('--coordinator, --num_processes and --process_id belong together.')
-  host, _, port = coordinator.rpartition(':')
-  if not host or not port.isdigit():
-    raise UserError(f'--coordinator is {coordinator!r}; expected HOST:PORT of process 0.')
+  found = _ADDRESS.fullmatch(coordinator)
+  if not found or not 0 < int(found[1]) < 2**16:
+    raise UserError(
+      f'--coordinator is {coordinator!r}; expected HOST:PORT of process 0, with a port from 1 to '
+      '65535, and an address of IPv6 in brackets.'
+    )
   if not 0 <= index < count:
     raise UserError(
       f'--process_id is {index}; expected 0 to {count - 1} with --num_processes={count}.'
     )
+
+
+def _check_port_is_free(coordinator: str) -> None:
+  """Checks that process 0 can listen: JAX's C++ would end it by a segmentation fault."""
+  port = int(coordinator.rpartition(':')[2])
+  try:
+    socket.create_server(('', port)).close()
+  except OSError as error:
+    reason = os.strerror(error.errno)
+    raise UserError(
+      f'--coordinator={coordinator}: process 0 cannot listen at port {port} ({reason}); '
+      'another program does, or an earlier run. Use another port.'
+    ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import pathlib
 import time
 from typing import Any
 
+from absl import logging
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 import tqdm
@@ -36,6 +37,10 @@ class MetricsWriter:
     # A run that begins anew writes its step 0 too, and each restart what it changes.
     kept = [x for x in lines if 0 < start_step >= x['step'] and not _is_restart(x, start_step)]
     self.lost = lost_steps(kept, start_step)
+    if start_step == 0 and (before := max((line['step'] for line in lines), default=0)):
+      logging.warning(
+        '%s begins anew: an earlier run came to step %d and left no checkpoint.', workdir, before
+      )
     write_text(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
     self._file = self._path.open('a')
     self._tensorboard = _TensorBoard(workdir / TENSORBOARD, start_step + (start_step > 0))

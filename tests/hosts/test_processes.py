@@ -1,6 +1,7 @@
 """Runs of several processes on this machine: the same numbers, and what happens when one is lost."""
 
 import signal
+import socket
 import time
 
 import jax
@@ -145,6 +146,9 @@ def test_reads_that_hang_in_one_process_end_both(culprit, options, tmp_path, mon
   [
     (('localhost', 2, 0), "--coordinator is 'localhost'; expected HOST:PORT"),
     (('localhost:x', 2, 0), 'expected HOST:PORT'),
+    (('localhost:0', 2, 0), 'a port from 1 to 65535'),
+    (('localhost:65536', 2, 1), 'a port from 1 to 65535'),
+    (('::1:1234', 2, 1), 'an address of IPv6 in brackets'),
     (('localhost:1234', 2, 2), 'expected 0 to 1 with --num_processes=2'),
     ((None, 2, 0), '--coordinator, --num_processes and --process_id belong together'),
     (('localhost:1234', 1, None), 'belong together'),
@@ -153,6 +157,14 @@ def test_reads_that_hang_in_one_process_end_both(culprit, options, tmp_path, mon
 def test_numbers_that_cannot_be_right_are_refused(membership, message):
   with pytest.raises(UserError, match=message):
     join(*membership, 10, 10)
+
+
+def test_a_port_that_is_taken_is_told():
+  """JAX's C++ would end the process by a segmentation fault, without a word."""
+  with socket.create_server(('127.0.0.1', 0)) as taken:
+    port = taken.getsockname()[1]
+    with pytest.raises(UserError, match=f'cannot listen at port {port} .Address already in use'):
+      join(f'127.0.0.1:{port}', 2, 0, 10, 10)
 
 
 def test_what_a_lost_process_causes_is_told_from_other_errors():
