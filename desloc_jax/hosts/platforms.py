@@ -38,14 +38,16 @@ def check_platforms() -> None:
   """Checks that JAX finds devices; in a run of several processes, once they have met.
 
   Raises:
-    UserError: JAX_PLATFORMS names platforms of which there is none; names those that there are.
+    UserError: JAX_PLATFORMS names platforms of which there is none, and names those that there are; or
+      the best platform cannot be used.
   """
   wanted = jax.config.jax_platforms
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as error:  # The latter has no text: 'cuda' without one.
-    if not wanted:
-      raise
+    if not wanted:  # A TPU that another process has, say.
+      reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+      raise UserError(f'JAX finds no devices: {reason}') from error
     jax.extend.backend.clear_backends()
     jax.config.update('jax_platforms', None)
     reason = str(error).partition(' (set JAX_PLATFORMS')[0].rstrip('.')

@@ -1,9 +1,12 @@
 """What is known of devices, and threads for virtual ones."""
 
 import os
+from unittest import mock
 
 import pytest
 
+from desloc_jax.errors import UserError
+from desloc_jax.hosts import platforms
 from desloc_jax.hosts.devices import peak_flops
 from desloc_jax.hosts.platforms import give_threads_to_collectives
 
@@ -39,3 +42,14 @@ def test_a_number_of_threads_that_is_set_stays(monkeypatch):
   monkeypatch.setenv('NPROC', '5')
   give_threads_to_collectives()
   assert os.environ['NPROC'] == '5'
+
+
+def test_a_device_that_cannot_be_used_is_told_in_a_line(monkeypatch):
+  """On a machine with a TPU that another process has."""
+  error = RuntimeError(
+    "Unable to initialize backend 'tpu': it is in use by process 7\nstack\nstack"
+  )
+  stub = mock.Mock(**{'config.jax_platforms': None, 'devices.side_effect': error})
+  monkeypatch.setattr(platforms, 'jax', stub)
+  with pytest.raises(UserError, match="JAX finds no devices: .* 'tpu': it is in use by process 7$"):
+    platforms.check_platforms()
