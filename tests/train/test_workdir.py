@@ -147,6 +147,19 @@ def wait_for_steps(workdir, count, process):
   raise AssertionError(process.communicate())
 
 
+def test_ctrl_c_while_libraries_are_imported_ends_without_a_page():
+  """Libraries' C++ may end in a page of its own then, crash, or go on as if nothing had been."""
+  process = subprocess.Popen(
+    [sys.executable, '-X', 'importtime', 'run.py', '--config=configs/tiny.py'],
+    cwd=ROOT, stderr=subprocess.PIPE, text=True, env=ONE_DEVICE,
+  )  # fmt: skip
+  next(line for line in process.stderr if 'numpy' in line)
+  process.send_signal(signal.SIGINT)
+  errors = process.stderr.read()
+  assert process.wait(60) == -signal.SIGINT
+  assert 'Traceback' not in errors
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 129)]
