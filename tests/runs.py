@@ -1,8 +1,12 @@
 """Small configurations and texts for tests of the trainer."""
 
+import pathlib
+
 import jax
 import numpy as np
 
+from desloc_jax.checkpoints.leaves import LeafReader
+from desloc_jax.checkpoints.store import Checkpoints
 from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.options.table import default_config
 from desloc_jax.train import loop
@@ -51,3 +55,15 @@ def losses(workdir):
 def same_bits(a, b):
   pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
   return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
+
+
+def newest_leaves(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns the arrays of the newest checkpoint."""
+  checkpoints = Checkpoints(workdir / 'checkpoints', keep=1)
+  step = max(checkpoints.steps())
+  found = checkpoints.leaves(step)
+  checkpoints.close()
+  reader = LeafReader(workdir / 'checkpoints' / str(step) / 'state')
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+  return {name: np.asarray(reader.read(name, like(leaf))) for name, leaf in found.items()}

@@ -27,10 +27,17 @@ def to_exchange(tree: Any, axes: Any, mesh: Mesh) -> Any:
     mesh: of a device of each process.
   """
 
-  def of_subtree(spec: P, subtree: Any) -> Any:
-    return jax.tree.map(lambda x: _gather(x, NamedSharding(mesh, spec)), subtree)
-
-  return jax.tree.map(of_subtree, worker_specs(axes), tree, is_leaf=lambda x: isinstance(x, P))
+  leaves, structure = jax.tree.flatten(tree)
+  of_subtree = lambda spec, subtree: jax.tree.map(lambda _: NamedSharding(mesh, spec), subtree)
+  is_spec = lambda x: isinstance(x, P)
+  shardings = jax.tree.leaves(jax.tree.map(of_subtree, worker_specs(axes), tree, is_leaf=is_spec))
+  # Parts with the same bounds are copies of each other: one is taken. All in one call: each takes as
+  # much of a core as a copy of 1 MB.
+  parts = [{_bounds(s.index, x.shape): s.data for s in x.addressable_shards} for x in leaves]
+  (device,) = {each for sharding in shardings for each in sharding.addressable_devices}
+  moved = jax.device_put([list(of_leaf.values()) for of_leaf in parts], device)
+  gathered = map(_gather, leaves, shardings, parts, moved)
+  return structure.unflatten(gathered)
 
 
 def to_steps(tree: Any, shardings: Any) -> Any:
@@ -40,19 +47,25 @@ def to_steps(tree: Any, shardings: Any) -> Any:
     tree: arrays on the mesh of the exchange.
     shardings: a tree like `tree`, of the copies.
   """
-  return jax.tree.map(_spread, tree, shardings)
-
-
-def _gather(x: jax.Array, sharding: NamedSharding) -> jax.Array:
-  (device,) = sharding.addressable_devices
-  # Parts with the same bounds are copies of each other: one is taken.
-  parts = {_bounds(shard.index, x.shape): shard.data for shard in x.addressable_shards}
-  first, last = (
-    [pick(bounds[axis][side] for bounds in parts) for axis in range(x.ndim)]
-    for side, pick in ((0, min), (1, max))
+  leaves, structure = jax.tree.flatten(tree)
+  places = structure.flatten_up_to(shardings)
+  cut, devices = zip(*map(_cut, leaves, places), strict=True)
+  moved = jax.device_put(list(cut), list(devices))
+  spread = (
+    jax.make_array_from_single_device_arrays(x.shape, sharding, parts)
+    for x, sharding, parts in zip(leaves, places, moved, strict=True)
   )
-  moved = [jax.device_put(part, device) for part in parts.values()]
+  return structure.unflatten(spread)
+
+
+def _gather(
+  x: jax.Array, sharding: NamedSharding, parts: dict[Bounds, jax.Array], moved: list[jax.Array]
+) -> jax.Array:
   if len(moved) > 1:
+    first, last = (
+      [pick(bounds[axis][side] for bounds in parts) for axis in range(x.ndim)]
+      for side, pick in ((0, min), (1, max))
+    )
     places = tuple(_from(bounds, first) for bounds in parts)
     shape = tuple(stop - start for start, stop in zip(first, last, strict=True))
     moved = [_assemble(moved, places=places, shape=shape)]
@@ -67,16 +80,17 @@ def _assemble(parts: list[jax.Array], places: tuple[Bounds, ...], shape: tuple[i
   return whole
 
 
-def _spread(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+def _cut(x: jax.Array, sharding: NamedSharding) -> tuple[list[jax.Array], list[jax.Device]]:
+  """Returns the parts of this process' part of `x`, and the devices where `sharding` has them."""
   (here,) = x.addressable_shards
   first = [start for start, _ in _bounds(here.index, x.shape)]
   whole = tuple((0, size) for size in here.data.shape)
+  places = sharding.addressable_devices_indices_map(x.shape)
   parts = []
-  for device, index in sharding.addressable_devices_indices_map(x.shape).items():
+  for index in places.values():
     bounds = _from(_bounds(index, x.shape), first)
-    part = here.data if bounds == whole else here.data[tuple(slice(*ends) for ends in bounds)]
-    parts.append(jax.device_put(part, device))
-  return jax.make_array_from_single_device_arrays(x.shape, sharding, parts)
+    parts.append(here.data if bounds == whole else here.data[tuple(slice(*b) for b in bounds)])
+  return parts, list(places)
 
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> Bounds:

@@ -1,6 +1,5 @@
 """What syncs behind the steps cost where they run: turns of a run as `overhead` counts them."""
 
-from collections.abc import Iterator
 import time
 
 import jax
@@ -21,38 +20,41 @@ def is_hidden(config) -> bool:
   return config.sync.behind and not METHODS[config.method].gradients
 
 
-def step_times(config, turns: int) -> Iterator[np.ndarray]:
-  """Trains without a stop; yields of each turn the seconds of its K_x steps, of this process.
+def step_times(config, turns: int) -> tuple[np.ndarray, np.ndarray]:
+  """Trains without a stop.
 
   Nothing else is sent: processes that wait for each other would give exchanges time.
+
+  Returns:
+    Seconds of the steps of this process, [turns, K_x]; and of each turn how long it waited for
+    exchanges.
   """
   job, steps = make_job(config), config.periods.params
   state, inputs = job.program.make_state(), step_inputs(job, 0)
   behind, in_flight, arrivals = make_behind(job, state), InFlight(), Arrivals()
-  last = time.perf_counter()
+  waited = []
+  start = time.perf_counter()
   for turn in range(turns):
     for step in range(turn * steps + 1, (turn + 1) * steps + 1):
       state = behind.land(step, state)
       state, metrics = job.train_step(state, *next(inputs))
       behind.send(step, state, metrics)
       arrivals.add(in_flight.add(metrics)['loss'])
-    ends = arrivals.take()
-    yield np.diff([last, *ends])
-    last = ends[-1]
+    waited.append(behind.waited_s)
+  times = np.diff([start, *arrivals.take()]).reshape(turns, steps)
   jax.block_until_ready(behind.settle(state))
+  return times, np.diff([0.0, *waited])
 
 
-def seconds_of_turns(config, turns: int) -> list[tuple[float, float]]:
-  """Returns of each turn the seconds of a mean step, and of a local one with nothing on its way.
+def seconds_of_turns(config, turns: int) -> list[tuple[float, float, float]]:
+  """Returns of each turn the seconds of a mean step, of its waits, and of a local one.
 
-  The first are those of the slowest process, the second the mean of all. Local ones are from the
-  step after a landing to that before the next sync.
+  The first two are those of the slowest process. Local steps have nothing on its way, from the one
+  after a landing to that before the next sync; they are the mean of all processes.
   """
   delay = with_presets(config, 'sync')['delay']
-  times = np.array(list(step_times(config, turns)))  # [turns, steps]
-  of_all = np.array(peers().gather([times.mean(axis=1).tolist(), _local(times, delay).tolist()]))
-  return list(zip(of_all[:, 0].max(axis=0), of_all[:, 1].mean(axis=0), strict=True))
-
-
-def _local(times: np.ndarray, delay: int) -> np.ndarray:
-  return times[:, delay + 1 : -1].mean(axis=1)
+  times, waited = step_times(config, turns)
+  here = times.mean(axis=1), waited / config.periods.params, times[:, delay + 1 : -1].mean(axis=1)
+  of_all = np.array(peers().gather([each.tolist() for each in here]))
+  slowest, mean = of_all.max(axis=0), of_all.mean(axis=0)
+  return list(zip(slowest[0], slowest[1], mean[2], strict=True))

@@ -80,7 +80,8 @@ class Turn:
   Attributes:
     step_s: of all: the local steps of the slowest process, then the step that averages.
     waiting_s: of these, by how much the slowest process' local steps are longer than `local_step_s`,
-      for which the others wait before the average; None where each step averages.
+      for which the others wait before the average; None where each step averages. Of syncs behind the
+      steps, in which a process waited for one to land.
     local_step_s: of the local ones, the mean of all processes while none waits.
   """
 
@@ -95,7 +96,7 @@ class Turn:
 
   @property
   def waiting(self) -> float | None:
-    """What part of it is waiting for the slowest process."""
+    """What part of it is waiting, for the slowest process or for a sync."""
     return None if self.waiting_s is None else self.waiting_s / self.local_step_s
 
   @staticmethod
@@ -130,9 +131,7 @@ def measure(config: config_dict.ConfigDict, turns: int) -> list[Turn]:
   steps = turn_of(config)
   if is_hidden(config):  # Without a bar: its process would have to wait for the turns.
     first = 1 + warmup_turns(steps)
-    return [Turn(step, None, local) for step, local in seconds_of_turns(config, first + turns)][
-      first:
-    ]
+    return [Turn(*seconds) for seconds in seconds_of_turns(config, first + turns)[first:]]
   training = Training(config)
   local = training if period_of(config) > 1 else Training(never_due(config))
   first = warmup_turns(steps)
@@ -206,7 +205,7 @@ def mean_overhead(turns: Sequence[Turn]) -> str:
   """
   total = Check('', [100 * turn.overhead for turn in turns], unit='%').measured
   waits = [100 * turn.waiting for turn in turns if turn.waiting is not None]
-  waiting = f', of it {statistics.mean(waits):.3g}% waiting for the slowest' if waits else ''
+  waiting = f', of it {statistics.mean(waits):.3g}% waiting' if waits else ''
   return f'longer than a local step by {total}{waiting}'
 
 

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from desloc_jax.errors import UserError
+from desloc_jax.logs.metrics import read_metrics
+from experiments.several import kill, start, wait_for_step
 from experiments.systems.overhead import CYCLE
 from experiments.systems.wire.__main__ import parse
 from experiments.systems.wire.methods import Case, SILENT
 from experiments.systems.wire.network import network, why_no_network
 from experiments.systems.wire.results import bytes_rows
 from experiments.systems.wire.runs import measure, measure_overhead, Phase
+from tests.runs import newest_leaves
 
 
 def run(case, folder):
@@ -81,6 +84,43 @@ def test_the_overhead_is_the_time_of_the_averages_on_the_link(tmp_path):
   ledger = case.ledger()
   sent_s = ledger.ring_bytes(ledger.bytes_per_step) / (20e6 / 8)
   assert 0.9 * sent_s < step_s - local_step_s < 1.5 * sent_s
+
+
+@pytest.mark.slow
+def test_links_that_change_while_syncs_are_on_their_way_change_no_bit(tmp_path):
+  """Links slow down to where steps wait, one alone, and recover: waits are reported, and that is all."""
+  if why_not := why_no_network():
+    pytest.skip(f'no network can be made here: {why_not}')
+  options = {
+    'batch_size': 1, 'seq_len': 16, 'steps': 96, 'log_every': 16, 'periods.params': 16, 'sync.delay': 8,
+    'sync.behind': True, 'health.check': False, 'eval.every': 0, 'eval.sequences': 8,
+    'checkpoint.every': 0, 'schedule.warmup_steps': 2,
+  }  # fmt: skip
+  lines, ends = [], []
+  for changing in (True, False):
+    workdir = tmp_path / f'changing {changing}'
+    with network(2) as sites:
+      sites.throttle(1000, whole=True)
+      before = [sites.inside(site) for site in range(2)]
+      started = start(2, workdir, options, 2, host=sites.address(0), before=before)
+      try:
+        if changing:
+          wait_for_step(workdir, 16, started)
+          sites.throttle(10, sites=[1], whole=True)
+          wait_for_step(workdir, 48, started)
+          sites.throttle(1000, whole=True)
+        codes = [process.wait(timeout=120) for process in started]
+      finally:
+        printed = kill(started)
+    assert codes == [0, 0], printed
+    lines.append([line for line in read_metrics(workdir) if 'loss' in line])
+    ends.append(newest_leaves(workdir))
+  for name, value in ends[0].items():
+    np.testing.assert_array_equal(value, ends[1][name], err_msg=name)
+  assert [line['losses'] for line in lines[0]] == [line['losses'] for line in lines[1]]
+  waited = [sum(line['sync_wait_ms'] for line in each) for each in lines]
+  # 1,772,032 bytes take 1.4 s at 10 Mbit/s.
+  assert waited[0] > 1000 > 2 * waited[1]
 
 
 @pytest.mark.slow

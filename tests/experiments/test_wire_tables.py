@@ -10,7 +10,8 @@ from desloc_jax.errors import UserError
 from experiments.systems.overhead import Turn
 from experiments.systems.wire import checks, files
 from experiments.systems.wire.__main__ import cases_of, parse
-from experiments.systems.wire.methods import Case, PARTS, SILENT
+from experiments.systems.wire.link_use import link_rows, plot as plot_link
+from experiments.systems.wire.methods import Case, HIDDEN, PARTS, SILENT
 from experiments.systems.wire.plot import plot
 from experiments.systems.wire.results import (
   BytesRow,
@@ -129,8 +130,40 @@ def test_syncs_in_few_bytes_are_cases_of_the_bytes_alone():
 @pytest.mark.parametrize('part', files.KINDS)
 def test_the_committed_tables_are_read(part):
   rows = files.read(part)
-  assert {row.processes for row in rows} == {2, 4}
+  # Four processes have not been measured with syncs behind the steps.
+  assert {row.processes for row in rows} == ({2} if part in ('behind', 'link') else {2, 4})
   assert {type(row) for row in rows} == {files.KINDS[part]}
+
+
+def test_syncs_behind_are_measured_beside_those_that_are_waited_for():
+  options = parse(['--only=behind', '--rates', '100', '10', '--periods', '64'])
+  cases = list(cases_of('behind', 2, options))
+  assert [(case.method, case.megabits) for case in cases] == [
+    (method, rate) for rate in (100, 10) for method in ('desloc', *HIDDEN)
+  ]
+  blocking, behind, int8 = (case.options for case in cases[:3])
+  assert 'sync.delay' not in blocking and behind['sync.delay'] == 52
+  assert (behind['sync.behind'], behind.get('sync.params')) == (True, None)
+  assert int8['sync.params'] == int8['sync.moments'] == 'int8'
+
+
+def test_one_check_a_place_says_whether_syncs_are_hidden(tmp_path):
+  hidden = dataclasses.replace(TURN, method='desloc behind', K_x=64, step_s=1.005, waiting_s=0.0)
+  slow = dataclasses.replace(hidden, step_s=1.2, megabits=1000)
+  found = checks.checks([], [], [hidden, hidden, slow, dataclasses.replace(TURN, K_x=64)])
+  assert [check.verdict for check in found] == ['holds']  # At 1000 Mbit/s there is no goal.
+  files.update('behind', [hidden, slow], tmp_path)
+  again = dataclasses.replace(slow, step_s=1.3)
+  assert files.update('behind', [again], tmp_path) == [hidden, again]
+
+
+def test_the_use_of_a_link_ends_with_what_was_sent_last(tmp_path):
+  samples = [(0.0, 0), (1.0, 12_500_000), (2.0, 12_500_000), (3.0, 25_000_000), (4.0, 25_000_100)]
+  rows = link_rows(2, 'desloc behind', 64, 100, samples)
+  assert [(row.second, row.used_megabits) for row in rows] == [(6, 100), (7, 0), (8, 100)]
+  assert link_rows(2, 'desloc', 64, 100, samples[:1]) == []
+  plot_link(rows, tmp_path / 'wire_link.png')
+  assert (tmp_path / 'wire_link.png').stat().st_size > 10_000
 
 
 COLUMNS = 'processes,method,K_x,steps,ledger_payload,ring,measured'

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 import optax
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from desloc_jax import desloc
 from desloc_jax.optimizer.health import HealthCheck
 from desloc_jax.optimizer.outside import OUTCOME_AXES, PARTS_AXES, parts_of, with_outcome
+from desloc_jax.optimizer.over_workers import AXIS_NAMES, over_workers, worker_specs
 from desloc_jax.optimizer.syncs import mean, quantised
 from desloc_jax.optimizer.syncs.landing import make_landing
 from tests.workers import by_step, init, jit_as_users, make_step
@@ -79,6 +81,46 @@ def test_what_is_not_finite_never_lands(bad):
   well = [i for i in range(WORKERS) if i not in bad]
   expected = PARAMS['w'] + values[jnp.array(well)].mean()
   np.testing.assert_allclose(outcome.agreed['w'], expected, rtol=1e-6)
+
+
+def test_what_a_snapshot_takes_on_the_devices_and_on_the_host():
+  """On a worker's devices two copies of a quantity; on the host four while it is exchanged, eight in int8."""
+  size = 1 << 16
+  params = {'w': jnp.ones(size)}
+  syncs = {name: mean()._replace(delay=DELAY) for name in PERIODS}
+  syncs['mu'] = quantised(8)._replace(delay=DELAY)
+  tx = desloc(optax.adam(0.05), PERIODS, syncs=syncs, behind=True, axis_name=AXIS_NAMES)
+  state = init(tx, params, WORKERS)
+  sizes = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree)) // (4 * size)
+  assert {name: sizes(tree) for name, tree in state.flight.sent.items()} == dict.fromkeys(
+    PERIODS, WORKERS
+  )
+  assert {name: sizes(tree) for name, tree in state.flight.agreed.items()} == dict.fromkeys(
+    PERIODS, 1
+  )
+  mesh = Mesh(np.array(jax.devices()[:WORKERS]), ('workers',))
+  *sizes, between = on_the_host(tx, 'params', state, params, mesh)
+  assert sizes == [1, 1] and between <= 2
+  *sizes, between = on_the_host(tx, 'mu', state, params, mesh)
+  assert sizes == [2, 2] and between <= 4  # With what int8 remembers of its errors.
+
+
+def on_the_host(tx, name, state, params, mesh):
+  """Returns how many copies of a quantity its exchange takes, gives, and needs in between."""
+  exchange = over_workers(functools.partial(tx.exchange, name), mesh, (PARTS_AXES,), OUTCOME_AXES)
+
+  def placed(spec, tree):
+    return jax.device_put(tree, NamedSharding(mesh, spec))
+
+  parts = jax.tree.map(
+    placed,
+    worker_specs(PARTS_AXES),
+    parts_of(name, state, params),
+    is_leaf=lambda x: isinstance(x, P),
+  )
+  memory = jax.jit(exchange).lower(parts).compile().memory_analysis()
+  sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
+  return [round(each / params['w'].nbytes) for each in sizes]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@
 Each process is a worker in a network namespace of its own; `tc ... tbf` throttles what it sends and
 the kernel counts the bytes (network.py). Needs root, iproute2 and taskset.
 
-Writes experiments/results/wire_bytes.csv, wire_time.csv, wire_overhead.csv and wire.png, after each
-run the rows of its number of processes (of the bytes: and method), in three parts:
+Writes wire_bytes.csv, wire_time.csv, wire_overhead.csv, wire_behind.csv, wire_link.csv and two plots to
+experiments/results, after each run the rows that it measured anew, in four parts:
 
   bytes     at K_x = 256, over whole cycles of all periods, beside the ledger's; what is sent in bf16,
             int8, int4 or by topk at K_x = 4
@@ -14,11 +14,15 @@ run the rows of its number of processes (of the bytes: and method), in three par
             arithmetic of a step as the same run shows it between averages
   overhead  DDP and DES-LOC at K_x = 256 over a local step of the same run at 100 Mbit/s
             (experiments.systems.overhead), started --starts times
+  behind    DES-LOC that waits for its syncs, and with syncs behind the steps, also in int8, over a local
+            step of the same run at each rate and at K_x of --periods; what the link carries over time at
+            100 Mbit/s. Packets stay whole, as for a network card that cuts them
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
 import functools
+import itertools
 import math
 import pathlib
 import signal
@@ -35,9 +39,10 @@ from desloc_jax.tables import align
 from desloc_jax.valid import at_least, between, one_of
 from experiments.report import RESULTS
 from experiments.systems.overhead import CYCLE, Turn
-from experiments.systems.wire import checks, files
+from experiments.systems.wire import checks, files, link_use
 from experiments.systems.wire.methods import (
   Case,
+  HIDDEN,
   METHODS,
   PARTS,
   SILENT,
@@ -54,6 +59,7 @@ BYTES_PERIOD = 256  # K_x of the bytes and of the overhead.
 # Of what is sent in few bytes, beside which heartbeats and lines of the log would count at 256.
 FEW_BYTES_PERIOD, FEW_BYTES_STEPS = 4, 432
 OVERHEAD_RATE = 100
+LINK_SHOWN = (100, 64)  # Megabits and K_x of which the use of the link is shown.
 # Of a step so long that DDP takes somewhat over 5 times as long at that rate. Two processes, of which
 # each has to send less, may compute longer for that.
 BATCH_SIZE, OVERHEAD_BATCH_SIZE_OF_TWO = 6, 8
@@ -68,18 +74,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sites=Option([2, 4], 'processes', between(2, MOST_SITES)),
     methods=Option(
       [*METHODS, *SYNCS],
-      'some of these; those with a + for the bytes alone',
+      'some of these; those with a + for the bytes alone; of no matter for behind',
       one_of((*METHODS, *SYNCS)),
     ),
     only=Option(list(PARTS), 'some of these', one_of(PARTS)),
-    rates=Option([*map(float, RATES)], '1e6 bits a second of the links, for the time'),
+    rates=Option([*map(float, RATES)], '1e6 bits a second of the links, for time and behind'),
     batch_size=Option(
       int,
       'sequences of a worker a step, for time and overhead: how long it is '
-      f'(default: {BATCH_SIZE}, for the overhead of two processes {OVERHEAD_BATCH_SIZE_OF_TWO})',
+      f'(default: {BATCH_SIZE}, for overhead and behind of two processes {OVERHEAD_BATCH_SIZE_OF_TWO})',
       at_least(1),
     ),
     starts=Option(10, 'of the overhead', at_least(1)),
+    periods=Option([64, 256], 'K_x of the syncs behind the steps', at_least(16)),
     results=Option(RESULTS, 'folder of tables and plot'),
   )
   for rate in options.rates:
@@ -112,20 +119,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number, case in enumerate(bar := tqdm.tqdm(cases, unit='run')):
       bar.set_postfix_str(str(case))
       with network(case.sites) as sites:
-        found = _measure(case, sites, pathlib.Path(runs, str(number)))
+        with link_use.watched(sites) as samples:
+          found = _measure(case, sites, pathlib.Path(runs, str(number)))
       measured[case.part].setdefault(case, []).append(found)
       rows = files.update(case.part, ROWS[case.part](measured[case.part]), results)
       if case.part == 'time':
         plot(rows, results / 'wire.png')
+      if case.part == 'behind' and (case.megabits, case.period) == LINK_SHOWN:
+        used = link_use.link_rows(case.sites, case.method, case.period, case.megabits, samples)
+        link_use.plot(files.update('link', used, results), results / 'wire_link.png')
   tables = (ROWS[part](windows) for part, windows in measured.items())
   print('\n\n'.join(align([rows[0].columns(), *(row.cells() for row in rows)]) for rows in tables))
   kept = {part: files.read(part, results) if part in measured else [] for part in PARTS}
-  print('', *checks.checks(kept['time'], kept['overhead']), sep='\n')
+  print('', *checks.checks(kept['time'], kept['overhead'], kept['behind']), sep='\n')
 
 
 def _measure(case: Case, sites: Network, folder: pathlib.Path) -> Sequence[Window] | Sequence[Turn]:
-  if case.part == 'overhead':
-    return measure_overhead(sites, folder, case.options, case.phases[0].megabits)
+  if case.part in ('overhead', 'behind'):
+    whole = case.part == 'behind'
+    return measure_overhead(sites, folder, case.options, case.megabits, whole=whole)
   return measure(
     sites, folder, case.options, case.phases, log_every=case.log_every, devices=case.devices
   )
@@ -136,7 +148,7 @@ def cases_of(part: str, sites: int, options: argparse.Namespace) -> Iterator[Cas
   chosen = dict.fromkeys(options.methods)
   methods = [method for method in chosen if method not in SYNCS]
   cycle = CYCLE * BYTES_PERIOD
-  of_two = part == 'overhead' and sites == 2
+  of_two = part in ('overhead', 'behind') and sites == 2
   batch_size = options.batch_size or (OVERHEAD_BATCH_SIZE_OF_TWO if of_two else BATCH_SIZE)
   timed = functools.partial(Case, sites=sites, part=part, batch_size=batch_size)
   if part == 'bytes':
@@ -151,6 +163,11 @@ def cases_of(part: str, sites: int, options: argparse.Namespace) -> Iterator[Cas
       steps = 24 if method == 'ddp' else 6 * TIME_PERIOD
       phases = tuple(Phase(rate, steps) for rate in (None, *options.rates))
       yield timed(method, period=TIME_PERIOD, phases=phases)
+  elif part == 'behind':
+    for rate, period, method in itertools.product(
+      options.rates, options.periods, ('desloc', *HIDDEN)
+    ):
+      yield timed(method, period=period, phases=(Phase(rate, CYCLE * period),))
   else:
     for method, period in (('ddp', 1), ('desloc', BYTES_PERIOD)):
       if method in methods:

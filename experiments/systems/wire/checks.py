@@ -13,6 +13,8 @@ PLANNED_WITHIN = 10  # Percent, of the measured step time.
 LINK_USED = 90  # Percent of a link's rate.
 OVERHEAD = 5  # Percent of a step without communication, where DDP takes SLOW_DDP times that step.
 SLOW_DDP = 5
+# Percent of a local step that syncs behind the steps may take, by Mbit/s and K_x.
+HIDDEN_AT = {(100, 64): 1, (10, 256): 2}
 
 
 def throttled(rows: Sequence[TimeRow]) -> list[TimeRow]:
@@ -20,13 +22,15 @@ def throttled(rows: Sequence[TimeRow]) -> list[TimeRow]:
   return [row for row in rows if row.predicted_s is not None and row.method != SILENT]
 
 
-def checks(time: Sequence[TimeRow], overhead: Sequence[OverheadRow]) -> list[Check]:
-  """Returns the checks of both tables, of any rows."""
+def checks(
+  time: Sequence[TimeRow], overhead: Sequence[OverheadRow], behind: Sequence[OverheadRow] = ()
+) -> list[Check]:
+  """Returns the checks of the tables, of any rows."""
   time = throttled(time)
   found = [*_planned(time), *_link_used(time)]
   for processes in sorted({row.processes for row in overhead}):
     found += _overhead([row for row in overhead if row.processes == processes])
-  return found
+  return [*found, *_hidden(behind)]
 
 
 def _planned(time: Sequence[TimeRow]) -> Iterator[Check]:
@@ -65,6 +69,19 @@ def _overhead(turns: Sequence[OverheadRow]) -> Iterator[Check]:
     )
     longer = _by_start(desloc, lambda turn: 100 * turn.overhead)
     yield Check(claim, longer, at_most=OVERHEAD, unit='%')
+
+
+def _hidden(turns: Sequence[OverheadRow]) -> Iterator[Check]:
+  places = {(r.processes, r.megabits, r.K_x) for r in turns if r.method == 'desloc behind'}
+  for processes, megabits, period in sorted(places):
+    if most := HIDDEN_AT.get((megabits, period)):
+      place = (processes, megabits, period, 'desloc behind')
+      rows = [r for r in turns if (r.processes, r.megabits, r.K_x, r.method) == place]
+      claim = (
+        f'{processes} processes, {megabits:g} Mbit/s: with syncs behind the steps DES-LOC at K_x = '
+        f'{period} takes at most {most}% longer than no communication'
+      )
+      yield Check(claim, [100 * row.as_turn.overhead for row in rows], at_most=most, unit='%')
 
 
 def _by_start(rows: Sequence[OverheadRow], value: Callable[[Turn], float]) -> list[float]:

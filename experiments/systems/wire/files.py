@@ -9,11 +9,21 @@ from typing import Any
 from desloc_jax.errors import UserError
 from desloc_jax.logs.workdir import write_text
 from experiments.report import csv_text
+from experiments.systems.wire.link_use import LinkRow
 from experiments.systems.wire.results import BytesRow, OverheadRow, TimeRow
 
 RESULTS = pathlib.Path(__file__).parents[2] / 'results'
-Row = BytesRow | TimeRow | OverheadRow
-KINDS = {'bytes': BytesRow, 'time': TimeRow, 'overhead': OverheadRow}
+Row = BytesRow | TimeRow | OverheadRow | LinkRow
+KINDS = {
+  'bytes': BytesRow,
+  'time': TimeRow,
+  'overhead': OverheadRow,
+  'behind': OverheadRow,
+  'link': LinkRow,
+}
+# What tells rows apart of which some are measured without the others.
+_BEHIND = ('processes', 'method', 'K_x', 'megabits')
+_PLACES = {'bytes': ('processes', 'method'), 'behind': _BEHIND, 'link': _BEHIND}
 
 
 def read(part: str, folder: pathlib.Path = RESULTS) -> list[Row]:
@@ -42,10 +52,10 @@ def read(part: str, folder: pathlib.Path = RESULTS) -> list[Row]:
 def update(part: str, rows: Sequence[Row], folder: pathlib.Path = RESULTS) -> list[Row]:
   """Writes rows in the place of earlier ones; returns all of the table.
 
-  Those are of as many processes, as times are compared within a table, and of bytes of the same
-  method too.
+  Those are of as many processes, as times are compared within a table; of bytes of the same method
+  too, and of syncs behind the steps of the same K_x and rate.
   """
-  place = lambda row: (row.processes, row.method if part == 'bytes' else None)
+  place = lambda row: tuple(getattr(row, name) for name in _PLACES.get(part, ('processes',)))
   places = set(map(place, rows))
   kept = [row for row in read(part, folder) if place(row) not in places]
   whole = sorted([*kept, *rows], key=lambda row: row.processes)

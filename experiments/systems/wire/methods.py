@@ -17,7 +17,15 @@ SYNCS = {
   'desloc+int4': {'method': 'desloc', 'sync.params': 'int4', 'sync.moments': 'int4'},
   'favg_opt+topk': {'method': 'favg_opt', 'sync.params': 'topk', 'model.width': 512},
 }
-PARTS = ('bytes', 'time', 'overhead')
+# Syncs behind the steps, by name, beside which `desloc` waits for them.
+HIDDEN = {
+  'desloc behind': {'method': 'desloc', 'sync.behind': True},
+  'desloc behind+int8': {**SYNCS['desloc+int8'], 'sync.behind': True},
+}
+_LOCAL_STEPS = (
+  12  # Of K_x, with nothing on its way: it lands so many steps before the next is sent.
+)
+PARTS = ('bytes', 'time', 'overhead', 'behind')
 TIME_PERIOD = 64  # K_x of the runs that are timed.
 # DDP averages at every step, so that lines of the log are never far from one.
 _LOG_EVERY = {'ddp': 8}
@@ -32,7 +40,7 @@ class Case:
   """One run over the wire.
 
   Attributes:
-    method: of `METHODS` or `SYNCS`, or `SILENT`.
+    method: of `METHODS`, `SYNCS` or `HIDDEN`, or `SILENT`.
     sites: processes, each with one worker.
     period: K_x.
     phases: that are measured.
@@ -54,6 +62,11 @@ class Case:
     return self.method if self.devices == 1 else f'{self.method}, fsdp={self.devices}'
 
   @property
+  def megabits(self) -> float | None:
+    """The rate of the first phase."""
+    return self.phases[0].megabits
+
+  @property
   def log_every(self) -> int:
     """Steps between lines of the log, half a K_x so that every other one is far from a sync.
 
@@ -71,6 +84,8 @@ class Case:
   def _sent(self) -> dict[str, object]:
     if self.method == SILENT:
       return {'method': 'desloc', 'periods.params': 0}
+    if self.method in HIDDEN:
+      return {**HIDDEN[self.method], 'sync.delay': self.period - _LOCAL_STEPS}
     return SYNCS.get(self.method, {'method': self.method})
 
   def ledger(self) -> Ledger:

@@ -5,7 +5,7 @@ it sends, the kernel counts the bytes. Needs root and the commands `ip`, `tc` an
 """
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import os
 import pathlib
@@ -19,6 +19,7 @@ _PREFIX = 'desloc'  # Of names, before the process that made them.
 _SITE = re.compile(rf'({_PREFIX}(\d+))-(\d+)')
 _NAMESPACES, _HOSTS = pathlib.Path('/run/netns'), pathlib.Path('/etc/netns')
 _BURST_S = 0.002  # Of the link's rate, in one go; the kernel's timers need some.
+_WHOLE = 1 << 16  # Bytes that the kernel hands to a network card at most, which cuts them itself.
 # Long enough for the bursts of a sender: packets that a short queue drops are sent twice.
 _QUEUE = '500ms'
 # BBR, the default of some systems, looks for a link's rate by itself and leaves up to a fifth of a
@@ -52,13 +53,23 @@ class Network:
     """Returns the bridge's end of the link of a site."""
     return f'{self._name}p{site}'
 
-  def throttle(self, megabits: float | None) -> None:
-    """Sets the rate of every link, in 1e6 bits a second; None: as fast as the machine is."""
-    for site in range(self.sites):
+  def throttle(
+    self, megabits: float | None, sites: Iterable[int] | None = None, *, whole: bool = False
+  ) -> None:
+    """Sets the rate of links, while they are used too.
+
+    Args:
+      megabits: 1e6 bits a second; None: as fast as the machine is.
+      sites: whose links; None: all.
+      whole: whether packets stay as long as the kernel hands them to a network card. Else they have
+        the `MTU`, and each takes time of the processor of its process, which network cards save: a
+        timer, an interrupt and a process that is woken. The headers of a whole one count once.
+    """
+    for site in range(self.sites) if sites is None else sites:
       device = ['tc', '-n', self.namespace(site), 'qdisc']
       subprocess.run([*device, 'del', 'dev', 'eth', 'root'], capture_output=True, check=False)
       if megabits is not None:
-        burst = max(8 * MTU, int(megabits * 1e6 / 8 * _BURST_S))
+        burst = max(2 * _WHOLE if whole else 8 * MTU, int(megabits * 1e6 / 8 * _BURST_S))
         limits = ['rate', f'{megabits}mbit', 'burst', str(burst), 'latency', _QUEUE]
         _run(*device, 'add', 'dev', 'eth', 'root', 'tbf', *limits)
 

@@ -196,7 +196,7 @@ def overhead_rows(measured: Measured) -> list[OverheadRow]:
       case.sites,
       case.method,
       case.period,
-      case.phases[0].megabits,
+      case.megabits,
       start,
       number,
       *dataclasses.astuple(turn),
@@ -207,4 +207,9 @@ def overhead_rows(measured: Measured) -> list[OverheadRow]:
   ]
 
 
-ROWS = {'bytes': bytes_rows, 'time': time_rows, 'overhead': overhead_rows}
+ROWS = {
+  'bytes': bytes_rows,
+  'time': time_rows,
+  'overhead': overhead_rows,
+  'behind': overhead_rows,
+}

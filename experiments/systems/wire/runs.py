@@ -111,14 +111,26 @@ def measure(
 
 
 def measure_overhead(
-  network: Network, folder: pathlib.Path, options: Mapping[str, object], megabits: float
+  network: Network,
+  folder: pathlib.Path,
+  options: Mapping[str, object],
+  megabits: float,
+  *,
+  whole: bool = False,
 ) -> list[Turn]:
   """Trains one worker at each site for one cycle of turns (`experiments.systems.overhead`).
+
+  Args:
+    network: with a site for each process.
+    folder: that is made for it.
+    options: of the config, by dotted name.
+    megabits: of the links.
+    whole: see `Network.throttle`.
 
   Raises:
     RuntimeError: a process failed.
   """
-  network.throttle(megabits)
+  network.throttle(megabits, whole=whole)
   folder.mkdir()
   table = folder / 'overhead.csv'
   arguments = config_arguments('configs/tiny.py', options, network.sites)
