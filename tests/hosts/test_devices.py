@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 
 from desloc_jax.errors import UserError
-from desloc_jax.hosts import platforms
+from desloc_jax.hosts import aside, platforms
 from desloc_jax.hosts.devices import peak_flops
 from desloc_jax.hosts.platforms import give_threads_to_collectives
 
@@ -31,6 +31,18 @@ def test_the_peak_of_a_cpu_is_not_known():
 @pytest.mark.parametrize(('devices', 'threads'), [(1, None), (2, '8'), (8, '32')])
 def test_virtual_devices_get_more_threads(monkeypatch, devices, threads):
   monkeypatch.setenv('XLA_FLAGS', f'--xla_force_host_platform_device_count={devices}')
+  monkeypatch.setenv('NPROC', '')
+  monkeypatch.delenv('NPROC')
+  give_threads_to_collectives()
+  assert os.environ.get('NPROC') == threads
+
+
+@pytest.mark.parametrize(('devices', 'threads'), [(2, '3'), (3, '10')])
+def test_a_device_that_is_set_aside_adds_two_threads_to_the_cores(monkeypatch, devices, threads):
+  """Of the process, not of the machine: more would take them from its steps."""
+  monkeypatch.setattr(aside, '_is_set', True)
+  monkeypatch.setattr(platforms, 'virtual_devices', lambda: devices)
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {5}, raising=False)
   monkeypatch.setenv('NPROC', '')
   monkeypatch.delenv('NPROC')
   give_threads_to_collectives()
