@@ -10,6 +10,13 @@ from desloc_jax.hosts import host_memory
 from desloc_jax.hosts.aside import devices_aside, virtual_devices
 
 _THREADS_A_DEVICE = 4
+# Settings of JAX, for debugging mostly, and their values with which a run can be made. Steps are
+# compiled, values are NaN where there is none, and shapes and types are promoted.
+_USABLE = {
+  'jax_disable_jit': (False,), 'jax_debug_nans': (False,), 'jax_debug_infs': (False,),
+  'jax_numpy_rank_promotion': ('allow', 'warn'), 'jax_numpy_dtype_promotion': ('standard',),
+  'jax_transfer_guard': ('allow', 'log', 'log_explicit'),
+}  # fmt: skip
 
 
 def prepare_cpus() -> None:
@@ -46,12 +53,17 @@ def _cores() -> int:
 
 
 def check_platforms() -> None:
-  """Checks that JAX finds devices; in a run of several processes, once they have met.
+  """Checks that JAX finds devices, and that its settings permit a run; in a run of several processes, once they have met.
 
   Raises:
     UserError: JAX_PLATFORMS names platforms of which there is none, and names those that there are; or
-      the best platform cannot be used.
+      the best platform cannot be used; or a setting of JAX makes a run impossible.
   """
+  for name, usable in _USABLE.items():
+    value = getattr(jax.config, name, None)
+    value = getattr(value, 'value', value)  # Of an enumeration, in some versions.
+    if value not in (None, *usable):
+      raise UserError(f'{name.upper()} is {value}, with which no run can be made; unset it.')
   wanted = jax.config.jax_platforms
   try:
     jax.devices()

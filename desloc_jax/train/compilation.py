@@ -40,6 +40,12 @@ def keep_programs(option: str) -> None:
   if jax.config.jax_compilation_cache_dir or not option:
     return
   folder = _user_folder() if option == USER else resolve(option, 'compilation.cache')
+  if folder is None:
+    logging.warning(
+      'compiled programs are not kept, as this user has no home; --config.compilation.cache names a '
+      'folder, or none.'
+    )
+    return
   folder /= _machine()
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,9 +66,10 @@ def keep_programs(option: str) -> None:
   compilation_cache.reset_cache()  # Had something been compiled before, JAX would not look again.
 
 
-def _user_folder() -> pathlib.Path:
-  caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  return pathlib.Path(caches) / 'desloc_jax'
+def _user_folder() -> pathlib.Path | None:
+  # `~` stays as it is where nobody knows the user, as in some containers: that would be a folder here.
+  places = os.environ.get('XDG_CACHE_HOME', ''), os.path.expanduser('~/.cache')
+  return next((pathlib.Path(each) / 'desloc_jax' for each in places if os.path.isabs(each)), None)
 
 
 def _machine() -> str:

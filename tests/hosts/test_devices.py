@@ -3,6 +3,7 @@
 import os
 from unittest import mock
 
+import jax
 import pytest
 
 from desloc_jax.errors import UserError
@@ -61,7 +62,23 @@ def test_a_device_that_cannot_be_used_is_told_in_a_line(monkeypatch):
   error = RuntimeError(
     "Unable to initialize backend 'tpu': it is in use by process 7\nstack\nstack"
   )
-  stub = mock.Mock(**{'config.jax_platforms': None, 'devices.side_effect': error})
-  monkeypatch.setattr(platforms, 'jax', stub)
+  config = mock.Mock(spec=['jax_platforms'], jax_platforms=None)
+  devices = mock.Mock(side_effect=error)
+  monkeypatch.setattr(platforms, 'jax', mock.Mock(config=config, devices=devices))
   with pytest.raises(UserError, match="JAX finds no devices: .* 'tpu': it is in use by process 7$"):
+    platforms.check_platforms()
+
+
+@pytest.mark.parametrize(
+  ('setting', 'message'),
+  [
+    (jax.disable_jit(), 'JAX_DISABLE_JIT is True, with which no run can be made; unset it'),
+    (jax.debug_nans(True), 'JAX_DEBUG_NANS is True'),
+    (jax.numpy_rank_promotion('raise'), 'JAX_NUMPY_RANK_PROMOTION is raise'),
+    (jax.numpy_dtype_promotion('strict'), 'JAX_NUMPY_DTYPE_PROMOTION is strict'),
+  ],
+)
+def test_settings_of_jax_with_which_no_run_can_be_made_are_refused(setting, message):
+  platforms.check_platforms()
+  with setting, pytest.raises(UserError, match=message):
     platforms.check_platforms()

@@ -63,6 +63,16 @@ def test_the_default_is_a_folder_of_the_user_and_it_can_be_off(cache, tmp_path):
   assert jax.config.jax_compilation_cache_dir.startswith(f'{tmp_path}/home/desloc_jax/cpu-')
 
 
+def test_a_user_without_a_home_gets_no_folder_of_that_name(cache, tmp_path, monkeypatch):
+  _, said = cache
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('XDG_CACHE_HOME', 'caches')  # Relative ones are not meant, by its standard.
+  monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
+  compilation.keep_programs('user')
+  assert jax.config.jax_compilation_cache_dir is None and list(tmp_path.iterdir()) == []
+  assert len(said) == 1 and 'this user has no home' in said[0]
+
+
 @pytest.mark.parametrize('damage', ['cut', 'flipped', 'empty'])
 def test_a_damaged_entry_is_told_once_and_compiled_anew(cache, damage):
   folder, said = cache
