@@ -1,70 +1,94 @@
-"""Two processes whose syncs are behind their steps: the same bits, also after kill -9 in flight."""
+"""Two processes whose syncs are behind their steps: the same bits, also after ends in flight."""
 
-import pathlib
+import signal
 import subprocess
 import sys
+import time
 
-import jax
 import numpy as np
 import pytest
 
-from desloc_jax.checkpoints.leaves import LeafReader
-from desloc_jax.checkpoints.store import Checkpoints
+from desloc_jax.hosts.ending import PEER_LOST
 from desloc_jax.logs.metrics import read_metrics
-from experiments.several import free_port, kill, start, wait_for_step
+from experiments.several import free_port, last_step, start, wait_for_step
+from experiments.systems.faults import trouble
 from tests.environment import environment
+from tests.runs import newest_leaves
 
 OPTIONS = {
-  'batch_size': 1, 'seq_len': 16, 'steps': 46, 'model.layers': 1, 'model.width': 16,
-  'model.heads': 1, 'periods.params': 8, 'log_every': 3, 'eval.sequences': 8, 'eval.every': 7,
+  'batch_size': 1, 'seq_len': 16, 'steps': 10**5, 'model.layers': 1, 'model.width': 16,
+  'model.heads': 1, 'periods.params': 8, 'log_every': 50, 'eval.sequences': 8, 'eval.every': 70,
   'data.validation_fraction': 0.2, 'schedule.warmup_steps': 2, 'health.check': False,
-  'sync.delay': 5, 'sync.params': 'int8', 'checkpoint.every': 10,
+  'sync.delay': 5, 'sync.params': 'int8', 'checkpoint.every': 50,
 }  # fmt: skip
 BEHIND = {'sync.behind': True}
 
 
-def train(workdir, options, text):
-  started = start(2, workdir, OPTIONS | {'data.sources.text.path': text} | options, 2)
-  errors = [process.communicate(timeout=200)[1] for process in started]
-  assert [process.returncode for process in started] == [0, 0], errors
+def begin(workdir, options):
+  return start(2, workdir, OPTIONS | options, 2, config=trouble.__file__)
 
 
-def leaves(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-  """Returns the arrays of the newest checkpoint."""
-  checkpoints = Checkpoints(workdir / 'checkpoints', keep=1)
-  step = max(checkpoints.steps())
-  found = checkpoints.leaves(step)
-  checkpoints.close()
-  reader = LeafReader(workdir / 'checkpoints' / str(step) / 'state')
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-  return {name: np.asarray(reader.read(name, like(leaf))) for name, leaf in found.items()}
+def end(processes):
+  """Returns exit codes and what went to stderr, after both have ended."""
+  try:
+    errors = [process.communicate(timeout=100)[1] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()  # What has ended already is not concerned.
+  return [process.returncode for process in processes], errors
 
 
 @pytest.mark.slow
 def test_syncs_behind_have_the_bits_of_those_inside(text, tmp_path, monkeypatch):
-  """Killed at a step after which a sync is in flight, and gone on from a checkpoint with one."""
+  """Also after an end of one process that leaves a sync of the other in flight, and a stop in flight."""
   monkeypatch.setenv('XLA_FLAGS', '')  # As users compile; what is optimised less rounds otherwise.
+  monkeypatch.setenv('TROUBLE', str(tmp_path / 'trouble'))
+  options = {'data.sources.text.path': text}
   inside, behind = tmp_path / 'inside', tmp_path / 'behind'
-  train(inside, {}, text)
-  killed = OPTIONS | BEHIND | {'data.sources.text.path': text}
-  started = start(2, behind, killed, 2)
-  wait_for_step(behind, 24, started)
-  kill(started)
-  train(behind, BEHIND, text)
-  ends = leaves(inside), leaves(behind)
+
+  started = begin(behind, options | BEHIND)
+  wait_for_step(behind, 100, started)
+  # The other one sends once more, to one that stands still, and waits for it to land.
+  trouble.tell(tmp_path / 'trouble', 'stuck', 1)
+  wait_until_it_stands(behind)
+  assert [process.poll() for process in started] == [None, None]
+  started[1].kill()
+  codes, errors = end(started)
+  assert codes == [PEER_LOST, -signal.SIGKILL], errors
+  assert 'died or hangs' in errors[0] and 'Traceback' not in errors[0]
+
+  (tmp_path / 'trouble').unlink()
+  reached = last_step(behind)
+  started = begin(behind, options | BEHIND)
+  wait_for_step(behind, reached + 100, started)
+  started[1].send_signal(signal.SIGTERM)
+  codes, errors = end(started)
+  assert codes == [0, 0], errors
+  stopped = last_step(behind)
+
+  codes, errors = end(begin(inside, options | {'stop_at': stopped}))
+  assert codes == [0, 0], errors
+  ends = newest_leaves(inside), newest_leaves(behind)
   assert ends[0].keys() == ends[1].keys()
   for name, value in ends[0].items():
     np.testing.assert_array_equal(value, ends[1][name], err_msg=name)
   lines = [line for line in read_metrics(behind) if 'loss' in line]
   assert all(line['sync_wait_ms'] >= 0 for line in lines)
-  assert [line['loss'] for line in lines] == [
-    x['loss'] for x in read_metrics(inside) if 'loss' in x
-  ]
+  expected = {line['step']: line['loss'] for line in read_metrics(inside) if 'loss' in line}
+  assert {line['step']: line['loss'] for line in lines} == expected
+
+
+def wait_until_it_stands(workdir):
+  """Waits until a run writes no more lines."""
+  before = -1
+  while before < (before := last_step(workdir)):
+    time.sleep(1)
 
 
 AT_ONCE = """
-import sys
+import os, sys
+if hasattr(os, 'sched_setaffinity'):  # With the fewest threads.
+  os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from desloc_jax.hosts import aside
