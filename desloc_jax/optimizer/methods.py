@@ -55,13 +55,14 @@ def just_before_the_next(period: int) -> int:
   return max(0, period - 1)
 
 
-# Fragments of Streaming DiLoCo, which has three layers in each.
-STREAMED = 4
+def one_after_another(period: int) -> int:
+  """Returns a number of fragments for which a period has steps, at most 4."""
+  return max(1, min(4, period))
 
 
 def while_the_next_waits(period: int) -> int:
-  """Returns a delay of five steps, or less where the next fragment would overtake it."""
-  return max(0, min(5, period // STREAMED - 1))
+  """Returns a delay of five steps, or less where the next of these fragments would overtake it."""
+  return max(0, min(5, period // one_after_another(period) - 1))
 
 
 METHODS = {
@@ -126,7 +127,7 @@ METHODS = {
     states='never',
     outer=True,
     options={
-      'sync.fragments': STREAMED, 'sync.delay': while_the_next_waits, 'sync.land': 'mix',
+      'sync.fragments': one_after_another, 'sync.delay': while_the_next_waits, 'sync.land': 'mix',
       'sync.local_share': 0.5, 'sync.params': 'int4', 'sync.decay': 0.0, 'outer.learning_rate': 0.4,
     },
     paper='K_x = 100, three layers a fragment, whole arrays; four-bit floats, here multiples of a '

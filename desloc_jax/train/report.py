@@ -183,6 +183,8 @@ def network_table(job: Job, summary: Mapping[str, Any]) -> str:
     f'{job.config.workers} workers sends {format_bytes(summary["ring_bytes_per_worker"])} for it.'
   )
   if job.ledger.bytes_per_step and not periods_change(job.config):  # Else there is no long run.
+    if not job.config.stochastic:
+      notes += f' A step sends {format_bytes(job.ledger.most_ring_bytes)} at most so.'
     steady = job.program.ddp_ledger.bytes_per_step / job.ledger.bytes_per_step
     notes += f' In the long run DDP sends {steady:.2f}x as much.'
   return f'What crossed the network\n{align(rows)}\n{notes}'
@@ -198,6 +200,8 @@ def period_text(ledger: Ledger, config: config_dict.ConfigDict, name: str) -> st
   if period == math.inf:
     return 'warm-up'
   text = f'{period}'
+  if early := getattr(period, 'early', 0):
+    text += f', from {period - early}'
   if config.period_growth != 1 and not config.stochastic:
     text += f'..{max(1, period * config.period_growth):g}'
   if config.sync_end_steps and name == 'params':

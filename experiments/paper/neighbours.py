@@ -36,6 +36,7 @@ VARIANTS: dict[str, Options] = {
   'scaffold': {},
   'co2': FEW_OUTER_STEPS,
   'eager': FEW_OUTER_STEPS,
+  'streaming_diloco': FEW_OUTER_STEPS,
 }
 NOTES = (
   'Bytes are what a worker sends around a ring, and gossip to its neighbour, the health check among '
@@ -104,7 +105,7 @@ def _checks(groups: Mapping[str, Sequence[Result]]) -> list[Check]:
       at_most=2,
       unit='%',
     )
-    for name in ('co2', 'eager')
+    for name in ('co2', 'eager', 'streaming_diloco')
   ]
   return [
     *late,
@@ -128,7 +129,7 @@ def _figure(groups: Mapping[str, Sequence[Result]], scale: Scale, title: str):
       by_bytes.annotate(name, (sent / 1e6, statistics.mean(losses)), fontsize='small')
   by_bytes.set(xlabel='sent by each worker (MB)', ylabel=plots.LOSS)
   plots.log_scale(by_bytes)
-  for name in ('desloc', 'diloco', 'gossip'):
+  for name in ('desloc', 'diloco', 'gossip', 'streaming_diloco'):
     sent = bytes_by_step(groups[name][0].run)[: SHOWN * scale.fast]
     by_step.step(range(1, len(sent) + 1), [x / 1e6 for x in sent], where='mid', label=name)
   by_step.set(xlabel='step', ylabel='sent by each worker in a step (MB)')

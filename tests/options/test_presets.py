@@ -94,6 +94,8 @@ def test_streaming_at_once_in_one_fragment_is_diloco():
   assert program(method='streaming_diloco', **plain) == program(method='diloco')
   syncs = with_presets(config_of(method='streaming_diloco', **{'periods.params': 100}), 'sync')
   assert (syncs['fragments'], syncs['delay']) == (4, 5)
+  syncs = with_presets(config_of(method='streaming_diloco', **{'periods.params': 3}), 'sync')
+  assert (syncs['fragments'], syncs['delay']) == (3, 0)
 
 
 @pytest.mark.parametrize('method', ['co2', 'eager'])
