@@ -77,10 +77,10 @@ def _network(plan: Plan) -> str:
     f'Of each worker, {config.plan.bytes_per_value:g} bytes a value; a day has '
     f'{steps_a_day:,.0f} steps of this method.'
   )
-  if ledger.bytes_per_step and not config.stochastic:
-    note += f' In a step it sends {format_bytes(ledger.most_ring_bytes)} at most around the ring.'
   if periods_change(config) or config.sync_warmup_steps:
     note += ' Means over the run, with the warm-up of averages and what their periods become.'
+  elif ledger.bytes_per_step and not config.stochastic:
+    note += f' In a step it sends {format_bytes(ledger.most_ring_bytes)} at most around the ring.'
   return f'{align(rows)}\n{note}'
 
 

@@ -180,13 +180,16 @@ def network_table(job: Job, summary: Mapping[str, Any]) -> str:
     )
   notes = (
     f'Payload of each worker in {summary["steps"]} steps; a ring all-reduce over '
-    f'{job.config.workers} workers sends {format_bytes(summary["ring_bytes_per_worker"])} for it.'
+    f'{job.config.workers} workers sends {format_bytes(summary["ring_bytes_per_worker"])} for it'
   )
-  if job.ledger.bytes_per_step and not periods_change(job.config):  # Else there is no long run.
-    if not job.config.stochastic:
-      notes += f' A step sends {format_bytes(job.ledger.most_ring_bytes)} at most so.'
-    steady = job.program.ddp_ledger.bytes_per_step / job.ledger.bytes_per_step
-    notes += f' In the long run DDP sends {steady:.2f}x as much.'
+  # Else what the ledger has is not what each of the steps sends, and there is no long run.
+  steady = job.ledger.bytes_per_step and not periods_change(job.config)
+  if steady and not (job.config.stochastic or job.config.sync_warmup_steps):
+    notes += f', {format_bytes(job.ledger.most_ring_bytes)} at most in a step'
+  notes += '.'
+  if steady:
+    ratio = job.program.ddp_ledger.bytes_per_step / job.ledger.bytes_per_step
+    notes += f' In the long run DDP sends {ratio:.2f}x as much.'
   return f'What crossed the network\n{align(rows)}\n{notes}'
 
 
