@@ -6,7 +6,7 @@ periods of their own, as an embedding or a router may want.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
 import re
 from typing import Any, NamedTuple
@@ -111,7 +111,7 @@ def cut(
   Raises:
     ValueError: a group has no array, two have the same one, or no array has so many rows.
   """
-  arrays = dict(zip(state_fields.dotted_paths(params), jax.tree.leaves(params), strict=True))
+  arrays = state_fields.by_path(params)
   found: dict[str, Fragment] = {}
   group_of: dict[str, str] = {}
   for group, (paths, periods) in (groups or {}).items():
@@ -154,7 +154,7 @@ def _rows(axis: int, size: int, part: int, parts: int, pattern: str) -> Rows | N
 
 def check_fragments(fragments: Mapping[str, Fragment], params: optax.Params) -> None:
   """Raises ValueError unless each number of each parameter is in one fragment."""
-  arrays = dict(zip(state_fields.dotted_paths(params), jax.tree.leaves(params), strict=True))
+  arrays = state_fields.by_path(params)
   for part, fragment in fragments.items():
     if unknown := sorted(fragment.pieces.keys() - arrays.keys()):
       raise ValueError(
@@ -186,36 +186,33 @@ def select(
     fragment: which part.
     is_first: whether it has what belongs to no parameter.
   """
-  leaves, structure = jax.tree.flatten(tree)
-  names = state_fields.dotted_paths(tree)
-  shapes = dict(
-    zip(state_fields.dotted_paths(params), map(jnp.shape, jax.tree.leaves(params)), strict=True)
-  )
-  labels: Sequence[str | None] = [field] * len(leaves)
-  owners: Sequence[str | None] = names
-  if field != 'params':
-    labels, owners = state_fields.label_fields(tree, params), state_fields.owners(tree, params)
+  leaves, owners = jax.tree.leaves(tree), state_fields.owners(tree, params)
+  labels = [field] * len(leaves) if field == 'params' else state_fields.label_fields(tree, params)
+  shapes = {n: jnp.shape(x) for n, x in state_fields.by_path(params).items()}
   places: dict[int, Rows | None] = {}
-  for i, (label, owner) in enumerate(zip(labels, owners, strict=True)):
+  for i, (leaf, label, owner) in enumerate(zip(leaves, labels, owners, strict=True)):
     if label != field:
       continue
-    if owner is None:
-      if is_first:
-        places[i] = None
-    elif owner in fragment.pieces:
+    if owner is None and is_first:
+      places[i] = None
+    elif owner is not None and owner in fragment.pieces:
       rows = fragment.pieces[owner]
-      if rows is None or jnp.shape(leaves[i]) == shapes[owner]:
+      if rows is None or jnp.shape(leaf) == shapes[owner]:
         places[i] = rows
       elif rows.start == 0:  # Of another shape than the parameter: in one piece.
         places[i] = None
+  whole, put_back_whole = state_fields.select_places(tree, list(places))
+  cuts = dict(zip(whole, places.values(), strict=True))
 
-  def put_back(values: Tree) -> Tree:
-    changed = list(leaves)
-    for (i, rows), value in zip(places.items(), values.values(), strict=True):
-      changed[i] = value if rows is None else leaves[i].at[rows.place].set(value)
-    return jax.tree.unflatten(structure, changed)
+  def put_back(part: Tree) -> Tree:
+    return put_back_whole(OrderedDict((n, _put(whole[n], cuts[n], x)) for n, x in part.items()))
 
-  part = OrderedDict(
-    (names[i], leaves[i] if rows is None else leaves[i][rows.place]) for i, rows in places.items()
-  )
-  return part, put_back
+  return OrderedDict((n, _taken(x, cuts[n])) for n, x in whole.items()), put_back
+
+
+def _taken(x: jax.Array, rows: Rows | None) -> jax.Array:
+  return x if rows is None else x[rows.place]
+
+
+def _put(x: jax.Array, rows: Rows | None, value: jax.Array) -> jax.Array:
+  return value if rows is None else x.at[rows.place].set(value)

@@ -37,7 +37,7 @@ def select_fields(
 ) -> tuple[Fields, Callable[[Fields], optax.OptState]]:
   """Returns the leaves of the fields `names` (None: of all), and a function that puts others back."""
   labels = label_fields(inner_state, params)
-  return _select(
+  return select_places(
     inner_state,
     [
       i for i, label in enumerate(labels) if label is not None and (names is None or label in names)
@@ -59,12 +59,15 @@ def select_others(
 
   leaves, labels = jax.tree.leaves(inner_state), label_fields(inner_state, params)
   labelled = enumerate(zip(leaves, labels, strict=True))
-  return _select(
+  return select_places(
     inner_state, [i for i, (leaf, label) in labelled if label is None and not is_key(leaf)]
   )
 
 
-def _select(tree, places: Sequence[int]) -> tuple[Fields, Callable[[Fields], optax.OptState]]:
+def select_places(
+  tree: Any, places: Sequence[int]
+) -> tuple[Fields, Callable[[Fields], optax.OptState]]:
+  """Returns the leaves at these places of the flattened tree, and a function that puts others back."""
   leaves, treedef = jax.tree.flatten(tree)
   paths = dotted_paths(tree)
 
@@ -74,6 +77,11 @@ def _select(tree, places: Sequence[int]) -> tuple[Fields, Callable[[Fields], opt
 
   # A plain dict would be flattened in the order of its keys.
   return OrderedDict((paths[i], leaves[i]) for i in places), put_back
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a tree by their dotted paths."""
+  return dict(zip(dotted_paths(tree), jax.tree.leaves(tree), strict=True))
 
 
 def dotted_paths(tree) -> list[str]:

@@ -5,7 +5,7 @@ import re
 
 import jax
 
-from desloc_jax.optimizer.state_fields import dotted_paths
+from desloc_jax.optimizer.state_fields import by_path
 from desloc_jax.optimizer.syncs.mean import mean
 from desloc_jax.optimizer.syncs.sync import Memory, Sync, Tree
 
@@ -54,8 +54,7 @@ def _both(a: Memory, b: Memory) -> Memory:
 
 def _split(tree: Tree, pattern: re.Pattern) -> tuple[tuple[dict, dict], Callable]:
   """Returns the arrays by path, those that do not match and those that do; and the way back."""
-  leaves, structure = jax.tree.flatten(tree)
-  named = dict(zip(dotted_paths(tree), leaves, strict=True))
+  structure, named = jax.tree.structure(tree), by_path(tree)
   exempted = {name for name in named if pattern.search(name)}
 
   def join(rest, matching):
