@@ -36,6 +36,7 @@ FAILS = {
   'batch_size': {'global_batch_size': 64},
   'mlp_ratio': {'model.mlp_hidden': 64},
   'late': {'sync.delay': 0},
+  'fragments': {'sync.fragments': 1},
   'mix': {'sync.land': 'keep'},
   'check': {'health.check': False},
   'threshold': {'health.threshold': 0.0},
@@ -50,11 +51,12 @@ FAILS = {
 }
 HOLDS = {
   'method': 'desloc_nesterov', 'checkpoint.every': 5, 'failures.rate': 0.1,
-  'sync.params': 'gossip', 'sync.delay': 2, 'sync.land': 'mix',
+  'sync.params': 'gossip', 'sync.delay': 2, 'sync.land': 'mix', 'sync.fragments': 2,
 }  # fmt: skip
 OTHER = {
   'timing': 'pre', 'sync.land': 'overwrite', 'sync.who': 'fedau', 'outer.name': 'adam', 'compilation.cache': 'programs',
   'sync.moments': 'int8', 'topology': 'v5e:8x8', 'data.on_bad': 'skip',
+  'sync.pattern': 'consecutive', 'periods.groups': 'rare=embedding:3',
   'data.sources.text.worker_weights': (1.0, 2.0, 3.0, 4.0),
 }  # fmt: skip
 CASES = [(name, word) for name, row in OPTIONS.items() for word in row.counts.split()]
