@@ -31,9 +31,10 @@ def simulate(periods, steps, *, pre=False, warmup=0, key=None, nobody=()):
 
   begin = dict.fromkeys(periods, jnp.int32(0))
   _, (due, counters) = jax.lax.scan(step, begin, jnp.arange(steps))
-  rows = lambda tree: [
-    {k: v[t].item() for k, v in jax.device_get(tree).items()} for t in range(steps)
-  ]
+  due, counters = (
+    {k: v.tolist() for k, v in tree.items()} for tree in jax.device_get((due, counters))
+  )
+  rows = lambda tree: [{k: v[t] for k, v in tree.items()} for t in range(steps)]
   return [{k for k, now in row.items() if now} for row in rows(due)], rows(counters)
 
 
