@@ -1,7 +1,9 @@
-"""Tests of one process that train the same program compile it once."""
+"""Tests of one process that train the same program compile it once, and only if a step is made."""
 
 import collections
+from concurrent import futures
 import copy
+import functools
 import json
 
 from desloc_jax.checkpoints.segment import Clock, Segment
@@ -37,11 +39,25 @@ class SharedPrograms:
 
   def compile_program(self, program):
     if self._key not in self._kept:
-      self._kept[self._key] = self._compile(program)
+      ledger = job_lib.ledger_of(program)
+      self._kept[self._key] = program, ledger, Later(job_lib.compile_and_check, program, ledger)
       if len(self._kept) > _MOST:
         self._kept.popitem(last=False)
     self._kept.move_to_end(self._key)
     return self._kept[self._key]
+
+
+class Later(futures.Future):
+  """What is computed when it is asked for."""
+
+  def __init__(self, compute, *args):
+    super().__init__()
+    self._compute = functools.partial(compute, *args)
+
+  def result(self, timeout=None):
+    if not self.done():
+      self.set_result(self._compute())
+    return super().result(timeout)
 
 
 def key_of(config, vocab_size, clock, mesh, document_end):

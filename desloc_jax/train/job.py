@@ -115,18 +115,19 @@ def compile_program(program: Program) -> tuple[Program, Ledger, Compiling]:
   """Returns a program with its ledger, and what will be its compiled step: it takes seconds."""
   ledger = ledger_of(program)
   program.lowered  # noqa: B018  Here: two threads that trace would wait for each other.
-
-  def compile_and_check() -> tuple[jax.stages.Compiled, float]:
-    start = time.perf_counter()
-    compiled = program.compile()
-    seconds = time.perf_counter() - start
-    check_compiled(program, compiled, ledger)
-    return compiled, seconds
-
   thread = futures.ThreadPoolExecutor(1)
-  compiling = thread.submit(compile_and_check)
+  compiling = thread.submit(compile_and_check, program, ledger)
   thread.shutdown(wait=False)  # It ends with its work.
   return program, ledger, compiling
+
+
+def compile_and_check(program: Program, ledger: Ledger) -> tuple[jax.stages.Compiled, float]:
+  """Returns the compiled step, and the seconds that it took; warns as `check_compiled` does."""
+  start = time.perf_counter()
+  compiled = program.compile()
+  seconds = time.perf_counter() - start
+  check_compiled(program, compiled, ledger)
+  return compiled, seconds
 
 
 def ledger_of(program: Program) -> Ledger:

@@ -18,7 +18,7 @@ from tests.runs import losses, small_config, train_on_two as train
 
 OPTIONS = {
   'sync.params': 'int4', 'sync.mu': 'ef21', 'sync.nu': 'int8', 'sync.exempt': 'embedding',
-  'sync.block': 64, 'sync.delay': 2, 'periods.mu': 3, 'periods.nu': 6,
+  'sync.block': 64, 'sync.delay': 2, 'periods.mu': 3, 'periods.nu': 6, 'model.layers': 1,
 }  # fmt: skip
 MEMORY = 'optimizer.memory.', 'optimizer.flight.'
 
