@@ -15,6 +15,7 @@ from tests.environment import environment
 FAULTS = """
 import resource, sys, threading
 import numpy as np
+import desloc_jax.train.loop  # A library whose import begins a thread would give it a heap.
 from desloc_jax.hosts import host_memory
 if sys.argv[1] == 'keep':
   assert host_memory.keep_freed_memory()
@@ -26,7 +27,8 @@ def step():  # In a thread, as XLA allocates.
   thread = threading.Thread(target=blocks)
   thread.start()
   thread.join()
-step(); step()
+for _ in range(4):
+  step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
   step()

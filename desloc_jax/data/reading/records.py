@@ -3,6 +3,9 @@
 A record is a pair (place, fields): `place` says where it stands, for an error message and as a
 default id ('books.jsonl:17'), and `fields` maps names to values. In place of the fields of a record
 that cannot be read stands the UserError that says why.
+
+Arrow is imported by what reads its files: its import begins a thread, whose heap other threads would
+share from then on, see `hosts.host_memory`.
 """
 
 import bz2
@@ -16,9 +19,6 @@ import lzma
 import os
 from typing import Any, BinaryIO
 import zlib
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from desloc_jax.errors import unknown_choice, UserError
 
@@ -99,6 +99,8 @@ def _format(path: str) -> tuple[str, Any]:
 
 
 def _open_zstandard(path: str, mode: str) -> BinaryIO:
+  import pyarrow as pa
+
   return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(path, mode), 'zstd'))
 
 
@@ -188,6 +190,8 @@ def _check_unicode(start: bytes, path: str) -> None:
 
 def _read_table(path: str, columns: frozenset[str], batches_of) -> Iterator[Record]:
   """Yields the rows of a table whose `batches_of` are (names, a function of those wanted)."""
+  import pyarrow as pa
+
   number = 0
   try:
     with pa.OSFile(path) as file:
@@ -204,19 +208,23 @@ def _read_table(path: str, columns: frozenset[str], batches_of) -> Iterator[Reco
     raise UserError(f'{path} is unreadable or damaged after row {number}: {error}') from error
 
 
-def _parquet_batches(file: pa.NativeFile):
+def _parquet_batches(file):
+  import pyarrow.parquet as pq
+
   table = pq.ParquetFile(file)
   return table.schema_arrow.names, lambda wanted: table.iter_batches(_ROWS, columns=wanted)
 
 
-def _arrow_batches(file: pa.NativeFile):
+def _arrow_batches(file):
   """Of the file format, or the stream format that `datasets` saves."""
+  import pyarrow as pa
+
   is_file = file.read(6) == b'ARROW1'
   file.seek(0)
   table = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
   batches = map(table.get_batch, range(table.num_record_batches)) if is_file else table
 
-  def read(wanted: list[str]) -> Iterator[pa.RecordBatch]:
+  def read(wanted: list[str]) -> Iterator:
     for batch in batches:
       for start in range(0, batch.num_rows, _ROWS):
         yield batch.slice(start, _ROWS).select(wanted)
