@@ -48,7 +48,7 @@ MEASURED = {
 
 
 WITH_RUNS = [name for name in all_experiments.NAMES if name not in ('toy', 'wallclock')]
-WITH_RUNS += ['attacks', 'delays']  # Too many runs to be among all.
+WITH_RUNS += ['delays']  # Too many runs to be among all.
 
 
 @pytest.mark.parametrize('name', WITH_RUNS)
