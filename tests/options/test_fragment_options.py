@@ -70,19 +70,27 @@ def test_a_run_that_is_killed_goes_on_with_other_workers_and_lands_what_was_in_f
 ):
   options = {
     **OPTIONS, 'batch_size': 2, 'seq_len': 32, 'steps': 400, 'model.heads': 2, 'log_every': 1,
-    'checkpoint.every': 7, 'checkpoint.keep': 9, 'eval.sequences': 8, 'eval.every': 0,
+    'checkpoint.every': 6, 'checkpoint.keep': 9, 'eval.sequences': 8, 'eval.every': 0,
     'schedule.warmup_steps': 2, 'data.validation_fraction': 0.2, 'data.sources.text.path': text,
     'inner.learning_rate': 3e-3, 'schedule.decay_fraction': 0.1,
   }  # fmt: skip
   started = start(4, tmp_path / 'run', options, 1)
   wait_for_step(tmp_path / 'run', 30, started)
   kill(started)
+  checkpoints = Checkpoints(tmp_path / 'run' / 'checkpoints', 9)
+  step = max(checkpoints.steps())
+  checkpoints.close()
   found = restored(tmp_path / 'run', text, 8, steps=400, **{'eval.sequences': 8})
-  in_flight = [name for name, value in found.items() if name.startswith('left.') and value]
+  in_flight = {
+    name.removeprefix('left.') for name, left in found.items() if name.startswith('left.') and left
+  }
+  # Of each six steps the second part is sent after the last.
+  assert step % 6 == 0 and {'params-1', 'mu-1'} <= in_flight
   config = small_config(text, workers=8, **OPTIONS | {'steps': 400, 'eval.sequences': 8})
-  config.stop_at = 60
+  config.stop_at = step + 3
   train(config, tmp_path / 'run')
-  assert in_flight or found
+  lines = {line['step']: line for line in read_metrics(tmp_path / 'run') if 'loss' in line}
+  assert in_flight == {*lines[step + 2]['landed']} and len(lines[step + 2]['losses']) == 8
   assert np.isfinite(losses(tmp_path / 'run')).all()
 
 
