@@ -35,7 +35,7 @@ class Injection:
     detail: of the fault, such as the file that was damaged.
     done: the last step that was logged before.
     expected: the step that the next start should go on from.
-    warns_of: the file that the next start should name in a warning; empty: it should not warn.
+    warns_of: what the next start should name in a warning, a file say; empty: it should not warn.
     problem: what went wrong; empty: nothing.
     resumed: the step that the next start went on from.
     identical: whether all of the run was the reference's, bit for bit.
@@ -95,7 +95,10 @@ def _killed(bench: Bench, attempt: Attempt) -> Injection:
   else:  # The step after the one that was logged last was being computed.
     moment = 'in a sync' if bench.syncs_in(done + 1) else 'in a step'
   detail = f'unfinished: {" ".join(unfinished)}' if unfinished else ''
-  return Injection(f'kill -9 {moment}', detail, newest if done is None else done, newest)
+  told = 'begins anew' if done and not newest else ''
+  return Injection(
+    f'kill -9 {moment}', detail, newest if done is None else done, newest, warns_of=told
+  )
 
 
 def truncate(path: pathlib.Path) -> None:

@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 
+from desloc_jax.checkpoints import checksums
 from desloc_jax.checkpoints.leaves import LeafReader
 from desloc_jax.checkpoints.store import Checkpoints, STATE
 from desloc_jax.logs.metrics import MEASURED, read_metrics
@@ -193,7 +194,16 @@ def complete_checkpoints(workdir: pathlib.Path) -> list[int]:
   """Returns the steps of the complete checkpoints, the newest first."""
   folder = workdir / CHECKPOINTS
   names = os.listdir(folder) if folder.exists() else []
-  return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+  steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+  return [step for step in steps if _is_whole(folder / str(step))]
+
+
+def _is_whole(folder: pathlib.Path) -> bool:
+  """Returns whether all files are there; not where the process was killed as it removed them."""
+  try:
+    return all((folder / name).exists() for name in checksums.read_entries(folder))
+  except ValueError:
+    return False
 
 
 def saved_arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
