@@ -161,6 +161,16 @@ class Run:
       self.checkpoints.save(step, state, position_after(self.job, step, syncs, finite))
 
 
+def _wait_until_all_begin(job: Job) -> None:
+  """Returns when all processes have their program.
+
+  Local steps wait for nobody: who had it at once would make some, and then take for stuck who still
+  compiles, as its limit is that of steps by then.
+  """
+  _ = job.train_step
+  peers().wait_for_all()
+
+
 def _run_steps(run: Run, state: TrainState, begun: Callable[[], None]) -> TrainState:
   """Returns the state after the last step, of which there is then a checkpoint.
 
@@ -184,6 +194,8 @@ def _run_steps(run: Run, state: TrainState, begun: Callable[[], None]) -> TrainS
     recorder.restart_clock()
     request.begin(start)
     for step, inputs in zip(range(start + 1, stop + 1), step_inputs(job, start), strict=False):
+      if step == start + 1:
+        _wait_until_all_begin(job)
       if behind:
         state = behind.land(step, state)
       state, metrics = job.train_step(state, *inputs)

@@ -296,3 +296,35 @@ def test_values_come_from_whoever_has_them(monkeypatch):
   fetched, scalar = joined.Joined(2, 0).fetch((rows, jax.numpy.float32(3)))
   np.testing.assert_array_equal(fetched, [[0, 1], [2, 3], [9, 8], [7, 6]])
   assert scalar == 3
+
+
+_COMPILES_LATE = """
+import sys, time
+from desloc_jax.train import main, program
+compile = program.Program.compile
+def late(self):
+  time.sleep(8)
+  return compile(self)
+if '--process_id=1' in sys.argv:
+  program.Program.compile = late
+main.main(sys.argv[1:], 'run.py')
+"""
+
+
+def test_who_still_compiles_is_not_taken_for_stuck(tmp_path):
+  """Local steps wait for nobody, so that the other one is in its steps by then."""
+  write_text(tmp_path / 'text', words=300)
+  processes = [
+    subprocess.Popen(
+      [
+        sys.executable, '-c', _COMPILES_LATE, f'--config={ROOT / "configs/tiny.py"}', *OPTIONS,
+        '--workdir=run', '--config.periods.params=3', '--config.processes.stuck_timeout_s=3',
+        f'--process_id={index}', *address,
+      ],
+      cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), stderr=subprocess.PIPE, text=True,
+    )
+    for address in [together()] for index in range(2)
+  ]  # fmt: skip
+  for process in processes:
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
