@@ -53,7 +53,9 @@ def _cores() -> int:
 
 
 def check_platforms() -> None:
-  """Checks that JAX finds devices, and that its settings permit a run; in a run of several processes, once they have met.
+  """Checks that JAX finds devices, and that its settings permit a run.
+
+  In a run of several processes, once they have met.
 
   Raises:
     UserError: JAX_PLATFORMS names platforms of which there is none, and names those that there are; or

@@ -2,7 +2,8 @@
 
 A worker that is away counts in no average. When it is there again it takes over the consensus and
 the averaged moments at the next parameter sync, and counts from then on, with the health check or
-without. With `sync.behind` or `sync.who=tokens` it counts at once, with the moments that it has. The sequences dealt to it
+without. With `sync.behind` or `sync.who=tokens` it counts at once, with the moments that it has. The
+sequences dealt to it
 meanwhile are lost to the run, as those in the memory of a machine that fails are.
 """
 

@@ -22,9 +22,8 @@ HIDDEN = {
   'desloc behind': {'method': 'desloc', 'sync.behind': True},
   'desloc behind+int8': {**SYNCS['desloc+int8'], 'sync.behind': True},
 }
-_LOCAL_STEPS = (
-  12  # Of K_x, with nothing on its way: it lands so many steps before the next is sent.
-)
+# Of K_x, with nothing on its way: it lands so many steps before the next is sent.
+_LOCAL_STEPS = 12
 PARTS = ('bytes', 'time', 'overhead', 'behind')
 TIME_PERIOD = 64  # K_x of the runs that are timed.
 # DDP averages at every step, so that lines of the log are never far from one.
