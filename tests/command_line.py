@@ -27,19 +27,17 @@ class Ended(NamedTuple):
 
 def run_py(*args: str) -> Ended:
   """Runs `python run.py` in the checkout."""
+  return _run(lambda: train(args, 'python run.py'))
 
-  def main():
-    try:
-      train(args, 'python run.py')
-    finally:  # absl defines a flag once.
-      ending.belong_to_run(False)
-      for name in list(flags.FLAGS):
-        if name in _FLAGS or name.startswith('config.'):
-          delattr(flags.FLAGS, name)
-      flags.FLAGS.unparse_flags()
-      sys.modules.pop('config_config', None)  # Of the last config file.
 
-  return _run(main)
+def forget_flags() -> None:
+  """Makes the next command of this process the first: absl defines a flag once."""
+  ending.belong_to_run(False)
+  for name in list(flags.FLAGS):
+    if name in _FLAGS or name.startswith('config.'):
+      delattr(flags.FLAGS, name)
+  flags.FLAGS.unparse_flags()
+  sys.modules.pop('config_config', None)  # Of the last config file.
 
 
 def desloc_jax(*args: str) -> Ended:
@@ -76,4 +74,5 @@ def _run(main) -> Ended:
     finally:
       handler.stream = before
       logging.set_verbosity(verbosity)
+      forget_flags()
   return Ended(code, out.getvalue(), err.getvalue())

@@ -36,6 +36,16 @@ def compiles(shared_programs, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def no_flags_left():
+  """Has each test's commands define their flags, whatever ran in its process before."""
+  yield
+  if 'desloc_jax.train.main' in sys.modules:
+    from tests.command_line import forget_flags
+
+    forget_flags()
+
+
+@pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
   """Has a test's own runs leave an empty figure: half of their time. Those of fixtures are drawn."""
   leave = lambda workdir, title='': (workdir / 'training.png').write_bytes(b'')
