@@ -1,10 +1,9 @@
 """The commands beside run.py: `python -m desloc_jax COMMAND`."""
 
 from collections.abc import Sequence
-import importlib
 import sys
 
-from desloc_jax import commands
+from desloc_jax import commands, starting
 from desloc_jax.errors import unknown_choice
 
 # name: the module whose main takes the rest of the command line, and an example of that.
@@ -35,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
       return _print_help()
     if argv[0] not in COMMANDS:
       raise unknown_choice('command', argv[0], COMMANDS)
-  importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+  starting.load(COMMANDS[argv[0]][0]).main(argv[1:])
 
 
 def _print_help() -> None:

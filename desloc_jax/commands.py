@@ -8,7 +8,7 @@ import pathlib
 import sys
 from typing import Any, NamedTuple
 
-from desloc_jax import pipes
+from desloc_jax import pipes, starting
 from desloc_jax.errors import UserError
 from desloc_jax.paths import local_path
 from desloc_jax.valid import ANY, check_value, expected, Valid
@@ -105,6 +105,7 @@ def _add(parser: argparse.ArgumentParser, name: str, option: Option) -> None:
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
   """Ends the process where the user's input, or a file, cannot be used, or nobody reads on."""
+  starting.ctrl_c_raises()
   pipes.open_streams()
   try:
     try:

@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy import stats
 
+from desloc_jax.errors import UserError
 from desloc_jax.files import atomic_write
 from desloc_jax.logs.metrics import format_bytes
 from desloc_jax.logs.workdir import write_text
@@ -107,6 +108,23 @@ class Report:
   checks: Sequence[Check]
   figure: Figure
   notes: Sequence[str] = ()
+
+
+def check_table_stays(path: pathlib.Path, **options: tuple[Any, Any]) -> None:
+  """Checks that a table that is here is not replaced by one of a shorter or another measurement.
+
+  Args:
+    path: of the table, which may not be there. Only those of the repository are looked after.
+    **options: each what the command line says, and what the table is made with.
+
+  Raises:
+    UserError: it would be.
+  """
+  for name, (given, usual) in options.items():
+    if given != usual and path.exists() and path.parent.resolve() == RESULTS.resolve():
+      raise UserError(
+        f'--{name}={given} would replace {path}, which is of --{name}={usual}. Give another --results.'
+      )
 
 
 def write(report: Report, folder: pathlib.Path, name: str, command: str) -> None:

@@ -1,5 +1,7 @@
 """The package as pip sees it: what each extra installs is what the requirement files do."""
 
+import ast
+import importlib
 import inspect
 import pathlib
 import re
@@ -57,6 +59,21 @@ def test_a_wheel_works_from_another_folder(tmp_path):
     env=environment(PYTHONPATH=str(tmp_path / 'site')),
   )  # fmt: skip
   assert result.returncode == 2 and "Did you mean 'sotu'" in result.stderr, result.stderr
+
+
+def test_type_checkers_see_the_public_names_where_they_are():
+  tree = ast.parse(pathlib.Path(desloc_jax.__file__).read_text())
+  (checked,) = (n for n in tree.body if isinstance(n, ast.If))
+  seen = {name.name: line.module for line in checked.body for name in line.names}
+  for name, module in seen.items():
+    assert getattr(importlib.import_module(module), name) is getattr(desloc_jax, name), name
+  assert sorted(seen) == sorted(desloc_jax.__all__) and set(seen) < set(dir(desloc_jax))
+
+
+def test_the_package_is_imported_without_jax():
+  """So that its commands answer at once."""
+  code = "import desloc_jax, sys; assert 'jax' not in sys.modules; desloc_jax.desloc"
+  subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, timeout=60)
 
 
 @pytest.mark.parametrize('name', desloc_jax.__all__)

@@ -16,6 +16,7 @@ import tempfile
 import threading
 
 import jax
+from jax._src.clusters import ClusterEnv  # What JAX finds of a cluster has no public name.
 from jax.experimental import multihost_utils
 
 from desloc_jax.errors import UserError
@@ -72,7 +73,9 @@ def join(
       return
     _check_membership(coordinator, count, index)
     if index == 0:
-      _check_port_is_free(coordinator)
+      _check_port_is_free(coordinator, 'Use another port for --coordinator')
+  elif clusters.METHODS[cluster]:
+    _check_port_that_jax_takes(clusters.METHODS[cluster], start_timeout_s)
   others = f'all {count} processes' if count else f'all processes of {cluster}'
   alone = '; --num_processes=1 trains alone' if cluster else ''
   where = f' at {coordinator}' if coordinator else ''
@@ -161,7 +164,15 @@ def _check_membership(coordinator: str | None, count: int | None, index: int | N
     )
 
 
-def _check_port_is_free(coordinator: str) -> None:
+def _check_port_that_jax_takes(method: str, timeout_s: int) -> None:
+  address, _, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
+    None, None, None, None, method, timeout_s
+  )
+  if index == 0:
+    _check_port_is_free(address, 'Set JAX_COORDINATOR_PORT of all processes to another one')
+
+
+def _check_port_is_free(coordinator: str, remedy: str) -> None:
   """Checks that process 0 can listen: JAX's C++ would end it by a segmentation fault."""
   port = int(coordinator.rpartition(':')[2])
   try:
@@ -169,8 +180,8 @@ def _check_port_is_free(coordinator: str) -> None:
   except OSError as error:
     reason = os.strerror(error.errno)
     raise UserError(
-      f'--coordinator={coordinator}: process 0 cannot listen at port {port} ({reason}); '
-      'another program does, or an earlier run. Use another port.'
+      f'process 0 cannot listen at port {port} of the coordinator {coordinator} ({reason}): '
+      f'another program does, or an earlier run. {remedy}.'
     ) from error
 
 

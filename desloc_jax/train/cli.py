@@ -12,6 +12,7 @@ import traceback
 from absl import flags
 from ml_collections import config_dict, config_flags
 
+from desloc_jax import starting
 from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.hosts import ending
 from desloc_jax.hosts.peers import peers
@@ -83,6 +84,7 @@ def exit_with_one_line(main: Callable) -> Callable:
     from desloc_jax.hosts.interruption import Interrupted
     from desloc_jax.train.recorder import TrainingDiverged
 
+    starting.ctrl_c_raises()
     ending.belong_to_run()
     sys.unraisablehook = functools.partial(_tell_of_unraisable, sys.unraisablehook)
     try:

@@ -6,6 +6,7 @@ import pathlib
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from desloc_jax import starting
 from desloc_jax.train import cli
 
 USAGE = """\
@@ -61,6 +62,7 @@ def _define_flags(argv: Sequence[str]) -> None:
 
 def _run(argv: Sequence[str]) -> None:
   del argv
+  starting.ctrl_c_ends_the_process()  # Until the run takes it over there is nothing to save.
   values = flags.FLAGS
   logging.set_verbosity(logging.WARNING)
   given = config_flags.get_override_values(values['config'])

@@ -34,7 +34,7 @@ from desloc_jax.train.job import Job, make_job
 from desloc_jax.train.recorder import check_finite, TrainingDiverged
 from desloc_jax.train.step import finite_workers
 from desloc_jax.valid import at_least
-from experiments.report import markdown, RESULTS, write_rows
+from experiments.report import check_table_stays, markdown, RESULTS, write_rows
 from experiments.scales import changed
 from experiments.systems.alarm_settings import (
   BACK,
@@ -47,6 +47,7 @@ from experiments.systems.alarm_settings import (
 )
 
 # What the settings have in common beside configs/tiny.py.
+STEPS = 800  # Of a run in the table.
 OPTIONS = {
   'seq_len': 32, 'steps': 800, 'schedule.warmup_steps': 8, 'periods.params': 16,
   'model.layers': 1, 'model.width': 64, 'eval.sequences': 256,
@@ -147,7 +148,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     __doc__,
     argv,
     settings=Option('', 'names from the table, separated by semicolons; else all'),
-    steps=Option(800, 'of a run, half where one breaks', at_least(4 * BREAKS_AT)),
+    steps=Option(STEPS, 'of a run, half where one breaks', at_least(4 * BREAKS_AT)),
     results=Option(RESULTS, 'folder of the tables'),
   )
   by_name = {setting.name: setting for setting in SETTINGS}
@@ -155,6 +156,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   for name in names:
     if name not in by_name:
       raise unknown_choice('--settings', name, by_name)
+  if len(names) == len(SETTINGS):
+    check_table_stays(pathlib.Path(options.results, 'alarms.csv'), steps=(options.steps, STEPS))
   options.settings = [by_name[name] for name in names]
   return options
 

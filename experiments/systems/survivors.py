@@ -29,12 +29,13 @@ from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.tables import align
 from desloc_jax.valid import at_least
-from experiments.report import RESULTS, write_rows
+from experiments.report import check_table_stays, RESULTS, write_rows
 from experiments.several import last_step, start, wait_for_step
 from experiments.systems.faults.runs import CONFIG
 from experiments.systems.faults.trouble import tell
 
 # Workers of each phase, and how it ends.
+STEPS, SEED = 200, 0  # Of the table.
 PHASES = ((4, 'killed'), (3, 'stuck'), (3, 'killed'), (2, 'joined'), (4, 'finished'))
 OPTIONS = {
   'global_batch_size': 24, 'seq_len': 64, 'log_every': 5, 'checkpoint.every': 20,
@@ -74,13 +75,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     'experiments.systems.survivors',
     __doc__,
     argv,
-    steps=Option(200, 'of the whole run', at_least(40)),
-    seed=Option(0, 'of who is killed'),
+    steps=Option(STEPS, 'of the whole run', at_least(40)),
+    seed=Option(SEED, 'of who is killed'),
     runs=Option(pathlib.Path('runs/survivors'), 'new folder of the two runs'),
     results=Option(RESULTS, 'folder of table and plot'),
   )
   if pathlib.Path(options.runs, 'survivors').exists():
     raise UserError(f'{options.runs} holds a run already; use another --runs.')
+  check_table_stays(
+    pathlib.Path(options.results, 'survivors.csv'),
+    steps=(options.steps, STEPS),
+    seed=(options.seed, SEED),
+  )
   return options
 
 
@@ -89,7 +95,8 @@ def main():
   runs, results = pathlib.Path(arguments.runs), pathlib.Path(arguments.results)
   chance, options = random.Random(arguments.seed), OPTIONS | {'steps': arguments.steps}
   rows, begin = [COLUMNS], 0
-  runs.mkdir(parents=True, exist_ok=True)
+  for folder in (runs, results):
+    folder.mkdir(parents=True, exist_ok=True)
   trouble = (runs / 'trouble').absolute()
   os.environ['TROUBLE'] = str(trouble)
   for phase, (workers, event) in enumerate(PHASES, 1):

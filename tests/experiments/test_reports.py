@@ -1,10 +1,13 @@
 """Checks, intervals and tables of reports."""
 
+import importlib
+import pathlib
 import types
 
 import numpy as np
 import pytest
 
+from desloc_jax.errors import UserError
 from experiments import plots
 from experiments.paper import beyond
 from experiments.report import Check, confidence_interval, markdown, mean_spread
@@ -69,3 +72,16 @@ def test_spreads_and_tables_as_text():
 def test_there_are_as_many_panels_as_asked_for(count):
   figure, axes = plots.panels(count, 'title')
   assert len(axes) == len(figure.axes) == count
+
+
+@pytest.mark.parametrize(
+  ('module', 'argument'),
+  [('alarms', '--steps=700'), ('survivors', '--steps=100'), ('survivors', '--seed=2')],
+)
+def test_a_table_of_the_repository_is_not_replaced_by_another_measurement(
+  module, argument, tmp_path
+):
+  parse = importlib.import_module(f'experiments.systems.{module}').parse
+  with pytest.raises(UserError, match=f'{argument} would replace .*{module}.csv'):
+    parse([argument])
+  assert pathlib.Path(parse([argument, f'--results={tmp_path}']).results) == tmp_path

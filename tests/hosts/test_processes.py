@@ -163,8 +163,29 @@ def test_a_port_that_is_taken_is_told():
   """JAX's C++ would end the process by a segmentation fault, without a word."""
   with socket.create_server(('127.0.0.1', 0)) as taken:
     port = taken.getsockname()[1]
-    with pytest.raises(UserError, match=f'cannot listen at port {port} .Address already in use'):
+    with pytest.raises(UserError, match=f'cannot listen at port {port} .*Address already in use'):
       join(f'127.0.0.1:{port}', 2, 0, 10, 10)
+
+
+@pytest.mark.parametrize('launcher', ['Slurm', 'Open MPI'])
+def test_a_port_that_is_taken_is_told_under_a_launcher(launcher, monkeypatch):
+  """JAX takes one of the last 4096 ports by the number of the job."""
+  job = 1234
+  with socket.create_server(('', 2**16 - 2**12 + job)):
+    variables = {
+      'Slurm': {
+        'SLURM_JOB_ID': job, 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_STEP_NUM_TASKS': 2,
+        'SLURM_NTASKS': 2, 'SLURM_PROCID': 0, 'SLURM_LOCALID': 0,
+      },
+      'Open MPI': {
+        'OMPI_MCA_orte_hnp_uri': f'{job * 2**12}.0;tcp://127.0.0.1:34911',
+        'OMPI_COMM_WORLD_SIZE': 2, 'OMPI_COMM_WORLD_RANK': 0, 'OMPI_COMM_WORLD_LOCAL_RANK': 0,
+      },
+    }  # fmt: skip
+    for name, value in variables[launcher].items():
+      monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError, match='cannot listen at port 62674 .* JAX_COORDINATOR_PORT'):
+      join(None, None, None, 10, 10)
 
 
 def test_what_a_lost_process_causes_is_told_from_other_errors():

@@ -240,6 +240,24 @@ COMMANDS = {
 }
 
 
+@pytest.mark.parametrize(
+  'command',
+  ['run.py --config=configs/tiny.py', '-m desloc_jax eval --workdir=runs/a', '-m experiments.all'],
+)
+def test_a_variable_that_jax_cannot_read_is_one_line(command, monkeypatch):
+  monkeypatch.setenv('JAX_ENABLE_X64', 'maybe')
+  result = process(*command.split())
+  assert result.returncode == 2 and result.stderr.count('\n') == 1, result.stderr
+  assert "invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'" in result.stderr
+
+
+def test_a_package_that_is_not_installed_is_one_line():
+  code = "import sys; sys.modules['ml_collections'] = None; from desloc_jax.__main__ import main; main(['train'])"
+  result = process('-c', code)
+  assert result.returncode == 2 and result.stderr.count('\n') == 1, result.stderr
+  assert 'error: the package ml_collections is not installed: pip install' in result.stderr
+
+
 @pytest.mark.parametrize('case', COMMANDS)
 def test_the_command_line_answers_a_mistake_in_one_line(case, tmp_path):
   args, message = COMMANDS[case]

@@ -147,10 +147,20 @@ def wait_for_steps(workdir, count, process):
   raise AssertionError(process.communicate())
 
 
-def test_ctrl_c_while_libraries_are_imported_ends_without_a_page():
+@pytest.mark.parametrize(
+  'command',
+  [
+    'run.py --config=configs/tiny.py',
+    '-m desloc_jax train --config=configs/tiny.py',
+    '-m desloc_jax sample --workdir=runs/tiny',
+    '-m experiments.all',
+    '-m experiments.systems.alarms',
+  ],
+)
+def test_ctrl_c_while_libraries_are_imported_ends_without_a_page(command):
   """Libraries' C++ may end in a page of its own then, crash, or go on as if nothing had been."""
   process = subprocess.Popen(
-    [sys.executable, '-X', 'importtime', 'run.py', '--config=configs/tiny.py'],
+    [sys.executable, '-X', 'importtime', *command.split()],
     cwd=ROOT, stderr=subprocess.PIPE, text=True, env=ONE_DEVICE,
   )  # fmt: skip
   next(line for line in process.stderr if 'numpy' in line)

@@ -30,11 +30,12 @@ from desloc_jax.logs.metrics import format_bytes
 from desloc_jax.logs.workdir import write_text
 from desloc_jax.tables import align
 from desloc_jax.valid import at_least
-from experiments.report import csv_text, markdown, RESULTS
+from experiments.report import check_table_stays, csv_text, markdown, RESULTS, rows_in
 from experiments.systems.peers.environments import environment, NotHere, python_of
 from experiments.systems.peers.running import ProgramFailed, Running
 from experiments.systems.peers.task import Task, TASKS
 
+TURNS = 7  # At least, in the table.
 _BATCHES = 200  # Of tokens, which come again and again.
 
 
@@ -172,7 +173,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     'experiments.systems.peers',
     __doc__,
     argv,
-    turns=Option(7, 'of each program', at_least(5)),
+    turns=Option(TURNS, 'of each program', at_least(5)),
     cache=Option(pathlib.Path('~/.cache/desloc_jax/peers'), 'folder of the environments'),
     pythons=Option([sys.executable, 'python3.12', 'python3.13'], 'that environments are made by'),
     results=Option(RESULTS, 'folder of the table'),
@@ -181,11 +182,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> None:
   """Measures all tasks, writes the rows and prints the table."""
-  rows = []
+  rows, results = [], pathlib.Path(options.results)
+  check_table_stays(results / 'peers.csv', turns=(min(options.turns, TURNS), TURNS))
   for name in TASKS:
     rows += measure(name, options)
   cells = table(rows)
-  results = pathlib.Path(options.results)
+  missing = [row['program'] for row in rows if 'why not' in row]
+  if missing and rows_in(results / 'peers.csv'):
+    print(f'{align(cells)}\nNot run: {", ".join(missing)}. The tables in {results} stay.')
+    return
   results.mkdir(parents=True, exist_ok=True)
   write_text(results / 'peers.csv', csv_text(rows))
   write_text(results / 'peers.md', markdown(cells) + '\n')
