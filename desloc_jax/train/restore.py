@@ -2,7 +2,7 @@
 
 1. The newest checkpoint whose files are whole is taken; a damaged one is named and set aside.
    Process 0 says which that is.
-2. What differs between its configuration and this one must be permitted (`config_changes.py`), and
+2. What differs between its configuration and this one must be permitted (`options/changes.py`), and
    what differs in the data (`data_changes.py`).
 3. Nothing differs: the state is restored bit for bit and the run's segment goes on. Otherwise a
    new segment begins, and each array of the new state is made from the checkpoint's arrays.
