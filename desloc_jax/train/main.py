@@ -47,7 +47,7 @@ def _define_flags(argv: Sequence[str]) -> None:
   flags.DEFINE_integer(
     'num_processes',
     None,
-    'How many they are; 1 alone: none, whatever a cluster says.',
+    'How many they are. --num_processes=1 by itself trains alone, in a cluster too.',
     lower_bound=1,
   )
   flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.', lower_bound=0)

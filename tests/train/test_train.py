@@ -1,6 +1,8 @@
 """The trainer from configuration to checkpoint, on real files."""
 
 import json
+import pathlib
+import re
 import shutil
 import types
 
@@ -61,6 +63,13 @@ def test_a_run_leaves_what_it_promises(finished):
   assert summary['tokens'] == 12 * 4 * 2 * 32
   for key in ('tokens_per_s', 'compile_s', 'peak_memory_bytes', 'parameters'):
     assert summary[key] > 0
+
+
+def test_each_name_in_a_line_is_explained(finished):
+  page = (pathlib.Path(__file__).parents[2] / 'docs/watching.md').read_text()
+  explained = {name for row in re.findall(r'^\| (`.*?) \|', page, re.M) for name in row.split(', ')}
+  written = {f'`{name}`' for line in read_metrics(finished[1]) for name in line}
+  assert written <= explained
 
 
 def test_lines_say_how_long_steps_take(finished):
