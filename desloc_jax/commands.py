@@ -5,15 +5,15 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import difflib
 import pathlib
+import signal
 import sys
 from typing import Any, NamedTuple
 
-from desloc_jax import pipes, starting
+from desloc_jax import pipes, signals
 from desloc_jax.errors import UserError
 from desloc_jax.paths import local_path
 from desloc_jax.valid import ANY, check_value, expected, Valid
 
-INTERRUPTED = 130  # As a shell says it of a program that SIGINT ends.
 _UNKNOWN = 'unrecognized arguments: '  # How argparse says it.
 
 
@@ -104,12 +104,15 @@ def _add(parser: argparse.ArgumentParser, name: str, option: Option) -> None:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-  """Ends the process where the user's input, or a file, cannot be used, or nobody reads on."""
-  starting.ctrl_c_raises()
+  """Ends the process where the user's input, or a file, cannot be used, or nobody reads on.
+
+  By SIGINT, SIGTERM and SIGHUP too, in a line and with the exit code that a shell gives.
+  """
   pipes.open_streams()
   try:
     try:
-      yield
+      with signals.raised(_tell_of):
+        yield
     finally:
       sys.stdout.flush()  # Here, and not when the interpreter ends.
   except UserError as error:
@@ -117,9 +120,10 @@ def one_line_errors() -> Iterator[None]:
   except BrokenPipeError:
     pipes.discard(sys.stdout)
     sys.exit(pipes.READER_GONE)
-  except KeyboardInterrupt:
-    pipes.tell('interrupted')
-    sys.exit(INTERRUPTED)
+  except KeyboardInterrupt as stop:
+    number = getattr(stop, 'number', signal.SIGINT)
+    _tell_of(number)
+    sys.exit(128 + number)
   except OSError as error:  # A disk that is full, a folder that is gone.
     message = (
       f'{error.filename or "a file or the output"} cannot be used: {error.strerror or error}'
@@ -128,3 +132,9 @@ def one_line_errors() -> Iterator[None]:
     return
   pipes.tell(' '.join(['error:', *message.split()]))
   sys.exit(2)
+
+
+def _tell_of(number: int) -> None:
+  pipes.tell(
+    'interrupted' if number == signal.SIGINT else f'ended by {signal.Signals(number).name}'
+  )

@@ -1,11 +1,13 @@
-"""Writing a file so that it is there complete or not at all."""
+"""Writing a file, or a folder, so that it is there complete or not at all."""
 
 from collections.abc import Iterator
 import contextlib
 import fcntl
 import glob
 import os
+import pathlib
 import secrets
+import shutil
 from typing import BinaryIO
 
 _SUFFIX = '.partial'
@@ -37,6 +39,28 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
+def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a temporary neighbour of `path`, a folder to fill, and renames it to `path` at the end.
+
+  What is left of killed processes is removed, as by `atomic_write`.
+  """
+  _remove_left(str(path.parent), path.name)
+  partial = path.parent / _name_of_neighbour(path.name)
+  partial.mkdir()
+  descriptor = os.open(partial, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):  # As below.
+      fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield partial
+    partial.rename(path)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+  finally:
+    os.close(descriptor)
+
+
+@contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
   """Has an error of the system say which file it is of: a write that fails does not know that."""
   try:
@@ -50,7 +74,7 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 def _new_neighbour(folder: str, name: str) -> BinaryIO:
   """Returns a new file, which is held by a lock as long as it is open."""
   while True:
-    file = open(os.path.join(folder, f'.{name}.{secrets.token_hex(4)}{_SUFFIX}'), 'xb')
+    file = open(os.path.join(folder, _name_of_neighbour(name)), 'xb')
     with contextlib.suppress(OSError):  # Some file systems have no locks: what is left stays there.
       fcntl.flock(file, fcntl.LOCK_EX)
     if os.path.exists(file.name):  # Else it was taken for one that is left, before it was held.
@@ -58,12 +82,20 @@ def _new_neighbour(folder: str, name: str) -> BinaryIO:
     file.close()
 
 
+def _name_of_neighbour(name: str) -> str:
+  return f'.{name}.{secrets.token_hex(4)}{_SUFFIX}'
+
+
 def _remove_left(folder: str, name: str) -> None:
   """Removes the neighbours of `name` that nobody writes any more."""
   for left in glob.glob(os.path.join(glob.escape(folder), f'.{glob.escape(name)}.*{_SUFFIX}')):
-    with contextlib.suppress(OSError), open(left, 'rb') as file:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      os.unlink(left)
+    with contextlib.suppress(OSError):
+      descriptor = os.open(left, os.O_RDONLY)
+      try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(left) if os.path.isdir(left) else os.unlink(left)
+      finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: str) -> None:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from desloc_jax.files import atomic_write
+from desloc_jax.files import atomic_folder, atomic_write
 
 
 def test_two_that_write_at_once_do_not_mix(tmp_path):
@@ -47,3 +47,21 @@ def test_permissions_are_those_of_new_files(tmp_path):
     pass
   modes = {(tmp_path / name).stat().st_mode for name in ('plain', 'file')}
   assert len(modes) == 1
+
+
+def test_a_folder_is_there_complete_or_not_at_all(tmp_path):
+  left, held = tmp_path / '.a.0.partial', tmp_path / '.a.1.partial'
+  for each in (left, held):
+    each.mkdir()
+    (each / 'weights').touch()
+  descriptor = os.open(held, os.O_RDONLY)
+  fcntl.flock(descriptor, fcntl.LOCK_EX)  # By a process that still writes.
+  with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / 'a') as folder:
+    (folder / 'weights').touch()
+    raise KeyboardInterrupt
+  assert os.listdir(tmp_path) == [held.name]
+  with atomic_folder(tmp_path / 'a') as folder:
+    (folder / 'weights').touch()
+  os.close(descriptor)
+  assert sorted(os.listdir(tmp_path)) == [held.name, 'a']
+  assert os.listdir(tmp_path / 'a') == ['weights']

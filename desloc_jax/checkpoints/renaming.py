@@ -1,15 +1,13 @@
 """Whether folders can be renamed where a run writes: a checkpoint becomes complete by that."""
 
-import contextlib
 import pathlib
 import shutil
-import tempfile
 
 from desloc_jax.errors import UserError
 
 
 def check_renaming(workdir: pathlib.Path) -> None:
-  """Renames a folder with a file in `workdir`, and removes it.
+  """Renames a folder with a file in `workdir`, which no other process uses, and removes it.
 
   Some mounted object stores cannot, and the first checkpoint would show it.
 
@@ -18,7 +16,9 @@ def check_renaming(workdir: pathlib.Path) -> None:
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    folder = pathlib.Path(tempfile.mkdtemp(prefix='.renaming-', dir=workdir))
+    folder = workdir / '.renaming'
+    shutil.rmtree(folder, ignore_errors=True)  # Of a process that was killed.
+    folder.mkdir()
   except OSError as error:
     raise UserError(f'--workdir={workdir} cannot be written: {error.strerror}.') from error
   before, after = folder / 'before', folder / 'after'
@@ -35,5 +35,4 @@ def check_renaming(workdir: pathlib.Path) -> None:
       'better a bucket with hierarchical namespace.'
     ) from error
   finally:
-    with contextlib.suppress(OSError):
-      shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -11,6 +11,7 @@ import threading
 
 from desloc_jax.data import encoding
 from desloc_jax.data.named_tokenizers import load_tokenizer
+from desloc_jax.errors import UserError
 
 _BATCHES_AHEAD = 4  # Per process: keeps every process busy and little text in memory.
 
@@ -48,6 +49,11 @@ def encode_in_processes(
         yield from pending.popleft().result()
     while pending:
       yield from pending.popleft().result()
+  except futures.process.BrokenProcessPool as error:
+    raise UserError(
+      'a process that tokenises was killed, by the system perhaps for want of memory; the same '
+      f'command goes on, with less memory where --processes is below {processes}.'
+    ) from error
   finally:
     pool.shutdown(cancel_futures=True)
 

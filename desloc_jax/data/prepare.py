@@ -1,4 +1,4 @@
-"""Tokenises a corpus once into shards that training reads memory-mapped.
+"""Tokenises a corpus once into shards, of which training reads what it needs.
 
   python -m desloc_jax prepare --input=corpus/ --output=tokens/ --tokenizer=gpt2
 

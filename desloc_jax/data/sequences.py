@@ -9,7 +9,7 @@ import numpy as np
 from desloc_jax.data.checks import check_at_least
 from desloc_jax.errors import UserError
 
-_CHUNK_TOKENS = 2**22  # Of a memory-mapped array that are read at once.
+_CHUNK_TOKENS = 2**22  # Of an array in a file that are read at once.
 
 
 class PackedSequences:
@@ -48,7 +48,8 @@ class PackedSequences:
     """Wraps a stream of token ids.
 
     Args:
-      arrays: unsigned ids [tokens], memory-mapped or not, that follow one another in the stream.
+      arrays: unsigned ids [tokens] that follow one another in the stream, in memory or a
+        `shards.ShardTokens`.
       label: what to call the whole stream in an error message.
       names: what to call each array there.
       seq_len: see the class, like the arguments below.
@@ -125,6 +126,6 @@ class PackedSequences:
   def _bad_token(self, position: int) -> UserError:
     i, offset = self._locate(position)
     return UserError(
-      f'{self._names[i]} has token id {self._arrays[i][offset]} at position {offset}, expected '
+      f'{self._names[i]} has token id {self._arrays[i][offset : offset + 1][0]} at position {offset}, expected '
       f'ids below the vocabulary size {self.vocab_size}.'
     )

@@ -1,9 +1,9 @@
 """The on-disk format of tokenised data: a folder of shards and a manifest.
 
 `train_00000.npy`, `validation_00000.npy`, ... are 1-D arrays of token ids (uint16 where the
-vocabulary fits, else uint32) in NumPy's format, read memory-mapped. A shard holds whole documents,
-one after another, each followed by the end-of-document id. `manifest.json` is written last, so a
-folder that has one is complete.
+vocabulary fits, else uint32) in NumPy's format, of which only what is asked for is read. A shard
+holds whole documents, one after another, each followed by the end-of-document id. `manifest.json` is
+written last, so a folder that has one is complete.
 """
 
 from collections.abc import Sequence
@@ -40,8 +40,45 @@ def write_shard(folder: str, name: str, documents: Sequence[EncodedDocument]) ->
   )
 
 
-def open_shard(folder: str, shard: Shard, vocab_size: int) -> np.ndarray:
-  """Returns the shard's token ids [tokens], memory-mapped.
+class ShardTokens:
+  """The token ids of a shard, read from its file as they are asked for.
+
+  Not memory-mapped: where a file was cut off meanwhile, or its disk fails, a map would end the process
+  by SIGBUS without a word.
+  """
+
+  def __init__(self, path: str, count: int, offset: int, dtype: np.dtype):
+    """Opens `path`, in which `count` ids of `dtype` begin at byte `offset`."""
+    self._file = open(path, 'rb', buffering=0)  # Closed with the object.
+    self._count, self._offset, self._dtype = count, offset, dtype
+
+  def __len__(self) -> int:
+    return self._count
+
+  def __getitem__(self, part: slice) -> np.ndarray:
+    """Returns consecutive ids.
+
+    Raises:
+      UserError: they cannot be read any more.
+    """
+    start, stop, _ = part.indices(self._count)
+    ids = np.empty(max(0, stop - start), self._dtype)
+    left, place = memoryview(ids).cast('B'), self._offset + start * self._dtype.itemsize
+    try:
+      while left and (count := os.preadv(self._file.fileno(), [left], place)):
+        left, place = left[count:], place + count
+    except OSError as error:
+      raise UserError(f'Shard {self._file.name} cannot be read: {error.strerror}.') from error
+    if left:
+      raise UserError(
+        f'Shard {self._file.name} was cut off after it was opened: it ends before token {stop:,} of '
+        f'{self._count:,}.'
+      )
+    return ids
+
+
+def open_shard(folder: str, shard: Shard, vocab_size: int) -> ShardTokens:
+  """Returns the shard's token ids [tokens].
 
   Raises:
     UserError: the file is missing, truncated or not what the manifest says.
@@ -59,7 +96,7 @@ def open_shard(folder: str, shard: Shard, vocab_size: int) -> np.ndarray:
     )
   if (size := os.path.getsize(path)) != (whole := tokens.offset + tokens.nbytes):
     raise UserError(f'Shard {path} has {size} bytes, expected {whole} by its manifest.')
-  return tokens
+  return ShardTokens(path, len(tokens), tokens.offset, tokens.dtype)
 
 
 def verify_shards(

@@ -56,6 +56,8 @@ def _check_shared_folder(workdir: pathlib.Path) -> None:
   def leave_token():
     try:
       workdir.mkdir(parents=True, exist_ok=True)
+      for left in workdir.glob('.begun-*'):  # By a process that was killed.
+        left.unlink(missing_ok=True)
       token.touch()
     except OSError as error:
       raise UserError(f'--workdir={workdir} cannot be written: {error.strerror}.') from error

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP: all processes of a run end after the same step, and save it.
+"""SIGTERM, SIGINT, SIGHUP and the like: all processes of a run end after the same step, and save it.
 
 Which step that is, they agree on as follows, over notes on a board, so that no step is burdened with
 an exchange. The process that got the signal asks all to stop. Each then writes down the last step
@@ -13,10 +13,15 @@ import os
 import signal
 import threading
 
+from desloc_jax import signals
 from desloc_jax.hosts import ending
 from desloc_jax.hosts.board import Board
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# By which schedulers warn that a run is to end, as their users choose.
+_BY_SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_SIGNALS = (signal.SIGINT, signal.SIGHUP, *_BY_SCHEDULERS)
+# These are taken only where nobody has said what they are to do, as nohup does.
+_MAY_BE_OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _STOP, _AT, _STARTING = 'stop', 'at/', 'starting'
 _POLL_S = 1.0  # How often a process looks whether another one asks it to stop.
 _SOON_S = 0.02  # While they agree.
@@ -27,13 +32,13 @@ class Interrupted(Exception):
 
   Attributes:
     step: the last step done, of which there is a checkpoint; None: it had not begun a step.
-    exit_code: 0 after SIGTERM, which a scheduler sends; else as shells have it: 130 after Ctrl-C,
-      129 after SIGHUP.
+    exit_code: 0 after what a scheduler sends: SIGTERM, SIGUSR1 and SIGUSR2; else as shells have it:
+      130 after Ctrl-C, 129 after SIGHUP.
   """
 
   def __init__(self, step: int | None, signal_number: int):
     self.step = step
-    self.exit_code = 0 if signal_number == signal.SIGTERM else 128 + signal_number
+    self.exit_code = 0 if signal_number in _BY_SCHEDULERS else 128 + signal_number
     name = signal.Signals(signal_number).name
     super().__init__(
       f'stopped by {name} before its first step; there was nothing to save.'
@@ -58,8 +63,8 @@ class StopRequest:
     self.signal_number: int | None = None
     self._board = board
     self._caught: int | None = None
-    self._numbers = ()
     self._previous = {}
+    self._heard = contextlib.ExitStack()
     self._lock = threading.Lock()  # Of the next two.
     self._step: int | None = None
     self._holds = False  # Whether no step may begin until all agree.
@@ -69,25 +74,20 @@ class StopRequest:
 
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():
-      ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # By nohup.
-      self._numbers = [number for number in _SIGNALS if number != signal.SIGHUP or not ignored]
-      # Python handles signals between two of its own instructions, which a step or a compilation
-      # can keep waiting for minutes; the bytes in this pipe come at once.
-      read, self._write = os.pipe()
-      os.set_blocking(self._write, False)
-      self._previous_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-      threading.Thread(target=self._read_signals, args=(read,), daemon=True).start()
-      for number in self._numbers:
+      default = lambda number: signal.getsignal(number) == signal.SIG_DFL
+      numbers = [n for n in _SIGNALS if n not in _MAY_BE_OTHERS or default(n)]
+      for number in numbers:
         self._previous[number] = signal.signal(number, self._caught_one)
+      self._heard.enter_context(signals.heard(numbers, self._hear))
     self._agent.start()
     return self
 
   def __exit__(self, *_):
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-    if self._previous:
-      signal.set_wakeup_fd(self._previous_wakeup)
-      os.close(self._write)
+    # Else, as there is nothing left to stop, one signal means nothing until the process has ended.
+    if not ending.may_be_ended():
+      for number, handler in self._previous.items():
+        signal.signal(number, handler)
+      self._heard.close()
     self._closed.set()
     self._woken.set()
     self._agent.join(timeout=2 * _POLL_S)
@@ -125,15 +125,11 @@ class StopRequest:
     for each, handler in self._previous.items():
       signal.signal(each, signal.SIG_DFL if ending.may_be_ended() else handler)
 
-  def _read_signals(self, pipe: int) -> None:
-    """Reads the numbers of signals until the pipe is closed; exits as a shell has it at the second."""
-    while number := os.read(pipe, 1):
-      if number[0] not in self._numbers:
-        continue
-      if self._caught is not None and ending.may_be_ended():
-        os._exit(128 + number[0])
-      self.ask(number[0])
-    os.close(pipe)
+  def _hear(self, number: int) -> None:
+    """Exits as a shell has it at the second signal."""
+    if self._caught is not None and ending.may_be_ended():
+      os._exit(128 + number)
+    self.ask(number)
 
   def _agree(self) -> None:
     """Waits until some process is asked to stop, and agrees with all on the last step."""

@@ -10,12 +10,10 @@ Several steps are averaged.
 import argparse
 from collections.abc import Sequence
 import pathlib
-import shutil
-import tempfile
 
 import jax
 
-from desloc_jax import commands
+from desloc_jax import commands, files
 from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
 from desloc_jax.hub import card, check as check_lib, layouts, opening, writing
@@ -53,15 +51,10 @@ def export(
     raise UserError(f'--output={output}: there is no folder {output.parent}.')
   if check:
     check_lib.check_available()
-  partial = pathlib.Path(tempfile.mkdtemp(prefix=f'.{output.name}.', dir=output.parent))
-  try:
+  with files.atomic_folder(output) as partial:
     size = writing.write_model(stored, layout, dtype, shard_bytes, partial)
     (partial / 'README.md').write_text(card.card(stored, layout, dtype), encoding='utf-8')
     lines = [str(check_lib.check_folder(stored, partial, dtype))] if check else []
-    partial.chmod(0o755)
-    partial.rename(output)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
   lines.insert(0, f'{shown(output)}: {layout.architecture}, {dtype}, {format_bytes(size)}')
   return lines + ([f'note: {layout.note}.'] if layout.note else [])
 
@@ -96,4 +89,4 @@ def main(argv: Sequence[str] | None = None) -> None:
       arguments.max_shard_gb * 1e9,
       arguments.check,
     )
-  print('\n'.join(lines))
+    print('\n'.join(lines))

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from desloc_jax import commands, data as data_lib, model as model_lib
+from desloc_jax import commands, data as data_lib, files, model as model_lib
 from desloc_jax.commands import Option
 from desloc_jax.data.manifest import MANIFEST
 from desloc_jax.data.splits import SPLITS
@@ -35,6 +35,8 @@ from desloc_jax.inference import documents
 from desloc_jax.paths import local_path, resolve
 from desloc_jax.tables import align
 from desloc_jax.valid import at_least, one_of
+
+_DRAWN = ('.png', '.pdf', '.svg')
 
 MIXTURE = 'all'  # The name of what is not one source.
 
@@ -198,7 +200,17 @@ def plot(rows: Sequence[Row], steps: Sequence[int], path: pathlib.Path) -> None:
   axes.set(xlabel='step', ylabel='loss, nats a token')
   axes.grid(alpha=0.3)
   axes.legend()
-  drawing.savefig(path, dpi=150)
+  with files.atomic_write(path) as file:
+    drawing.savefig(file, dpi=150, format=path.suffix.removeprefix('.'))
+
+
+def _check_curve(path: pathlib.Path, count: int) -> None:
+  if count < 2:
+    raise UserError('--output is for a curve: name several checkpoints, or all, with --step.')
+  if path.suffix not in _DRAWN:
+    raise UserError(f'--output={path} ends in {path.suffix!r}; expected {", ".join(_DRAWN)}.')
+  if not path.parent.is_dir():
+    raise UserError(f'--output={path}: there is no folder {path.parent}.')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -206,8 +218,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   with commands.one_line_errors():
     arguments = _parse(argv)
     models = opening.open_several(arguments)
-    if arguments.output and len(models) < 2:
-      raise UserError('--output is for a curve: name several checkpoints, or all, with --step.')
+    output = arguments.output and resolve(arguments.output, '--output')
+    if output:
+      _check_curve(output, len(models))
     first = models[-1]
     sources = (
       named_sources(arguments.data, arguments.split) if arguments.data else own_sources(first)
@@ -224,5 +237,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     count = 'documents' if arguments.documents else 'sequences'
     header = ('model', 'source', count, 'loss', 'perplexity', 'bits a byte')
     print(align([header, *(row.cells for row in rows)]))
-    if arguments.output:
-      plot(rows, [model.about['step'] for model in models], resolve(arguments.output, '--output'))
+    if output:
+      plot(rows, [model.about['step'] for model in models], output)

@@ -118,7 +118,8 @@ def train(
       watchdog.enter('the end')
       checkpoints.close()
     syncs = {name: int(count) for name, count in peers().fetch(state.syncs).items()}
-    return report.conclude(job, workdir, syncs) if peers().is_first else {}
+    # All wait for that: a process that ends alone is one that is lost.
+    return peers().on_first(lambda: report.conclude(job, workdir, syncs)) or {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Preparing shards: options, parallelism, and going on after being killed."""
 
 import json
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -11,7 +12,14 @@ import time
 import numpy as np
 import pytest
 
-from desloc_jax.data import is_held_out, load_tokenizer, prepare, read_documents, read_manifest
+from desloc_jax.data import (
+  is_held_out,
+  load_tokenizer,
+  parallel,
+  prepare,
+  read_documents,
+  read_manifest,
+)
 from desloc_jax.errors import UserError
 
 
@@ -59,6 +67,19 @@ def test_result_does_not_depend_on_processes(corpus, tmp_path, monkeypatch):
   for processes in (1, 2):
     prepare.prepare(corpus, str(tmp_path / str(processes)), 'bytes', 0.2, 5000, processes)
   assert contents(tmp_path / '1') == contents(tmp_path / '2')
+
+
+def test_a_process_that_the_system_kills_is_told(monkeypatch):
+  monkeypatch.setattr('desloc_jax.data.encoding._BATCH_CHARACTERS', 100)
+
+  def texts():
+    yield from ['word ' * 30] * 8
+    for process in multiprocessing.active_children():
+      process.kill()
+    yield from ['word ' * 30] * 99
+
+  with pytest.raises(UserError, match='was killed, by the system perhaps .* below 2'):
+    list(parallel.encode_in_processes(texts(), 'bytes', None, 0.1, 2))
 
 
 def test_goes_on_after_kill(tmp_path):

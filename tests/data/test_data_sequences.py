@@ -1,6 +1,7 @@
 """Packing tokens into sequences, from memory and from shards on disk."""
 
 import json
+import os
 
 from hypothesis import given, strategies as st
 import numpy as np
@@ -135,6 +136,22 @@ def test_damaged_shard_is_found(prepared, damage, message):
   with pytest.raises(UserError, match=rf'train_00001\.npy {message}'):
     open_source(str(prepared), BYTES, 'train', 16, 0.2)
   open_source(str(prepared), BYTES, 'validation', 16, 0.2)
+
+
+@pytest.mark.parametrize('kept', [0, 200])
+def test_a_shard_that_is_cut_off_while_it_is_read_is_told(prepared, kept):
+  """A memory-mapped one would end the process by SIGBUS."""
+  packed = open_source(str(prepared), BYTES, 'train', 16, 0.2)
+  path = prepared / 'train_00000.npy'
+  before = packed[len(packed) - 1]
+  os.truncate(path, kept)
+  with pytest.raises(
+    UserError, match=f'{path} was cut off after it was opened: it ends before tok'
+  ):
+    [*map(packed.__getitem__, range(len(packed)))]
+  path.unlink()  # What is open stays whole.
+  if len(read_manifest(str(prepared)).of_split('train')) > 1:
+    np.testing.assert_array_equal(packed[len(packed) - 1], before)
 
 
 @pytest.mark.parametrize(

@@ -77,26 +77,28 @@ def test_before_the_first_step_all_stop_without_one():
 
 
 @pytest.mark.parametrize(
-  ('number', 'code'), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+  ('number', 'code'),
+  [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
 )
 def test_exit_codes(number, code):
   assert Interrupted(5, number).exit_code == code
 
 
-def test_signals_are_caught_and_given_back():
-  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+@pytest.mark.parametrize('number', [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_are_caught_and_given_back(number):
+  before = signal.signal(number, signal.SIG_DFL)
   try:
     with StopRequest(*boards(1)) as request:
       request.begin(0)
-      signal.raise_signal(signal.SIGHUP)
+      signal.raise_signal(number)
       step, deadline = 1, time.monotonic() + 30
       while not request.stops_after(step):
         assert time.monotonic() < deadline
         step += 1
-      assert request.signal_number == signal.SIGHUP
-    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+      assert request.signal_number == number
+    assert signal.getsignal(number) == signal.SIG_DFL
   finally:
-    signal.signal(signal.SIGHUP, before)
+    signal.signal(number, before)
 
 
 def test_under_nohup_a_hangup_is_ignored():
