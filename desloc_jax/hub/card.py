@@ -40,7 +40,7 @@ tags:
 - desloc_jax
 ---
 
-# {stored.label}
+# {_title(stored)}
 
 A GPT of {parameter_count(stored.config):,} parameters, trained with desloc_jax
 ([DES-LOC](https://arxiv.org/abs/2505.22549) in JAX), as `{layout.architecture}` in {dtype}.
@@ -61,7 +61,16 @@ print(tokenizer.decode(model.generate(**text, max_new_tokens=40, do_sample=True)
 """
 
 
+def _title(stored: StoredModel) -> str:
+  about = stored.about
+  if steps := about.get('averaged_steps'):
+    return f'{about["run"]}, the mean of steps {_text("averaged_steps", {"averaged_steps": steps})}'
+  return f'{about["run"]}, step {about["step"]}' if 'run' in about else stored.label
+
+
 def _notes(stored: StoredModel, layout: Layout) -> Iterator[str]:
+  if stored.about.get('validation_loss') is None:
+    yield '`python -m desloc_jax eval --model=FOLDER --data=TEXTS` tells its loss: none was measured.'
   if layout.constants:
     yield (
       'The MLP has no gate: `up_proj` is constant (no weights, a bias of one), and `gate_proj` is '

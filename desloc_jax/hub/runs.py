@@ -102,7 +102,8 @@ class RunModel:
       'tokens': self._position['next']['tokens'],
       'bytes_sent_per_worker': self._position['next']['bytes_per_worker'],
       'training_loss': line.get('loss'),
-      'validation_loss': line.get('val_loss'),
+      # The run evaluates the consensus model.
+      'validation_loss': None if self._is_mean else line.get('val_loss'),
       'data': {
         name.split('.')[2]: value
         for name, value in self.options.items()

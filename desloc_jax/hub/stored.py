@@ -45,7 +45,9 @@ class Mean:
     self._models = models
     self.config, self.seq_len, self.tokenizer = first.config, first.seq_len, first.tokenizer
     self.label = f'the mean of {", ".join(model.label for model in models)}'
-    self.about = {**first.about, 'averaged_steps': [model.about['step'] for model in models]}
+    steps = [model.about['step'] for model in models]
+    unknown = {'training_loss': None, 'validation_loss': None}  # Nobody has evaluated the mean.
+    self.about = {**first.about, 'averaged_steps': steps, **unknown}
 
   def read(self, leaf: str) -> np.ndarray:
     """Returns the mean of a parameter, summed in float32."""

@@ -73,6 +73,8 @@ def test_the_mean_of_several_models(seven_steps):
     expected = np.mean([model.read(leaf) for model in models], axis=0)
     np.testing.assert_allclose(mean.read(leaf), expected, rtol=1e-6, atol=1e-8)
   assert mean.about['averaged_steps'] == [7, 7]
+  assert models[0].about['validation_loss'] and not models[1].about['validation_loss']
+  assert not mean.about['validation_loss'] and not mean.about['training_loss']
 
 
 def test_steps_are_read_from_the_command_line(seven_steps):
