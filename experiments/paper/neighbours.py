@@ -115,7 +115,7 @@ def _checks(groups: Mapping[str, Sequence[Result]]) -> list[Check]:
       at_most=2,
       unit='%',
     ),
-    Check('runs that diverge', [sum(r.diverged for g in groups.values() for r in g)],
+    Check('runs that diverge', [sum(bool(r.diverged) for g in groups.values() for r in g)],
           at_most=0, exact=True),
   ]  # fmt: skip
 

@@ -13,6 +13,7 @@ from desloc_jax.data.reading.documents import read_documents
 from desloc_jax.errors import UserError
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.table import flatten
+from desloc_jax.plan import estimate
 from desloc_jax.train import loop
 from experiments import all as all_experiments, runner
 from experiments.command import check_followed, check_kept, parse
@@ -48,7 +49,7 @@ MEASURED = {
 
 
 WITH_RUNS = [name for name in all_experiments.NAMES if name not in ('toy', 'wallclock')]
-WITH_RUNS += ['delays']  # Too many runs to be among all.
+WITH_RUNS += ['delays', 'neighbours']  # Too many runs to be among all.
 
 
 @pytest.mark.parametrize('name', WITH_RUNS)
@@ -60,6 +61,8 @@ def test_an_experiment_reports_on_its_runs(name, tmp_path, trained, monkeypatch)
     monkeypatch.setattr(experiment, 'measure', lambda workdir: {'sync_s': 0.01, 'memory_bytes': 1})
   if name == 'disjoint':
     monkeypatch.setattr(experiment, 'largest_parameter', lambda workdir: 1.0)
+  if name == 'neighbours':  # Plans without what others send: it takes most of their time.
+    monkeypatch.setattr(estimate, 'COMPARED', ())
   scale = make_scale('test')
   runs = experiment.runs(scale)
   results = run_all(runs, tmp_path / 'runs')
