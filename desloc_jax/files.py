@@ -8,6 +8,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import tempfile
 from typing import BinaryIO
 
 _SUFFIX = '.partial'
@@ -58,6 +59,13 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     raise
   finally:
     os.close(descriptor)
+
+
+def unnamed_file() -> BinaryIO:
+  """Returns an open file without a name, in memory where the system has that: no disk is needed."""
+  if hasattr(os, 'memfd_create'):
+    return open(os.memfd_create('desloc_jax'), 'w+b')
+  return tempfile.TemporaryFile()
 
 
 @contextlib.contextmanager

@@ -64,6 +64,10 @@ def resolve(path: str | os.PathLike[str], option: str) -> pathlib.Path:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
       resolved.stat()
     return resolved
+  except FileNotFoundError as error:  # Of the path itself it would be no error.
+    raise UserError(
+      f'{option}={os.fspath(path):.200} cannot be used: the current folder is gone.'
+    ) from error
   except OSError as error:
     raise UserError(f'{option}={os.fspath(path):.200} cannot be used: {error.strerror}.') from error
   except RuntimeError as error:  # Links that go round; OSError since Python 3.13.

@@ -89,6 +89,16 @@ def test_paths_that_the_system_refuses(tmp_path):
     check_workdir(tmp_path / '/'.join(['x' * 205] * 19))
 
 
+def test_a_path_in_a_folder_that_is_gone(tmp_path, monkeypatch):
+  (tmp_path / 'gone').mkdir()
+  with monkeypatch.context() as patch:
+    patch.chdir(tmp_path / 'gone')
+    (tmp_path / 'gone').rmdir()
+    with pytest.raises(UserError, match='--workdir=x cannot be used: the current folder is gone'):
+      resolve('x', '--workdir')
+    assert resolve(tmp_path, '--workdir') == tmp_path
+
+
 def test_every_command_refuses_addresses(text, capsys):
   for command in (
     lambda: prepare(['--input=gs://b/text', '--output=x']),

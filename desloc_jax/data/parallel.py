@@ -31,6 +31,9 @@ def encode_in_processes(
     end_of_document: of `load_tokenizer`.
     validation_fraction: of documents held out.
     processes: at least 1; a single one is this process itself.
+
+  Raises:
+    UserError: the system does not let several work together, or has killed one.
   """
   batches = encoding.batch_texts(texts)
   arguments = (tokenizer, end_of_document, validation_fraction)
@@ -38,9 +41,14 @@ def encode_in_processes(
     for batch in batches:
       yield from _encode(batch, *arguments)
     return
-  pool = futures.ProcessPoolExecutor(
-    processes, multiprocessing.get_context('spawn'), initializer=_start_process
-  )
+  try:
+    pool = futures.ProcessPoolExecutor(
+      processes, multiprocessing.get_context('spawn'), initializer=_start_process
+    )
+  except OSError as error:  # A system without /dev/shm.
+    raise UserError(
+      f'processes cannot share memory here ({error.strerror}); --processes=1 needs none.'
+    ) from error
   try:
     pending = collections.deque()
     for batch in batches:

@@ -12,7 +12,6 @@ import re
 import signal
 import socket
 import sys
-import tempfile
 import threading
 
 import jax
@@ -20,6 +19,7 @@ from jax._src.clusters import ClusterEnv  # What JAX finds of a cluster has no p
 from jax.experimental import multihost_utils
 
 from desloc_jax.errors import UserError
+from desloc_jax.files import unnamed_file
 from desloc_jax.hosts import clusters
 from desloc_jax.hosts.aside import set_aside
 from desloc_jax.hosts.ending import (
@@ -134,7 +134,7 @@ def _quick_to_interrupt() -> Iterator[None]:
 def _without_stacks() -> Iterator[None]:
   """Keeps what JAX's C++ writes to stderr from it, a page before an abort, unless all goes well."""
   sys.stderr.flush()
-  with tempfile.TemporaryFile() as kept:
+  with unnamed_file() as kept:
     stderr = os.dup(2)
     before = write_to(stderr)
     os.dup2(kept.fileno(), 2)

@@ -7,12 +7,12 @@ import faulthandler
 import os
 import pathlib
 import statistics
-import tempfile
 import threading
 import time
 
 from absl import logging
 
+from desloc_jax.files import unnamed_file
 from desloc_jax.hosts import ending
 from desloc_jax.hosts.board import Board
 
@@ -143,7 +143,7 @@ class Watchdog:
 
 def _stacks() -> bytes:
   """Returns where all threads are; by a local file, as faulthandler lets none run while it writes."""
-  with tempfile.TemporaryFile() as file:
+  with unnamed_file() as file:
     faulthandler.dump_traceback(file)
     file.seek(0)
     return file.read()

@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import pathlib
+import re
 import sys
 import traceback
 
@@ -24,6 +25,7 @@ DIVERGED = 3
 # Beside the current folder, where configs/ may be: in an installed package, in a checkout.
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE, _PACKAGE.parent)
+_CONFIG = re.compile(r'--?config(=|$)')
 
 
 def find_config_files(args: Sequence[str]) -> list[str]:
@@ -46,6 +48,18 @@ def _find(path: str) -> str:
           sys.modules.setdefault('configs', importlib.import_module('desloc_jax.configs'))
         return str(folder / path)
   return path
+
+
+def check_one_config(args: Sequence[str]) -> None:
+  """Checks that --config is given once at most.
+
+  Raises:
+    UserError: it is given twice, as by a script and behind it; the last one would not count alone.
+  """
+  pairs = zip(args, [*args[1:], ''], strict=True)
+  given = [arg if '=' in arg else f'{arg} {after}' for arg, after in pairs if _CONFIG.match(arg)]
+  if len(given) > 1:
+    raise UserError(f'{" and ".join(given)}: expected one config file.')
 
 
 def parse_flags(

@@ -32,6 +32,7 @@ def main(args: Sequence[str], program: str = 'python -m desloc_jax train') -> No
 
 def _define_flags(argv: Sequence[str]) -> None:
   try:
+    cli.check_one_config(argv)
     config_flags.DEFINE_config_file(
       'config', None, 'A file of configs/, and behind a colon what it is to give.', sys_argv=argv
     )

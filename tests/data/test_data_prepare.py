@@ -1,5 +1,6 @@
 """Preparing shards: options, parallelism, and going on after being killed."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -80,6 +81,15 @@ def test_a_process_that_the_system_kills_is_told(monkeypatch):
 
   with pytest.raises(UserError, match='was killed, by the system perhaps .* below 2'):
     list(parallel.encode_in_processes(texts(), 'bytes', None, 0.1, 2))
+
+
+def test_a_system_without_shared_memory_is_told(monkeypatch):
+  def refuse(*args, **options):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+  monkeypatch.setattr(parallel.futures, 'ProcessPoolExecutor', refuse)
+  with pytest.raises(UserError, match='memory here .Read-only file system.; --processes=1 needs'):
+    list(parallel.encode_in_processes(['text'], 'bytes', None, 0.1, 2))
 
 
 def test_goes_on_after_kill(tmp_path):

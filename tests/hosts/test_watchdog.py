@@ -1,7 +1,9 @@
 """When a run is taken for stuck: its clock is a number of ticks here, in which nothing waits."""
 
+import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -135,3 +137,10 @@ def test_a_log_that_nobody_reads_does_not_keep_it_from_ending(tmp_path):
 def test_without_a_limit_nothing_is_watched(tmp_path):
   with Watchdog(0, tmp_path, Board()) as dog:
     assert not dog._thread.is_alive()
+
+
+@pytest.mark.skipif(not hasattr(os, 'memfd_create'), reason='it has files in memory on Linux')
+def test_the_stacks_need_no_disk(monkeypatch):
+  """Which may be full, read-only, or what is stuck."""
+  monkeypatch.setattr(tempfile, 'tempdir', '/nowhere')
+  assert b'test_the_stacks_need_no_disk' in watchdog_lib._stacks()

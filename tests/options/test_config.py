@@ -216,6 +216,10 @@ def test_devices_that_workers_cannot_share_are_refused():
 
 
 COMMANDS = {
+  'two config files': (
+    ['--config=configs/gpt.py:1b'],
+    'configs/gpt.py:1b: expected one config file',
+  ),
   'unknown option': (
     ['--config.perids.params=64'],
     "Did you mean 'periods.params' or 'periods.mu' or 'periods.m2'? --help",
@@ -268,9 +272,11 @@ def test_the_command_line_answers_a_mistake_in_one_line(case, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_process_answers_as_they_do():
-  result = process('run.py', '--config=configs/tiny.py', '--config.perids.params=64')
-  assert (result.returncode, result.stderr) == run_py(*result.args[2:])[::2]
+@pytest.mark.parametrize('isolated', [[], ['-I']])
+def test_a_process_answers_as_they_do(isolated):
+  args = '--config=configs/tiny.py', '--config.perids.params=64'
+  result = process(*isolated, 'run.py', *args)
+  assert (result.returncode, result.stderr) == run_py(*args)[::2]
 
 
 @pytest.mark.parametrize('path', ['configs/missing.py', ''])
