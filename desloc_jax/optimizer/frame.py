@@ -213,7 +213,7 @@ class Frame:
       if not sync.delay:
         raise ValueError(f'{refused}: {name} lands in the step that sends it; give it a delay.')
       if sync.watch:
-        raise ValueError(f'{refused}: that of {name} notes something at each step.')
+        raise ValueError(f'{refused}: that of {name} looks at each step (by_tokens); take another.')
       if sync.landing.eager:
         raise ValueError(f'{refused}: {name} lands eagerly, and is gone after the step; take keep.')
 
