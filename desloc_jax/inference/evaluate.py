@@ -5,7 +5,8 @@
   python -m desloc_jax eval --model=tiny-hf --data=sotu,mine=texts/
 
 Without --data the run's held-out text is read, as the run itself reads it. Of --data a text is read
-whole, and of a folder that `prepare` made the split that --split names.
+whole, or the training split where files are named so (PATH:all: all of them, PATH:test: that one), and
+of a folder that `prepare` made the split that --split names.
 
 A run reads documents one behind the other. With --documents each is read by itself, as
 lm-evaluation-harness does, and the numbers are those of its bits_per_byte.

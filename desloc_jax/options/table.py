@@ -162,7 +162,7 @@ OPTIONS = {
   'sync.behind': Option(False, ANY, 'sync method',
     'exchange by a program of its own, between processes, while the sync.delay steps are made; '
     'without the health check',
-    'local averages late'),
+    'local averages'),
   'sync.fragments': Option(int, at_least(1), '',
     'parts of the model, and of its moments, that are averaged one after another, a part of their '
     "period apart; unset: the method's own, 1", 'local averages'),

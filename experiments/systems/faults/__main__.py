@@ -6,9 +6,9 @@ One small run is left alone; it is the reference. The others are the same comman
 again at random moments by one fault after another (kill -9, also around syncs of few bytes, whose
 memory must come back, SIGTERM, SIGHUP, reads that hang, a second start beside it, a damaged
 checkpoint, a full disk, a read-only folder), and started again each time until they are through.
-Runs with such syncs have a reference of their own. All lines of their metrics.jsonl but the speed, and all bits of their last
-checkpoint, are compared with the reference's. Steps lost are those that were logged before the fault
-and had to be done again.
+Runs with such syncs have a reference of their own. All lines of their metrics.jsonl but the speed, and
+all bits of their last checkpoint, are compared with the reference's. Steps lost are those that were
+logged before the fault and had to be done again.
 
 Full disks and read-only folders are mounted, which takes root on Linux; elsewhere they are skipped.
 Six to nine minutes on two cores. Writes experiments/results/faults.csv, a row a fault, and prints
