@@ -24,7 +24,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
   """
   folder, name = os.path.split(os.path.abspath(path))
   _remove_left(folder, name)
-  file = _new_neighbour(folder, name)
+  with naming(path):
+    file = _new_neighbour(folder, name)
   partial = file.name
   try:
     with file, naming(path):
@@ -47,7 +48,8 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """
   _remove_left(str(path.parent), path.name)
   partial = path.parent / _name_of_neighbour(path.name)
-  partial.mkdir()
+  with naming(path):
+    partial.mkdir()
   descriptor = os.open(partial, os.O_RDONLY)
   try:
     with contextlib.suppress(OSError):  # As below.
@@ -70,11 +72,14 @@ def unnamed_file() -> BinaryIO:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Has an error of the system say which file it is of: a write that fails does not know that."""
+  """Has an error of the system say which file it is of: a write that fails does not know that.
+
+  Nor is it that of a neighbour, of which the user knows nothing.
+  """
   try:
     yield
   except OSError as error:
-    if error.filename is None:
+    if error.filename is None or str(error.filename).endswith(_SUFFIX):
       error.filename = os.fspath(path)
     raise
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
+import sys
 
 from desloc_jax.errors import UserError
 
@@ -32,7 +33,11 @@ def local_path(path: str | os.PathLike[str], option: str) -> str:
   try:
     path.encode()
   except UnicodeEncodeError as error:
-    raise UserError(f'{option}={path!r} is no UTF-8: {error.reason}.') from error
+    encoding = sys.getfilesystemencoding()
+    hint = (
+      '' if encoding == 'utf-8' else f' This locale reads names as {encoding}: set PYTHONUTF8=1.'
+    )
+    raise UserError(f'{option}={path!r} is no UTF-8: {error.reason}.{hint}') from error
   if scheme := _SCHEME.match(path) or _STORE.match(path):
     rest = path[scheme.end() :]
     instead = f'/{rest}' if scheme[1] == 'file' else f'/mnt/{rest}'

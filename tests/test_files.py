@@ -29,6 +29,13 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
   assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['file']
 
 
+@pytest.mark.parametrize('write', [atomic_write, atomic_folder])
+def test_a_folder_that_is_not_there_is_told_by_the_name_of_the_file(write, tmp_path):
+  with pytest.raises(FileNotFoundError) as raised, write(tmp_path / 'x' / 'file'):
+    pass
+  assert raised.value.filename == str(tmp_path / 'x' / 'file')
+
+
 def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
   path, left, held = tmp_path / 'a', tmp_path / '.a.0.partial', tmp_path / '.a.1.partial'
   other = tmp_path / '.b.0.partial'  # Of another file.

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 
 import jax
 import pytest
@@ -72,12 +73,15 @@ def test_one_folder_has_one_path(tmp_path, monkeypatch):
   assert shown(expected) == 'x' and shown(tmp_path) == str(tmp_path)
 
 
-def test_paths_that_the_system_refuses(tmp_path):
+def test_paths_that_the_system_refuses(tmp_path, monkeypatch):
   (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
   for path in (tmp_path / 'loop' / 'x', tmp_path / ('x' * 300)):
     with pytest.raises(UserError, match='--workdir=.*(leads to itself|cannot be used)'):
       resolve(path, '--workdir')
   with pytest.raises(UserError, match='no UTF-8'):
+    resolve('/tmp/\udcff', '--workdir')
+  monkeypatch.setattr(sys, 'getfilesystemencoding', lambda: 'ascii')
+  with pytest.raises(UserError, match='reads names as ascii: set PYTHONUTF8=1'):
     resolve('/tmp/\udcff', '--workdir')
   for path in ('', ' '):
     with pytest.raises(UserError, match='--workdir is empty; expected a folder'):

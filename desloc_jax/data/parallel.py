@@ -3,12 +3,14 @@
 import collections
 from collections.abc import Iterable, Iterator
 from concurrent import futures
+import contextlib
 import functools
-import multiprocessing
+import multiprocessing.context
 import os
 import signal
 import threading
 
+from desloc_jax import signals
 from desloc_jax.data import encoding
 from desloc_jax.data.named_tokenizers import load_tokenizer
 from desloc_jax.errors import UserError
@@ -42,9 +44,8 @@ def encode_in_processes(
       yield from _encode(batch, *arguments)
     return
   try:
-    pool = futures.ProcessPoolExecutor(
-      processes, multiprocessing.get_context('spawn'), initializer=_start_process
-    )
+    with _deaf_children():
+      pool = futures.ProcessPoolExecutor(processes, _Context(), initializer=_start_process)
   except OSError as error:  # A system without /dev/shm.
     raise UserError(
       f'processes cannot share memory here ({error.strerror}); --processes=1 needs none.'
@@ -52,7 +53,8 @@ def encode_in_processes(
   try:
     pending = collections.deque()
     for batch in batches:
-      pending.append(pool.submit(_encode, batch, *arguments))
+      with _deaf_children():
+        pending.append(pool.submit(_encode, batch, *arguments))
       if len(pending) >= processes * _BATCHES_AHEAD:
         yield from pending.popleft().result()
     while pending:
@@ -76,8 +78,30 @@ def _encode(
 _load_once = functools.cache(load_tokenizer)
 
 
+class _Process(multiprocessing.context.SpawnProcess):
+  def terminate(self) -> None:
+    self.kill()  # It is deaf to SIGTERM.
+
+
+class _Context(multiprocessing.context.SpawnContext):
+  Process = _Process
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+  """Has processes that begin in the block not hear the signals that end this one, and them with it.
+
+  Of a signal to all, each would tell in a page; and one that goes as it writes what it has made leaves
+  this one waiting for the rest.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_process() -> None:
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one.
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # The processes are the parallelism.
   threading.Thread(target=_end_with_parent, daemon=True).start()
 

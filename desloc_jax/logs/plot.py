@@ -166,6 +166,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     workdir = resolve(parser.parse_args(argv).workdir, 'WORKDIR')
     try:
       print(plot_training(workdir))
+    except (OSError, UserError):
+      raise
     except Exception as error:  # As in `plot_or_tell`.
       raise UserError(_first_line(error)) from error
 

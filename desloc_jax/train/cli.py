@@ -25,6 +25,8 @@ DIVERGED = 3
 # Beside the current folder, where configs/ may be: in an installed package, in a checkout.
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE, _PACKAGE.parent)
+# What Python and the loader of libraries say where `ulimit -v` or `-u` is reached.
+_LIMITED = ("can't start new thread", 'failed to map segment')
 _CONFIG = re.compile(r'--?config(=|$)')
 
 
@@ -120,6 +122,8 @@ def exit_with_one_line(main: Callable) -> Callable:
         )
       if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
         fail(f'{_first_line(error)}. Less batch_size or more accumulation or devices may help.')
+      if any(text in str(error) for text in _LIMITED):
+        fail(f'{_first_line(error)}: this process may have no more memory or threads; see ulimit.')
       traceback.print_exc()
       peers().end(1, 'error: see above.')
 

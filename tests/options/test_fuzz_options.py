@@ -279,3 +279,8 @@ def test_a_process_ends_in_one_line(elsewhere, args):
 )
 def test_too_little_memory_is_told_in_one_line(error):
   assert 'batch_size' in ending(mock.Mock(side_effect=error))
+
+
+def test_a_limit_on_threads_is_told_in_one_line():
+  text = ending(mock.Mock(side_effect=RuntimeError("can't start new thread")))
+  assert 'may have no more memory or threads' in text
