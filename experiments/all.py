@@ -25,6 +25,7 @@ NAMES = (
   'beyond',
   'syncs',
   'attacks',
+  'neighbours',
 )
 
 

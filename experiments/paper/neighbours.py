@@ -48,7 +48,8 @@ NOTES = (
   'remember or have in flight.',
 )
 # What a device holds of a step besides the state.
-SHOWN = 4  # Periods in the plot of bytes over steps.
+MARKERS = 'os^vD<>pP*XdH8'  # Of methods in the plot, as colours come again.
+SHOWN = 6  # Periods in the plot of bytes over steps: K_v.
 PASSING = ('gradients', 'activations', 'weights in use')
 
 
@@ -126,13 +127,13 @@ def _checks(groups: Mapping[str, Sequence[Result]]) -> list[Check]:
 
 def _figure(groups: Mapping[str, Sequence[Result]], scale: Scale, title: str):
   figure, (by_bytes, by_step) = plots.panels(2, title, 7)
-  for name, group in groups.items():
+  for (name, group), marker in zip(groups.items(), MARKERS, strict=False):
     sent, losses = sum(bytes_by_step(group[0].run)), [r.loss for r in group if not r.diverged]
     if losses:
-      by_bytes.plot(sent / 1e6, statistics.mean(losses), 'o', **plots.style(name))
-      by_bytes.annotate(name, (sent / 1e6, statistics.mean(losses)), fontsize='small')
+      by_bytes.plot(sent / 1e6, statistics.mean(losses), marker, label=name, **plots.style(name))
   by_bytes.set(xlabel='sent by each worker (MB)', ylabel=plots.LOSS)
   plots.log_scale(by_bytes)
+  by_bytes.legend(ncols=2, fontsize='small')
   for name in ('desloc', 'diloco', 'gossip', 'streaming_diloco'):
     sent = bytes_by_step(groups[name][0].run)[: SHOWN * scale.fast]
     by_step.step(range(1, len(sent) + 1), [x / 1e6 for x in sent], where='mid', label=name)
