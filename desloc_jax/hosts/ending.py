@@ -15,6 +15,7 @@ _OTHERS_S = 2.0  # Until the others have ended, where they are to be first.
 _stderr = 2
 _goes_last = False
 _may_be_ended = False
+_ends_with_run = False
 _leaving = threading.Lock()
 _code_said: int | None = None
 _abort_means = (
@@ -23,18 +24,26 @@ _abort_means = (
 )
 
 
-def belong_to_run(alone: bool = True) -> None:
-  """Says whether this process is there for the run alone, and may be ended at any moment by it.
+def belong_to_run(alone: bool = True, ends_with_it: bool = False) -> None:
+  """Says what this process is there for.
 
-  Unlike a notebook's, or one that has other processes to end.
+  Args:
+    alone: for runs alone, so that it may be ended at any moment by one: unlike a notebook's, or one
+      that has other processes to end.
+    ends_with_it: for one run, unlike an experiment's.
   """
-  global _may_be_ended
-  _may_be_ended = alone
+  global _may_be_ended, _ends_with_run
+  _may_be_ended, _ends_with_run = alone, ends_with_it
 
 
 def may_be_ended() -> bool:
-  """Returns whether this process is there for the run alone."""
+  """Returns whether this process is there for runs alone."""
   return _may_be_ended
+
+
+def ends_with_run() -> bool:
+  """Returns whether nothing comes in this process after the run."""
+  return _ends_with_run
 
 
 def go_last(is_last: bool) -> None:

@@ -84,7 +84,7 @@ class StopRequest:
 
   def __exit__(self, *_):
     # Else, as there is nothing left to stop, one signal means nothing until the process has ended.
-    if not ending.may_be_ended():
+    if not ending.ends_with_run():
       for number, handler in self._previous.items():
         signal.signal(number, handler)
       self._heard.close()

@@ -7,6 +7,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from desloc_jax import starting
+from desloc_jax.hosts import ending
 from desloc_jax.train import cli
 
 USAGE = """\
@@ -89,6 +90,7 @@ def _run(argv: Sequence[str]) -> None:
     config.processes.heartbeat_timeout_s,
     sets_aside=config.sync.behind,
   )
+  ending.belong_to_run(ends_with_it=True)
   train(config, workdir, given=given)
 
 

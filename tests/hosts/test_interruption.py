@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from desloc_jax.hosts import interruption
+from desloc_jax.hosts import ending, interruption
 from desloc_jax.hosts.board import Board
 from desloc_jax.hosts.interruption import Interrupted, last_step, StopRequest
 
@@ -99,6 +99,16 @@ def test_signals_are_caught_and_given_back(number):
     assert signal.getsignal(number) == signal.SIG_DFL
   finally:
     signal.signal(number, before)
+
+
+def test_the_next_run_of_an_experiment_is_stopped_by_the_same_signals(monkeypatch):
+  monkeypatch.setattr(ending, '_may_be_ended', True)
+  handlers = {number: signal.getsignal(number) for number in interruption._SIGNALS}
+  for _ in range(2):
+    with StopRequest(*boards(1)):
+      for number in handlers:
+        assert signal.getsignal(number) != handlers[number]
+    assert handlers == {number: signal.getsignal(number) for number in handlers}
 
 
 def test_under_nohup_a_hangup_is_ignored():
