@@ -12,6 +12,7 @@ import threading
 from typing import NoReturn
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TELL_S = 0.5  # Who reads what is told may be what hangs.
 _CLEAN_UP_S = 3.0  # In which Python is to come to its handler; else it is in C code for long.
 
 
@@ -47,6 +48,14 @@ def heard(numbers: Collection[int], hear: Callable[[int], None]) -> Iterator[Non
     os.close(write)
 
 
+def leave(number: int, tell: Callable[[int], None]) -> NoReturn:
+  """Ends the process at once with a shell's exit code, after `tell` if that does not take long."""
+  teller = threading.Thread(target=tell, args=(number,), daemon=True)
+  teller.start()
+  teller.join(_TELL_S)
+  os._exit(128 + number)
+
+
 @contextlib.contextmanager
 def raised(tell: Callable[[int], None]) -> Iterator[None]:
   """Raises `Ended` in the block at the first signal of `ENDING`, so that what is half done is removed.
@@ -67,19 +76,15 @@ def raised(tell: Callable[[int], None]) -> Iterator[None]:
       at_handler.set()
       raise Ended(number)
 
-  def leave(number: int) -> None:
-    tell(number)
-    os._exit(128 + number)
-
   def leave_if_kept(number: int) -> None:
     if not at_handler.wait(_CLEAN_UP_S):
-      leave(number)
+      leave(number, tell)
 
   def hear(number: int) -> None:
     nonlocal count
     count += 1
     if count > 1:
-      leave(number)
+      leave(number, tell)
     threading.Thread(target=leave_if_kept, args=(number,), daemon=True).start()
 
   previous = {number: signal.signal(number, end) for number in numbers}

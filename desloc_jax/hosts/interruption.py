@@ -9,11 +9,10 @@ in an average.
 
 from collections.abc import Iterable
 import contextlib
-import os
 import signal
 import threading
 
-from desloc_jax import signals
+from desloc_jax import pipes, signals
 from desloc_jax.hosts import ending
 from desloc_jax.hosts.board import Board
 
@@ -121,14 +120,16 @@ class StopRequest:
     self._woken.set()
 
   def _caught_one(self, number, frame) -> None:
-    del frame
-    for each, handler in self._previous.items():
-      signal.signal(each, signal.SIG_DFL if ending.may_be_ended() else handler)
+    """Is there for `_hear` to be called; where that ends no process, gives the next signal back."""
+    del number, frame
+    if not ending.may_be_ended():
+      for each, handler in self._previous.items():
+        signal.signal(each, handler)
 
   def _hear(self, number: int) -> None:
     """Exits as a shell has it at the second signal."""
     if self._caught is not None and ending.may_be_ended():
-      os._exit(128 + number)
+      signals.leave(number, _tell_of_second)
     self.ask(number)
 
   def _agree(self) -> None:
@@ -163,6 +164,13 @@ class StopRequest:
     if self._last_step is None and ending.may_be_ended():
       stop = Interrupted(None, signal_number)
       ending.leave(stop.exit_code, str(stop))
+
+
+def _tell_of_second(number: int) -> None:
+  name = signal.Signals(number).name
+  pipes.tell(
+    f'ended at once by a second signal, {name}; the same command goes on from what is saved.'
+  )
 
 
 def last_step(positions: Iterable[str]) -> int | None:
