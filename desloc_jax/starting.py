@@ -11,6 +11,7 @@ import threading
 import types
 
 BAD_START = 2
+_OURS = ('desloc_jax', 'experiments')
 
 
 def load(module: str) -> types.ModuleType:
@@ -23,7 +24,7 @@ def load(module: str) -> types.ModuleType:
   try:
     return importlib.import_module(module)
   except ModuleNotFoundError as error:
-    if not error.name or error.name.partition('.')[0] in module:
+    if not error.name or error.name.partition('.')[0] in _OURS:
       raise
     message = (
       f'the package {error.name} is not installed: pip install -r requirements-cpu.txt, or '

@@ -255,11 +255,17 @@ def test_a_variable_that_jax_cannot_read_is_one_line(command, monkeypatch):
   assert "invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'" in result.stderr
 
 
-def test_a_package_that_is_not_installed_is_one_line():
-  code = "import sys; sys.modules['ml_collections'] = None; from desloc_jax.__main__ import main; main(['train'])"
-  result = process('-c', code)
+@pytest.mark.parametrize(
+  ('package', 'load'),
+  [
+    ('ml_collections', "from desloc_jax.__main__ import main; main(['train'])"),
+    ('jax', "from desloc_jax import starting; starting.load('jax')"),
+  ],
+)
+def test_a_package_that_is_not_installed_is_one_line(package, load):
+  result = process('-c', f"import sys; sys.modules['{package}'] = None; {load}")
   assert result.returncode == 2 and result.stderr.count('\n') == 1, result.stderr
-  assert 'error: the package ml_collections is not installed: pip install' in result.stderr
+  assert f'error: the package {package} is not installed: pip install' in result.stderr
 
 
 @pytest.mark.parametrize('case', COMMANDS)
