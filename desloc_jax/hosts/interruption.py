@@ -130,6 +130,11 @@ class StopRequest:
     """Exits as a shell has it at the second signal."""
     if self._caught is not None and ending.may_be_ended():
       signals.leave(number, _tell_of_second)
+    if self._step is not None:
+      pipes.tell(
+        f'\n{signal.Signals(number).name}: the run saves the step that it is making, and ends; a second '
+        'signal ends it at once.'
+      )
     self.ask(number)
 
   def _agree(self) -> None:

@@ -181,6 +181,7 @@ def test_a_signal_ends_a_run_after_a_checkpoint(text, tmp_path, number, code, ca
   process.send_signal(number)
   _, errors = process.communicate(timeout=60)
   assert process.returncode == code, errors
+  assert f'{number.name}: the run saves the step that it is making' in errors
   assert errors.strip().splitlines()[-1].startswith(f'stopped by {number.name} after step ')
   assert 'Traceback' not in errors
   last = read_metrics(workdir)[-1]['step']
