@@ -26,6 +26,7 @@ NAMES = (
   'syncs',
   'attacks',
   'neighbours',
+  'delays',
 )
 
 

@@ -49,7 +49,6 @@ MEASURED = {
 
 
 WITH_RUNS = [name for name in all_experiments.NAMES if name not in ('toy', 'wallclock')]
-WITH_RUNS += ['delays']  # Not run at the `cpu` scale yet.
 
 
 @pytest.mark.parametrize('name', WITH_RUNS)
