@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -9,6 +10,7 @@ import re
 from types import MappingProxyType
 from typing import Any
 
+from absl import logging
 import jax
 from jax.experimental import topologies
 
@@ -104,6 +106,7 @@ def topology_devices(name: TopologyName) -> list[jax.Device]:
   """
   if not importlib.util.find_spec('libtpu'):
     raise UserError(f'compiling for {name} needs libtpu, which is not installed: {INSTALL}')
+  _warn_of_another_libtpu()
   for key, value in _ENVIRONMENT.items():
     os.environ.setdefault(key, value)
   chip = CHIPS[name.chip]
@@ -118,6 +121,27 @@ def topology_devices(name: TopologyName) -> list[jax.Device]:
     raise UserError(_refusal(name, chip, str(error))) from error
   except (RuntimeError, OSError) as error:  # A library of another machine, a broken install.
     raise UserError(f'libtpu cannot be used ({error}): {INSTALL}') from error
+
+
+def libtpu_version() -> str:
+  """Returns the version of libtpu, whose compiler decides about memory and collectives; '' without."""
+  try:
+    return importlib.metadata.version('libtpu')
+  except importlib.metadata.PackageNotFoundError:
+    return ''
+
+
+def _warn_of_another_libtpu() -> None:
+  wanted = ' '.join(importlib.metadata.requires('jax') or ())
+  made_for = re.search(r'libtpu==([\d.]+)\.\*', wanted)
+  if made_for and not f'{libtpu_version()}.'.startswith(f'{made_for[1]}.'):
+    logging.warning(
+      'libtpu is %s, and jax %s is made for %s: what is compiled may differ, or not be read. %s',
+      libtpu_version(),
+      jax.__version__,
+      made_for[1],
+      INSTALL,
+    )
 
 
 def _refusal(name: TopologyName, chip: Chip, message: str) -> str:

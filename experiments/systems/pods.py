@@ -23,6 +23,7 @@ from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import format_bytes
 from desloc_jax.logs.workdir import write_text
+from desloc_jax.options.topology import libtpu_version
 from desloc_jax.plan import compile_step, CompiledStep
 from desloc_jax.plan.compile_table import (
   BETWEEN,
@@ -36,7 +37,7 @@ from desloc_jax.plan.compile_table import (
 from desloc_jax.tables import align
 from experiments.report import csv_text, RESULTS
 
-TEXTS = ('config', 'topology')
+TEXTS = ('config', 'topology', 'versions')
 # What is sent in few bytes, in the rows whose name ends so.
 FEW, FEW_BYTES = ' int8/int4', {'sync.params': 'int8', 'sync.moments': 'int4'}
 # Config, topology, micro-batches of a step.
@@ -85,6 +86,7 @@ def row_of(name: str, step: CompiledStep) -> dict[str, object]:
     'model_flops': step.model_flops,
     'xla_flops': step.xla_flops,
     'compile_s': round(step.seconds, 1),
+    'versions': f'jax {jax.__version__}, libtpu {libtpu_version()}',
   }
 
 

@@ -176,6 +176,17 @@ def test_the_command_refuses_in_one_line():
   assert 'Valid: v4, v5e, v5p, v6e.' in result.stderr
 
 
+@pytest.mark.parametrize(
+  ('version', 'told'), [('0.0.42.1', False), ('0.0.52', True), ('0.0.420', True)]
+)
+def test_another_libtpu_than_that_of_jax_is_told(version, told, monkeypatch, caplog):
+  monkeypatch.setattr(topology_lib, 'libtpu_version', lambda: version)
+  requires = lambda name: ['libtpu==0.0.42.*; extra == "tpu"']
+  monkeypatch.setattr(topology_lib.importlib.metadata, 'requires', requires)
+  topology_lib._warn_of_another_libtpu()
+  assert ('is made for 0.0.42' in caplog.text) == told
+
+
 @pytest.mark.skipif(not NO_LIBTPU, reason='libtpu is installed')
 def test_the_command_without_libtpu():
   result = run_compile('--config.topology=v5e:2x2')
