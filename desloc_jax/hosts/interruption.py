@@ -130,12 +130,9 @@ class StopRequest:
     """Exits as a shell has it at the second signal."""
     if self._caught is not None and ending.may_be_ended():
       signals.leave(number, _tell_of_second)
-    if self._step is not None:
-      pipes.tell(
-        f'\n{signal.Signals(number).name}: the run saves the step that it is making, and ends; a second '
-        'signal ends it at once.'
-      )
     self.ask(number)
+    if self._step is not None:  # By another thread: who reads it may be what hangs.
+      threading.Thread(target=_tell_of_first, args=(number,), daemon=True).start()
 
   def _agree(self) -> None:
     """Waits until some process is asked to stop, and agrees with all on the last step."""
@@ -169,6 +166,13 @@ class StopRequest:
     if self._last_step is None and ending.may_be_ended():
       stop = Interrupted(None, signal_number)
       ending.leave(stop.exit_code, str(stop))
+
+
+def _tell_of_first(number: int) -> None:
+  pipes.tell(
+    f'\n{signal.Signals(number).name}: the run saves the step that it is making, and ends; a second '
+    'signal ends it at once.'
+  )
 
 
 def _tell_of_second(number: int) -> None:
