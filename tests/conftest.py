@@ -4,6 +4,7 @@ import collections
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -13,6 +14,9 @@ import pytest
 from tests.environment import environment
 
 os.environ |= environment(devices=8)
+# A script's `&` has what it starts ignore Ctrl-C, and so would what tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 # Processes of one test run, those that tests start too, share what they compile.
 _RUN = os.environ.get('PYTEST_XDIST_TESTRUNUID', str(os.getpid()))
 _CACHE = pathlib.Path(tempfile.gettempdir()) / f'desloc_jax-tests-{_RUN}'
