@@ -1,5 +1,6 @@
 """The faults of processes: signals, reads that hang, a second start, an end as it restores."""
 
+from collections.abc import Sequence
 import os
 import pathlib
 import random
@@ -36,13 +37,18 @@ def stop(number: signal.Signals, exit_code: int) -> Injector:
 
 def _stopped_by(attempt: Attempt, number: signal.Signals, exit_code: int) -> Injection:
   attempt.send(number)
-  code, lines = attempt.join(), attempt.errors()
+  code, lines = attempt.join(), _without_the_first(attempt.errors(), number)
   if code == 0 and not lines:
     raise RunFinished
   step = newest_step(attempt)
   said = f'stopped by {number.name} after step {step}, saved; the same command goes on.'
   problem = '' if code == exit_code and lines == [said] else f'exit code {code}, {lines}'
   return Injection(number.name, '', attempt.logged_step() or 0, step, problem=problem)
+
+
+def _without_the_first(lines: Sequence[str], number: signal.Signals) -> list[str]:
+  """Returns lines without that which says that a signal was heard."""
+  return [line for line in lines if not line.startswith(f'{number.name}: the run saves the step')]
 
 
 terminate, hang_up = stop(signal.SIGTERM, 0), stop(signal.SIGHUP, 129)
@@ -58,7 +64,7 @@ def terminate_twice(bench: Bench, attempt: Attempt, rng: random.Random) -> Injec
   attempt.send(signal.SIGTERM)
   code = attempt.join()
   seconds = time.monotonic() - second
-  lines = attempt.errors()
+  lines = _without_the_first(attempt.errors(), signal.SIGTERM)
   if code == 0 and not lines:
     raise RunFinished
   said = bool(lines) and lines[-1].startswith('ended at once by a second signal, SIGTERM')
