@@ -8,7 +8,8 @@ worker, nothing else), `desloc` and `ddp`. Steps of desloc that sync are timed b
 are medians over rounds of the ratio within a round.
 
 --replicas=1,8,16 compares numbers of workers instead: what a step takes for each of them, where
-they share the devices, against one worker alone.
+they share the devices, against one worker alone. --guard compares steps that average the first moment
+alone, with `moment_guard` and without.
 """
 
 import copy
@@ -34,6 +35,7 @@ from desloc_jax.train.job import Job, make_job
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
 _REPLICAS = flags.DEFINE_list('replicas', [], 'Numbers of workers to compare, the first with all.')
+_GUARD = flags.DEFINE_bool('guard', False, 'Compare steps with the guard of moments and without.')
 _ROUNDS = flags.DEFINE_integer('rounds', 15, 'Rounds of one step of each program.', lower_bound=3)
 
 
@@ -126,6 +128,9 @@ def main(argv):
   if _REPLICAS.value:
     print(compare_replicas(config, parse_replicas(_REPLICAS.value), _ROUNDS.value))
     return
+  if _GUARD.value:
+    print(compare_guard(config, _ROUNDS.value))
+    return
   # A period beyond the rounds makes every step a local one; a period of 1 every step a sync.
   job, local = method_program(config, method='desloc', **{'periods.params': 10**6})
   _, every = method_program(config, method='local_adam', **{'periods.params': 1})
@@ -168,6 +173,21 @@ def compare_replicas(config: config_dict.ConfigDict, counts: list[int], rounds: 
   job = jobs[first][0]
   device = jax.devices()[0].device_kind
   return f'{align(rows)}\n{len(jax.devices())} x {device}, {job.program.parameters:,} parameters, jax {jax.__version__}.'
+
+
+def compare_guard(config: config_dict.ConfigDict, rounds: int) -> str:
+  """Returns the time of a step that averages the first moment alone, with the guard and without."""
+  options = {'method': 'desloc', 'periods.params': 10**6, 'periods.mu': 1, 'periods.nu': 10**6}
+  named = {'without the guard': False, 'with it': True}
+  programs = {
+    name: method_program(config, **options, moment_guard=guard)[1] for name, guard in named.items()
+  }
+  seconds = measure(programs, rounds)
+  rows = [('average of the first moment', 'step', 'time / without')]
+  for name in programs:
+    step_ms = 1e3 * statistics.median(seconds[name])
+    rows.append((name, f'{step_ms:.1f} ms', f'{ratio(seconds, name, "without the guard"):.3f}'))
+  return align(rows)
 
 
 def table(job: Job, programs: dict[str, Program], seconds: dict[str, list[float]]) -> str:

@@ -204,13 +204,19 @@ def test_all_experiments_are_one_command_that_can_be_asked_for_help():
 
 
 @pytest.mark.slow
-def test_the_benchmark_compares_all_programs():
-  process = command('systems.benchmark', '--config=configs/tiny.py', '--rounds=3',
+@pytest.mark.parametrize(
+  ('arguments', 'names'),
+  [
+    ([], ['plain', 'desloc, local step', 'desloc, all three sync', 'ddp']),
+    (['--guard'], ['without the guard', 'with it']),
+  ],
+)
+def test_the_benchmark_compares_programs(arguments, names):
+  process = command('systems.benchmark', '--config=configs/tiny.py', '--rounds=3', *arguments,
                     *(f'--config.{option}' for option in SMALL))  # fmt: skip
   output, errors = process.communicate()
   assert process.returncode == 0, errors
-  names = [line.split('  ')[0] for line in output.splitlines()[2:6]]
-  assert names == ['plain', 'desloc, local step', 'desloc, all three sync', 'ddp']
+  assert [line.split('  ')[0] for line in output.splitlines()[2 : 2 + len(names)]] == names
 
 
 def test_results_are_not_replaced_by_those_of_less(tmp_path):
