@@ -140,7 +140,7 @@ def test_a_command_of_an_experiment_gets_to_its_runs(words, monkeypatch):
 def test_a_command_of_a_measurement_is_parsed(words, monkeypatch):
   name = module_of(words)
   if name.endswith('benchmark'):  # Its flags are global: it is run by test_experiments.py.
-    words = [word for word in words[1:] if not word.startswith('--rounds=')]
+    words = [word for word in words[1:] if not word.startswith(('--rounds=', '--guard'))]
     check_config(parsed(words).config)
     return
   if importlib.util.find_spec(name).submodule_search_locations:

@@ -96,8 +96,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     raise UserError(
       'the overhead is of desloc, which is not among --methods; leave it out by --only.'
     )
-  if why_not := why_no_network():
-    raise UserError(f'no network can be made here: {why_not}.')
   return options
 
 
@@ -110,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for _ in range(options.starts if part == 'overhead' else 1)
     for case in cases_of(part, sites, options)
   ]
+  if why_not := why_no_network():
+    raise UserError(f'no network can be made here: {why_not}.')
   results = pathlib.Path(options.results)
   results.mkdir(parents=True, exist_ok=True)
   for part in options.only:
