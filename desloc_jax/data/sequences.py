@@ -125,7 +125,8 @@ class PackedSequences:
 
   def _bad_token(self, position: int) -> UserError:
     i, offset = self._locate(position)
+    (token,) = self._arrays[i][offset : offset + 1]
     return UserError(
-      f'{self._names[i]} has token id {self._arrays[i][offset : offset + 1][0]} at position {offset}, expected '
+      f'{self._names[i]} has token id {token} at position {offset}, expected '
       f'ids below the vocabulary size {self.vocab_size}.'
     )

@@ -24,7 +24,7 @@ from experiments.scales import Options, Scale
 
 FEW_OUTER_STEPS = {'outer.momentum': 0.5}
 # An average that lands a round late overshoots where a worker's round already gets most of the way:
-# that swings, and grows from a gain (rate over 1 - momentum) of about 1 on.
+# that swings, and grows from a gain (rate over 1 - momentum) of 1 / (1 - 1/W) on.
 LATE = {'outer.momentum': 0.0, 'outer.learning_rate': 0.4}
 VARIANTS: dict[str, Options] = {
   'ddp': {},
@@ -103,17 +103,17 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
 
 
 def _checks(groups: Mapping[str, Sequence[Result]]) -> list[Check]:
-  late = [
+  beside_diloco = [
     Check(
       f"{name}'s loss is at most 2% above DiLoCo's",
       above(groups[name], groups['diloco']),
       at_most=2,
       unit='%',
     )
-    for name in ('co2', 'eager', 'streaming_diloco')
+    for name in ('sparseloco', 'streaming_diloco', 'co2', 'eager')
   ]
   return [
-    *late,
+    *beside_diloco,
     Check(
       "gossip's loss is at most 2% above Local SGD's",
       above(groups['gossip'], groups['local_sgd']),

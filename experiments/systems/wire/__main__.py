@@ -25,9 +25,7 @@ import functools
 import itertools
 import math
 import pathlib
-import signal
 import subprocess
-import sys
 import tempfile
 
 import tqdm
@@ -175,7 +173,6 @@ def cases_of(part: str, sites: int, options: argparse.Namespace) -> Iterator[Cas
 
 
 if __name__ == '__main__':
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # The network goes with this process.
   with commands.one_line_errors():
     try:
       main()
