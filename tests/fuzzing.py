@@ -37,7 +37,7 @@ def fuzz(examples):
   )
 
 
-def ending(action):
+def ending(action, codes=(2,)):
   """Runs `action` as run.py would; returns the line it ends with, '' if that is in success."""
   errors = io.StringIO()
   with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
@@ -45,7 +45,7 @@ def ending(action):
       cli.exit_with_one_line(lambda argv: action())([])
       return ''
     except SystemExit as stop:
-      assert stop.code == 2, (stop.code, errors.getvalue())
+      assert stop.code in codes, (stop.code, errors.getvalue())
   *above, line = errors.getvalue().removesuffix('\n').split('\n')
   assert line.startswith('error: '), errors.getvalue()
   assert not [text for text in above if 'step/s' not in text], above  # A progress bar.
