@@ -1,7 +1,8 @@
 """The sizes at which every experiment runs, and how its runs are made from what it varies.
 
 `cpu`: minutes on two cores, a model of 0.1M on the built-in text as bytes; no run reads a text
-twice. `gpu`: one card, a model of 16M. `paper`: 135M in the paper's own setting, for a pod. Both
+twice. `cpu-long`: the same at twice the K_x and 5.3 times as many steps, a night on two cores: 64
+averages of the parameters and 10 of the second moment. `gpu`: one card, a model of 16M. `paper`: 135M in the paper's own setting, for a pod. Both
 take the paper's data under data/ (see configs/gpt.py), or the built-in text as `gpu:sotu`,
 `paper:sotu`. `test`: seconds a run, to see that the code works.
 """
@@ -118,6 +119,15 @@ def _cpu() -> Scale:
   return Scale('cpu', changed(tiny.get_config(), options), 6, 8, 32, sizes)
 
 
+def _cpu_long() -> Scale:
+  options = {
+    'steps': 2048, 'log_every': 8, 'periods.params': 32, 'schedule.warmup_steps': 256,
+    'eval.every': 256, 'checkpoint.every': 1024,
+  }  # fmt: skip
+  sizes = _shapes((1, 32, 1), (2, 64, 2), (2, 128, 4), (4, 128, 4))
+  return Scale('cpu-long', changed(_cpu().config, options), 6, 16, 64, sizes)
+
+
 def _gpu(data: str) -> Scale:
   options = {
     'batch_size': 16, 'accumulation': 1, 'steps': 1536, 'log_every': 8, 'periods.params': 32,
@@ -149,4 +159,4 @@ def _difference(config: config_dict.ConfigDict, base: config_dict.ConfigDict) ->
   return {name: value for name, value in flatten(config).items() if value != before[name]}
 
 
-SCALES = {'cpu': _cpu, 'gpu': _gpu, 'paper': _paper, 'test': _test}
+SCALES = {'cpu': _cpu, 'cpu-long': _cpu_long, 'gpu': _gpu, 'paper': _paper, 'test': _test}

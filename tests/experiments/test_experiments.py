@@ -3,6 +3,7 @@
 import collections
 import csv
 import importlib
+import itertools
 import math
 
 import jax
@@ -99,7 +100,7 @@ def test_methods_are_tuned_on_seeds_that_their_results_do_not_use(tmp_path, trai
 
 
 @pytest.mark.parametrize('name', WITH_RUNS)
-@pytest.mark.parametrize('scale', ['cpu', 'gpu', 'gpu:sotu', 'paper'])
+@pytest.mark.parametrize('scale', ['cpu', 'cpu-long', 'gpu', 'gpu:sotu', 'paper'])
 def test_the_configs_of_all_scales_can_work(name, scale):
   runs = with_those_before(
     importlib.import_module(f'experiments.paper.{name}').runs(make_scale(scale))
@@ -109,13 +110,13 @@ def test_the_configs_of_all_scales_can_work(name, scale):
   assert len({run.key for run in runs}) == len(runs)
 
 
-def test_no_run_at_cpu_scale_reads_a_text_twice():
+def test_no_run_on_cpus_reads_a_text_twice():
   least = min(
     sum(len(document.text.encode()) for document in read_documents('sotu', f'year:{a}-{b}'))
     for a, b in heterogeneous.ERAS
   )
-  for name in WITH_RUNS:
-    for run in importlib.import_module(f'experiments.paper.{name}').runs(make_scale('cpu')):
+  for scale, name in itertools.product(('cpu', 'cpu-long'), WITH_RUNS):
+    for run in importlib.import_module(f'experiments.paper.{name}').runs(make_scale(scale)):
       config = run.config
       tokens = config.workers * config.batch_size * (config.seq_len + 1) * config.steps
       assert tokens < 0.9 * 4 * least  # All of the text, or each worker its era; 5% are held out.
