@@ -11,9 +11,9 @@ from desloc_jax.optimizer.averaging import (
   worker_mean,
   worker_share,
 )
-from desloc_jax.optimizer.frame import SYNC_SCOPE
 from desloc_jax.optimizer.state import check_floating, copied, DeslocState
 from desloc_jax.optimizer.stepping import SteppingTransformation
+from desloc_jax.optimizer.worker_step.frame import SYNC_SCOPE
 
 
 def ddp(

@@ -10,10 +10,10 @@ from desloc_jax.optimizer import periods as periods_lib, state_fields
 from desloc_jax.optimizer.averaging import AxisName
 from desloc_jax.optimizer.control_variates import CONTROL
 from desloc_jax.optimizer.ddp import ddp
-from desloc_jax.optimizer.frame import CONSENSUS
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.stepping import SteppingTransformation
 from desloc_jax.optimizer.transform import desloc
+from desloc_jax.optimizer.worker_step.frame import CONSENSUS
 
 # The paper's multiples of the parameter period, by the kind of state.
 MULTIPLES = {

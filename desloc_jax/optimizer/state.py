@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from desloc_jax.optimizer.flight import Flight, FLIGHT_AXES
 from desloc_jax.optimizer.health import Health
 from desloc_jax.optimizer.syncs.sync import Memory, MEMORY_AXES
+from desloc_jax.optimizer.worker_step.flight import Flight, FLIGHT_AXES
 
 
 class DeslocState(NamedTuple):

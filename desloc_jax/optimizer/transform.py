@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import optax
 
 from desloc_jax.optimizer import state_fields
-from desloc_jax.optimizer.advance import advance
 from desloc_jax.optimizer.averaging import AxisName
-from desloc_jax.optimizer.consensus import init_outer, MODEL, UPDATES
-from desloc_jax.optimizer.exchange import init_memory, quantities
-from desloc_jax.optimizer.flight import init_flight
 from desloc_jax.optimizer.fragments import check_fragments, Fragment
-from desloc_jax.optimizer.frame import Frame
 from desloc_jax.optimizer.health import HealthCheck, init_health
-from desloc_jax.optimizer.outside import exchange
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.state import check_floating, copied, DeslocState
 from desloc_jax.optimizer.stepping import SteppingTransformation
 from desloc_jax.optimizer.syncs.sync import Sync
+from desloc_jax.optimizer.worker_step.advance import advance
+from desloc_jax.optimizer.worker_step.consensus import init_outer, MODEL, UPDATES
+from desloc_jax.optimizer.worker_step.exchange import init_memory, quantities
+from desloc_jax.optimizer.worker_step.flight import init_flight
+from desloc_jax.optimizer.worker_step.frame import Frame
+from desloc_jax.optimizer.worker_step.outside import exchange
 
 
 def desloc(

@@ -15,12 +15,12 @@ from desloc_jax.model import GPTConfig
 from desloc_jax.model.gpt_config import VALID as MODEL
 from desloc_jax.optimizer.control_variates import CONTROL
 from desloc_jax.optimizer.fragments import PATTERNS
-from desloc_jax.optimizer.frame import TIMINGS
 from desloc_jax.optimizer.inner import INNER_OPTIMIZERS
 from desloc_jax.optimizer.methods import METHODS, MULTIPLES
 from desloc_jax.optimizer.outer import OUTER_OPTIMIZERS
 from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.syncs import ATTACKS, AVERAGES, LANDINGS, SYNCS
+from desloc_jax.optimizer.worker_step.frame import TIMINGS
 from desloc_jax.valid import (
   ABOVE_ONE_OR_ZERO,
   ANY,

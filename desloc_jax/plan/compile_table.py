@@ -4,7 +4,7 @@ from collections.abc import Iterable
 import dataclasses
 
 from desloc_jax.logs.metrics import format_bytes
-from desloc_jax.optimizer.frame import RESTARTS
+from desloc_jax.optimizer.worker_step.frame import RESTARTS
 from desloc_jax.options.batch import batch_of
 from desloc_jax.options.topology import CHIPS
 from desloc_jax.plan.compile import CompiledStep

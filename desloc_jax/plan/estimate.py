@@ -13,9 +13,9 @@ from desloc_jax import model as model_lib
 from desloc_jax.checkpoints.segment import BEGINNING, Clock, make_clock
 from desloc_jax.data import load_tokenizer
 from desloc_jax.errors import UserError
-from desloc_jax.optimizer.frame import HEALTH, RESTARTS
 from desloc_jax.optimizer.methods import resolve_periods
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
+from desloc_jax.optimizer.worker_step.frame import HEALTH, RESTARTS
 from desloc_jax.options import table as config_lib
 from desloc_jax.options.batch import Batch
 from desloc_jax.options.checks import check_config

@@ -19,15 +19,15 @@ import numpy as np
 from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.hosts.aside import exchange_devices
 from desloc_jax.hosts.peers import peers
-from desloc_jax.optimizer.outside import (
+from desloc_jax.optimizer.over_workers import over_workers, worker_specs, WORKERS
+from desloc_jax.optimizer.worker_step.outside import (
   Outcome,
   OUTCOME_AXES,
   PARTS_AXES,
   parts_of,
   with_outcome,
 )
-from desloc_jax.optimizer.over_workers import over_workers, worker_specs, WORKERS
-from desloc_jax.optimizer.triggers import steps_until_due
+from desloc_jax.optimizer.worker_step.triggers import steps_until_due
 from desloc_jax.options.table import with_presets
 from desloc_jax.train.build_optimizer import scheduled_periods
 from desloc_jax.train.job import Job

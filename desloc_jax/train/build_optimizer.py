@@ -17,7 +17,6 @@ from desloc_jax.errors import UserError
 from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.control_variates import CONTROL
 from desloc_jax.optimizer.fragments import Fragment, make_quantities
-from desloc_jax.optimizer.frame import CONSENSUS, HEALTH, RESTARTS
 from desloc_jax.optimizer.health import HealthCheck
 from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
@@ -35,6 +34,7 @@ from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.state_fields import MODELS
 from desloc_jax.optimizer.stepping import SteppingTransformation, with_arguments
 from desloc_jax.optimizer.syncs import Sync
+from desloc_jax.optimizer.worker_step.frame import CONSENSUS, HEALTH, RESTARTS
 from desloc_jax.options.table import gossips, steps_by_name, with_presets
 from desloc_jax.train.build_fragments import make_fragments
 from desloc_jax.train.build_syncs import check_exemptions, make_syncs

@@ -18,9 +18,9 @@ from desloc_jax.checkpoints.state import STATE_AXES, TrainState
 from desloc_jax.errors import UserError
 from desloc_jax.optimizer.control_variates import CONTROL
 from desloc_jax.optimizer.ddp import ddp
-from desloc_jax.optimizer.frame import CONSENSUS
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.transform import desloc
+from desloc_jax.optimizer.worker_step.frame import CONSENSUS
 from desloc_jax.options.batch import Batch
 from desloc_jax.options.failures import active_workers
 from desloc_jax.options.table import model_config

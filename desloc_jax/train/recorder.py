@@ -18,8 +18,8 @@ from desloc_jax.hosts.peers import peers
 from desloc_jax.logs.metrics import format_bytes, MetricsWriter, progress_bar
 from desloc_jax.logs.wandb_log import WandbLog
 from desloc_jax.model import flops_per_token
-from desloc_jax.optimizer.frame import HEALTH
-from desloc_jax.optimizer.triggers import steps_until_due
+from desloc_jax.optimizer.worker_step.frame import HEALTH
+from desloc_jax.optimizer.worker_step.triggers import steps_until_due
 from desloc_jax.options.table import flatten
 from desloc_jax.train.arrivals import Arrivals
 from desloc_jax.train.behind import Behind

@@ -18,8 +18,8 @@ from desloc_jax.hosts.devices import peak_memory_bytes
 from desloc_jax.logs.metrics import format_bytes, read_metrics
 from desloc_jax.logs.plot import plot_or_tell
 from desloc_jax.logs.workdir import PLOT_FILE, SUMMARY_FILE, write_text
-from desloc_jax.optimizer.frame import HEALTH, RESTARTS
 from desloc_jax.optimizer.methods import METHODS
+from desloc_jax.optimizer.worker_step.frame import HEALTH, RESTARTS
 from desloc_jax.paths import shown
 from desloc_jax.programs.ledger import Ledger
 from desloc_jax.tables import align

@@ -6,7 +6,8 @@ The first half of the workers reads the built-in text in small letters, the othe
 nothing else in it. So half of the input embedding's rows have no gradient at all on a worker. When
 the first moments are averaged before the second ones, Adam divides there by almost nothing.
 `moment_guard` raises the second moment to what Adam itself could have (see
-desloc_jax/optimizer/moment_guard.py). ADOPT divides before its first moment and needs none.
+desloc_jax/optimizer/worker_step/moment_guard.py). ADOPT divides before its first moment and needs
+none.
 
 The health check is off: it would leave out the workers that explode.
 """

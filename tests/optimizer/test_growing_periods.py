@@ -11,7 +11,7 @@ from desloc_jax import desloc, growing_timetables, synced, Timetable
 from desloc_jax.checkpoints.segment import BEGINNING, make_clock
 from desloc_jax.optimizer import periods as periods_lib
 from desloc_jax.optimizer.periods import grown
-from desloc_jax.optimizer.triggers import due_now, steps_until_due
+from desloc_jax.optimizer.worker_step.triggers import due_now, steps_until_due
 from desloc_jax.train.build_optimizer import scheduled_periods, syncs_of_run
 from tests import workers
 

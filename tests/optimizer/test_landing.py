@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from desloc_jax import desloc, HealthCheck, landed, periods_from_half_lives, synced, Timetable
-from desloc_jax.optimizer import exchange
-from desloc_jax.optimizer.frame import Frame
 from desloc_jax.optimizer.syncs import Context, LANDINGS, make_landing, mean, quantised
+from desloc_jax.optimizer.worker_step import exchange
+from desloc_jax.optimizer.worker_step.frame import Frame
 from tests import delays_reference, problems, workers
 from tests.adam_workers import ADAM, adam_periods, gradient, PARAMS
 from tests.runs import same_bits

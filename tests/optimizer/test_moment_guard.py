@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from desloc_jax import desloc, WORKER_AXES
-from desloc_jax.optimizer import moment_guard
 from desloc_jax.optimizer.inner import INNER_OPTIMIZERS, make_inner
+from desloc_jax.optimizer.worker_step import moment_guard
 from tests import workers
 
 RATE = 0.01

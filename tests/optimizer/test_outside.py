@@ -11,10 +11,15 @@ import pytest
 
 from desloc_jax import desloc
 from desloc_jax.optimizer.health import HealthCheck
-from desloc_jax.optimizer.outside import OUTCOME_AXES, PARTS_AXES, parts_of, with_outcome
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, over_workers, worker_specs
 from desloc_jax.optimizer.syncs import mean, quantised
 from desloc_jax.optimizer.syncs.landing import make_landing
+from desloc_jax.optimizer.worker_step.outside import (
+  OUTCOME_AXES,
+  PARTS_AXES,
+  parts_of,
+  with_outcome,
+)
 from tests.workers import by_step, init, jit_as_users, make_step
 
 WORKERS, DELAY, STEPS = 4, 3, 41

@@ -10,7 +10,8 @@ import pytest
 from desloc_jax.optimizer import syncs
 from desloc_jax.optimizer.averaging import worker_mean, worker_share
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, over_workers
-from desloc_jax.optimizer.syncs import bits, MEMORY_AXES, vectors
+from desloc_jax.optimizer.syncs import MEMORY_AXES
+from desloc_jax.optimizer.syncs.compressed import bits, vectors
 from desloc_jax.programs.hlo import read_collectives
 from tests import syncs_reference as reference
 

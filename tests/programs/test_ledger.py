@@ -13,7 +13,7 @@ import pytest
 
 from desloc_jax import AXIS_NAMES, desloc, over_workers, WORKER_AXES
 from desloc_jax.optimizer.ddp import ddp
-from desloc_jax.optimizer.frame import SYNC_SCOPE
+from desloc_jax.optimizer.worker_step.frame import SYNC_SCOPE
 from desloc_jax.programs.hlo import read_collectives, sync_bytes
 from desloc_jax.programs.ledger import read_ledger, transform_ledger, UnconditionalExchangeError
 from desloc_jax.train.job import check_compiled, make_job

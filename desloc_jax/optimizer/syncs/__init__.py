@@ -1,26 +1,31 @@
 """Syncs: what workers send of a quantity, one file an operator."""
 
 from desloc_jax.optimizer.syncs.anchored import anchored
-from desloc_jax.optimizer.syncs.attacked import attacked, ATTACKS
 from desloc_jax.optimizer.syncs.by_tokens import by_tokens
-from desloc_jax.optimizer.syncs.channels import Channel, in_slices, to_everybody
-from desloc_jax.optimizer.syncs.clip_to_median import clip_to_median
-from desloc_jax.optimizer.syncs.control import control
-from desloc_jax.optimizer.syncs.edit import edit
-from desloc_jax.optimizer.syncs.ef21 import econtrol, ef21
-from desloc_jax.optimizer.syncs.encodings import (
+from desloc_jax.optimizer.syncs.byzantine.attacked import attacked, ATTACKS
+from desloc_jax.optimizer.syncs.byzantine.clip_to_median import clip_to_median
+from desloc_jax.optimizer.syncs.byzantine.geometric_median import geometric_median
+from desloc_jax.optimizer.syncs.byzantine.krum import krum
+from desloc_jax.optimizer.syncs.byzantine.of_neighbours import of_neighbours
+from desloc_jax.optimizer.syncs.byzantine.robust import check_byzantine
+from desloc_jax.optimizer.syncs.byzantine.trimmed_mean import median, trimmed_mean
+from desloc_jax.optimizer.syncs.compressed.channels import Channel, in_slices, to_everybody
+from desloc_jax.optimizer.syncs.compressed.ef21 import econtrol, ef21
+from desloc_jax.optimizer.syncs.compressed.encodings import (
   Encoding,
   floats,
   four_levels,
   logarithmic,
   uniform,
 )
+from desloc_jax.optimizer.syncs.compressed.quantised import quantised
+from desloc_jax.optimizer.syncs.compressed.topk import AVERAGES, largest, topk
+from desloc_jax.optimizer.syncs.control import control
+from desloc_jax.optimizer.syncs.edit import edit
 from desloc_jax.optimizer.syncs.exempt import exempt
 from desloc_jax.optimizer.syncs.fedau import fedau
 from desloc_jax.optimizer.syncs.fedstale import fedstale
-from desloc_jax.optimizer.syncs.geometric_median import geometric_median
 from desloc_jax.optimizer.syncs.gossip import check_hypercube, gossip
-from desloc_jax.optimizer.syncs.krum import krum
 from desloc_jax.optimizer.syncs.landing import (
   eager,
   keep,
@@ -32,12 +37,7 @@ from desloc_jax.optimizer.syncs.landing import (
 )
 from desloc_jax.optimizer.syncs.mean import mean
 from desloc_jax.optimizer.syncs.named import make_sync, POSITIVE, ROBUST, SUMS, SYNCS, TAKE
-from desloc_jax.optimizer.syncs.of_neighbours import of_neighbours
-from desloc_jax.optimizer.syncs.quantised import quantised
-from desloc_jax.optimizer.syncs.robust import check_byzantine
 from desloc_jax.optimizer.syncs.sync import Context, Memory, MEMORY_AXES, Sync
-from desloc_jax.optimizer.syncs.topk import AVERAGES, largest, topk
-from desloc_jax.optimizer.syncs.trimmed_mean import median, trimmed_mean
 
 __all__ = [
   'ATTACKS',

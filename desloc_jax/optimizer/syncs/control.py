@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 from desloc_jax.optimizer.averaging import worker_count, worker_mean
 from desloc_jax.optimizer.control_variates import CONTROL
-from desloc_jax.optimizer.syncs.channels import Channel, worker_counts
+from desloc_jax.optimizer.syncs.compressed.channels import Channel, worker_counts
+from desloc_jax.optimizer.syncs.compressed.vectors import on_rows
 from desloc_jax.optimizer.syncs.sync import Memory, Sync, Tree
-from desloc_jax.optimizer.syncs.vectors import on_rows
 
 
 def control(channel: Channel | None = None, alpha: float = 1.0, beta: float = 1.0) -> Sync:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from desloc_jax.optimizer.averaging import at_least_float32, AxisName, worker_count
-from desloc_jax.optimizer.syncs.channels import axis_sizes
+from desloc_jax.optimizer.syncs.compressed.channels import axis_sizes
 from desloc_jax.optimizer.syncs.sync import Memory, Sync, Tree
 
 

@@ -4,22 +4,22 @@ from collections.abc import Callable, Mapping
 
 from desloc_jax.optimizer.control_variates import CONTROL
 from desloc_jax.optimizer.syncs.anchored import anchored
-from desloc_jax.optimizer.syncs.channels import in_slices, to_everybody
-from desloc_jax.optimizer.syncs.clip_to_median import clip_to_median
+from desloc_jax.optimizer.syncs.byzantine.clip_to_median import clip_to_median
+from desloc_jax.optimizer.syncs.byzantine.geometric_median import geometric_median
+from desloc_jax.optimizer.syncs.byzantine.krum import krum
+from desloc_jax.optimizer.syncs.byzantine.of_neighbours import of_neighbours
+from desloc_jax.optimizer.syncs.byzantine.trimmed_mean import median, trimmed_mean
+from desloc_jax.optimizer.syncs.compressed.channels import in_slices, to_everybody
+from desloc_jax.optimizer.syncs.compressed.ef21 import econtrol, ef21
+from desloc_jax.optimizer.syncs.compressed.encodings import uniform
+from desloc_jax.optimizer.syncs.compressed.quantised import encoding, quantised
+from desloc_jax.optimizer.syncs.compressed.topk import largest, topk
 from desloc_jax.optimizer.syncs.control import control
 from desloc_jax.optimizer.syncs.edit import edit
-from desloc_jax.optimizer.syncs.ef21 import econtrol, ef21
-from desloc_jax.optimizer.syncs.encodings import uniform
 from desloc_jax.optimizer.syncs.exempt import exempt as exempt_by_path
-from desloc_jax.optimizer.syncs.geometric_median import geometric_median
 from desloc_jax.optimizer.syncs.gossip import gossip
-from desloc_jax.optimizer.syncs.krum import krum
 from desloc_jax.optimizer.syncs.mean import mean
-from desloc_jax.optimizer.syncs.of_neighbours import of_neighbours
-from desloc_jax.optimizer.syncs.quantised import encoding, quantised
 from desloc_jax.optimizer.syncs.sync import Sync
-from desloc_jax.optimizer.syncs.topk import largest, topk
-from desloc_jax.optimizer.syncs.trimmed_mean import median, trimmed_mean
 
 BITS = {'bf16': 16, 'int8': 8, 'int4': 4, 'int2': 2}
 # Averages that bear workers that lie: all take how many may, and some must be told.

@@ -3,10 +3,16 @@
 import jax
 import jax.numpy as jnp
 
-from desloc_jax.optimizer.syncs.bits import from_bytes, pack, packed_bytes, to_bytes, unpack
-from desloc_jax.optimizer.syncs.channels import to_everybody
-from desloc_jax.optimizer.syncs.encodings import Encoding
-from desloc_jax.optimizer.syncs.feedback import with_feedback
+from desloc_jax.optimizer.syncs.compressed.bits import (
+  from_bytes,
+  pack,
+  packed_bytes,
+  to_bytes,
+  unpack,
+)
+from desloc_jax.optimizer.syncs.compressed.channels import to_everybody
+from desloc_jax.optimizer.syncs.compressed.encodings import Encoding
+from desloc_jax.optimizer.syncs.compressed.feedback import with_feedback
 from desloc_jax.optimizer.syncs.sync import Sync
 
 AVERAGES = ('senders', 'all')  # Of a coordinate: over the workers that sent it, or all there are.

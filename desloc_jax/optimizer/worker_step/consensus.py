@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from desloc_jax.optimizer.averaging import match_varying, worker_count
-from desloc_jax.optimizer.exchange import agree, depart, memory_of, with_memory
-from desloc_jax.optimizer.flight import parcel_of
-from desloc_jax.optimizer.frame import Frame, SYNC_SCOPE
 from desloc_jax.optimizer.state import DeslocState
+from desloc_jax.optimizer.worker_step.exchange import agree, depart, memory_of, with_memory
+from desloc_jax.optimizer.worker_step.flight import parcel_of
+from desloc_jax.optimizer.worker_step.frame import Frame, SYNC_SCOPE
 
 
 class Form(NamedTuple):

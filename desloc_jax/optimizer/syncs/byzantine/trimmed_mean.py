@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from desloc_jax.optimizer.syncs.byzantine.robust import robust, Rule, Senders
 from desloc_jax.optimizer.syncs.mean import mean
-from desloc_jax.optimizer.syncs.robust import robust, Rule, Senders
 from desloc_jax.optimizer.syncs.sync import Sync
 
 

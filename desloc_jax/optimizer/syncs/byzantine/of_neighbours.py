@@ -3,10 +3,10 @@
 import jax
 
 from desloc_jax.optimizer.averaging import Share, worker_count
-from desloc_jax.optimizer.syncs import robust
-from desloc_jax.optimizer.syncs.channels import exchanged
+from desloc_jax.optimizer.syncs.byzantine import robust
+from desloc_jax.optimizer.syncs.compressed.channels import exchanged
+from desloc_jax.optimizer.syncs.compressed.vectors import over_devices
 from desloc_jax.optimizer.syncs.sync import difference, moved, Sync
-from desloc_jax.optimizer.syncs.vectors import over_devices
 
 
 def of_neighbours(sync: Sync, byzantine: int) -> Sync:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from desloc_jax.optimizer.syncs.bits import from_bytes, pack, to_bytes, unpack
+from desloc_jax.optimizer.syncs.compressed.bits import from_bytes, pack, to_bytes, unpack
 
 # A block's values below 2^-24 of its largest one would be lost in a float32 sum with it too.
 OCTAVES = 24

@@ -2,15 +2,15 @@
 
 import jax.numpy as jnp
 
-from desloc_jax.optimizer.syncs.channels import in_slices
-from desloc_jax.optimizer.syncs.encodings import (
+from desloc_jax.optimizer.syncs.compressed.channels import in_slices
+from desloc_jax.optimizer.syncs.compressed.encodings import (
   Encoding,
   floats,
   four_levels,
   logarithmic,
   uniform,
 )
-from desloc_jax.optimizer.syncs.feedback import with_feedback
+from desloc_jax.optimizer.syncs.compressed.feedback import with_feedback
 from desloc_jax.optimizer.syncs.sync import Sync
 
 

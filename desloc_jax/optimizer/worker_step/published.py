@@ -4,10 +4,10 @@ import jax
 import optax
 
 from desloc_jax.optimizer.averaging import match_varying
-from desloc_jax.optimizer.consensus import Form
-from desloc_jax.optimizer.exchange import agree, memory_of, with_memory
-from desloc_jax.optimizer.frame import CONSENSUS, Frame, SYNC_SCOPE
 from desloc_jax.optimizer.state import DeslocState
+from desloc_jax.optimizer.worker_step.consensus import Form
+from desloc_jax.optimizer.worker_step.exchange import agree, memory_of, with_memory
+from desloc_jax.optimizer.worker_step.frame import CONSENSUS, Frame, SYNC_SCOPE
 
 
 def sync_apart(frame: Frame, form: Form, state: DeslocState, due, moved, consensus, context):

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from desloc_jax.optimizer.averaging import worker_count, worker_mean
-from desloc_jax.optimizer.syncs.channels import Channel, worker_counts
+from desloc_jax.optimizer.syncs.compressed.channels import Channel, worker_counts
+from desloc_jax.optimizer.syncs.compressed.vectors import on_rows, wide
 from desloc_jax.optimizer.syncs.sync import difference, Memory, moved, Sync
-from desloc_jax.optimizer.syncs.vectors import on_rows, wide
 
 
 def ef21(channel: Channel) -> Sync:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from desloc_jax.optimizer.syncs.robust import robust, Rule, Senders, Squares
+from desloc_jax.optimizer.syncs.byzantine.robust import robust, Rule, Senders, Squares
 from desloc_jax.optimizer.syncs.sync import Sync
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from desloc_jax.optimizer.averaging import match_varying
-from desloc_jax.optimizer.frame import Frame
+from desloc_jax.optimizer.worker_step.frame import Frame
 
 Tree = Any
 

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from desloc_jax.optimizer import moment_guard, state_fields
+from desloc_jax.optimizer import state_fields
 from desloc_jax.optimizer.averaging import from_one, match_varying, worker_mean
-from desloc_jax.optimizer.exchange import agree, depart, memory_of, with_memory
-from desloc_jax.optimizer.flight import parcel_of, with_parcel
-from desloc_jax.optimizer.frame import Frame, RESTARTS, SYNC_SCOPE
 from desloc_jax.optimizer.state import DeslocState
+from desloc_jax.optimizer.worker_step import moment_guard
+from desloc_jax.optimizer.worker_step.exchange import agree, depart, memory_of, with_memory
+from desloc_jax.optimizer.worker_step.flight import parcel_of, with_parcel
+from desloc_jax.optimizer.worker_step.frame import Frame, RESTARTS, SYNC_SCOPE
 
 
 def sync_fields(frame: Frame, state: DeslocState, due, moved, consensus, context) -> DeslocState:

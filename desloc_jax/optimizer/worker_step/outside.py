@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from desloc_jax.optimizer.averaging import worker_count, worker_share
-from desloc_jax.optimizer.exchange import agree, memory_of, with_memory
-from desloc_jax.optimizer.frame import Frame, SYNC_SCOPE
 from desloc_jax.optimizer.state import DeslocState
 from desloc_jax.optimizer.syncs.sync import Context, Memory, MEMORY_AXES
+from desloc_jax.optimizer.worker_step.exchange import agree, memory_of, with_memory
+from desloc_jax.optimizer.worker_step.frame import Frame, SYNC_SCOPE
 
 Tree = Any
 

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from desloc_jax.optimizer import checkup, triggers
 from desloc_jax.optimizer.averaging import all_axes, Share, worker_count, worker_share
-from desloc_jax.optimizer.consensus import Form, sync_params
-from desloc_jax.optimizer.exchange import watch
-from desloc_jax.optimizer.fields import restart_fields, sync_fields
-from desloc_jax.optimizer.flight import count_down
-from desloc_jax.optimizer.frame import Frame, HEALTH, RESTARTS
-from desloc_jax.optimizer.published import sync_apart
 from desloc_jax.optimizer.state import DeslocState
 from desloc_jax.optimizer.syncs.sync import Context
+from desloc_jax.optimizer.worker_step import checkup, triggers
+from desloc_jax.optimizer.worker_step.consensus import Form, sync_params
+from desloc_jax.optimizer.worker_step.exchange import watch
+from desloc_jax.optimizer.worker_step.fields import restart_fields, sync_fields
+from desloc_jax.optimizer.worker_step.flight import count_down
+from desloc_jax.optimizer.worker_step.frame import Frame, HEALTH, RESTARTS
+from desloc_jax.optimizer.worker_step.published import sync_apart
 
 
 def advance(

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from desloc_jax.optimizer.averaging import AxisName, worker_count, worker_mean
-from desloc_jax.optimizer.syncs.channels import exchanged, gathered, worker_counts
+from desloc_jax.optimizer.syncs.compressed.channels import exchanged, gathered, worker_counts
+from desloc_jax.optimizer.syncs.compressed.vectors import cut, inner_axes, over_devices
 from desloc_jax.optimizer.syncs.mean import mean
 from desloc_jax.optimizer.syncs.sync import Context, difference, moved, no_memory, Sync, Tree
-from desloc_jax.optimizer.syncs.vectors import cut, inner_axes, over_devices
 
 _BLOCK = 128  # Numbers of a row: only how vectors are laid out.
 _FAR = 1e30  # A squared length that float32 can hold many times.

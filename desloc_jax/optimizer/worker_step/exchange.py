@@ -6,10 +6,10 @@ import jax
 import optax
 
 from desloc_jax.optimizer.averaging import match_varying, relative_distance, Share
-from desloc_jax.optimizer.flight import parcel_of, put_up, with_parcel
-from desloc_jax.optimizer.frame import Frame
 from desloc_jax.optimizer.state import DeslocState
 from desloc_jax.optimizer.syncs.sync import Context, Memory
+from desloc_jax.optimizer.worker_step.flight import parcel_of, put_up, with_parcel
+from desloc_jax.optimizer.worker_step.frame import Frame
 
 Tree = Any
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from desloc_jax.optimizer import health as health_lib
-from desloc_jax.optimizer.consensus import Form
-from desloc_jax.optimizer.frame import Frame, HEALTH, SYNC_SCOPE
 from desloc_jax.optimizer.state import DeslocState
+from desloc_jax.optimizer.worker_step.consensus import Form
+from desloc_jax.optimizer.worker_step.frame import Frame, HEALTH, SYNC_SCOPE
 
 
 def just_synced(frame: Frame, state: DeslocState) -> jax.Array:

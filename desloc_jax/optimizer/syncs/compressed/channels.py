@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from desloc_jax.optimizer.averaging import AxisName, Share, worker_count
-from desloc_jax.optimizer.syncs.encodings import Encoding
+from desloc_jax.optimizer.syncs.compressed.encodings import Encoding
 
 
 class Channel(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from desloc_jax.optimizer.averaging import at_least_float32, from_one, Share, worker_mean
-from desloc_jax.optimizer.syncs.channels import gathered
+from desloc_jax.optimizer.syncs.compressed.channels import gathered
 from desloc_jax.optimizer.syncs.sync import Context, difference, moved, Sync, Tree
 
 

@@ -1,0 +1,1 @@
+"""Averages that bear workers that lie, and the lies."""

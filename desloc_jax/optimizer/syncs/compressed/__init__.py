@@ -1,0 +1,1 @@
+"""Fewer bytes: how trees become messages, and the syncs that send them."""

@@ -1,0 +1,1 @@
+"""One step of a worker: what is due, what is sent of it, and where it lands."""
