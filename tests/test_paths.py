@@ -15,7 +15,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import MetricsWriter
 from desloc_jax.logs.workdir import check_workdir
 from desloc_jax.paths import local_path, resolve, shown
-from desloc_jax.train.open_data import open_texts
+from desloc_jax.train.setup.open_data import open_texts
 from experiments.command import make_parser
 from tests.runs import small_config, train_on_two
 

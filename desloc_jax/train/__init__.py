@@ -1,0 +1,1 @@
+"""The trainer: from `main.py` by `loop.py`, `job.py` and `program.py` to `step.py`."""

@@ -7,9 +7,9 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.worker_step.frame import CONSENSUS
-from desloc_jax.train import mesh as mesh_lib
-from desloc_jax.train.in_flight import InFlight
 from desloc_jax.train.job import Job
+from desloc_jax.train.setup import mesh as mesh_lib
+from desloc_jax.train.speed.in_flight import InFlight
 
 
 class Evaluator:

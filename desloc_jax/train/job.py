@@ -19,10 +19,10 @@ from desloc_jax.options.checks import check_config
 from desloc_jax.options.failures import active_workers
 from desloc_jax.programs.hlo import read_collectives, sync_bytes
 from desloc_jax.programs.ledger import Ledger, read_ledger, transform_ledger
-from desloc_jax.train import mesh as mesh_lib
-from desloc_jax.train.build_optimizer import sent_periods
-from desloc_jax.train.open_data import Data, load_data, Texts
 from desloc_jax.train.program import make_program, make_worker_mesh, Program
+from desloc_jax.train.setup import mesh as mesh_lib
+from desloc_jax.train.setup.build_optimizer import sent_periods
+from desloc_jax.train.setup.open_data import Data, load_data, Texts
 
 # Gives a compiled step, and the seconds that it took.
 Compiling = futures.Future[tuple[jax.stages.Compiled, float]]

@@ -37,18 +37,19 @@ from desloc_jax.options.checks import check_config
 from desloc_jax.options.effect import tell_of_no_effect
 from desloc_jax.options.table import flatten
 from desloc_jax.paths import resolve
-from desloc_jax.train import collector, report
-from desloc_jax.train.behind import make_behind
-from desloc_jax.train.compilation import keep_programs
-from desloc_jax.train.complete import complete_metrics
+from desloc_jax.train import report
 from desloc_jax.train.evaluate import Evaluator
-from desloc_jax.train.in_flight import InFlight
-from desloc_jax.train.inputs import step_inputs
 from desloc_jax.train.job import Job
-from desloc_jax.train.open_data import check_apart
-from desloc_jax.train.profile import Profile
 from desloc_jax.train.recorder import check_finite_state, Recorder
-from desloc_jax.train.restore import begin_or_go_on, position_after
+from desloc_jax.train.resume.complete import complete_metrics
+from desloc_jax.train.resume.restore import begin_or_go_on, position_after
+from desloc_jax.train.setup.open_data import check_apart
+from desloc_jax.train.speed import collector
+from desloc_jax.train.speed.behind import make_behind
+from desloc_jax.train.speed.compilation import keep_programs
+from desloc_jax.train.speed.in_flight import InFlight
+from desloc_jax.train.speed.inputs import step_inputs
+from desloc_jax.train.speed.profile import Profile
 from desloc_jax.train.step import finite_workers
 
 

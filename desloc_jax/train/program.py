@@ -25,8 +25,8 @@ from desloc_jax.options.batch import Batch
 from desloc_jax.options.failures import active_workers
 from desloc_jax.options.table import model_config
 from desloc_jax.programs.ledger import Ledger, transform_ledger
-from desloc_jax.train import mesh as mesh_lib
-from desloc_jax.train.build_optimizer import make_optimizer, Optimizer
+from desloc_jax.train.setup import mesh as mesh_lib
+from desloc_jax.train.setup.build_optimizer import make_optimizer, Optimizer
 from desloc_jax.train.step import init_state, local_mean, make_eval_step, make_train_step
 
 # Else XLA gathers small weights by sums of whole ones over many chips, at twice the bytes.

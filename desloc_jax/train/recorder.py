@@ -21,10 +21,10 @@ from desloc_jax.model import flops_per_token
 from desloc_jax.optimizer.worker_step.frame import HEALTH
 from desloc_jax.optimizer.worker_step.triggers import steps_until_due
 from desloc_jax.options.table import flatten
-from desloc_jax.train.arrivals import Arrivals
-from desloc_jax.train.behind import Behind
-from desloc_jax.train.build_optimizer import scheduled_periods
 from desloc_jax.train.job import Job
+from desloc_jax.train.setup.build_optimizer import scheduled_periods
+from desloc_jax.train.speed.arrivals import Arrivals
+from desloc_jax.train.speed.behind import Behind
 
 _ADVICE = (
   'Checkpoints stay as they are; a lower inner.learning_rate or inner.clip_norm, in another '

@@ -19,7 +19,7 @@ from desloc_jax.optimizer.health import judged
 from desloc_jax.optimizer.over_workers import over_workers, WORKERS
 from desloc_jax.optimizer.state import synced, WORKER_AXES
 from desloc_jax.optimizer.stepping import SteppingTransformation
-from desloc_jax.train.mesh import FSDP
+from desloc_jax.train.setup.mesh import FSDP
 
 # Loss of one worker's parameters on [batch, seq_len + 1] tokens, and scalars about the model.
 LossFunction = Callable[[optax.Params, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]

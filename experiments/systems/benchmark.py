@@ -29,9 +29,10 @@ from desloc_jax.hosts.platforms import prepare_cpus
 from desloc_jax.logs.metrics import format_bytes
 from desloc_jax.optimizer.over_workers import over_workers
 from desloc_jax.tables import align
-from desloc_jax.train import cli, mesh as mesh_lib
-from desloc_jax.train.build_optimizer import schedule_and_inner
+from desloc_jax.train import cli
 from desloc_jax.train.job import Job, make_job
+from desloc_jax.train.setup import mesh as mesh_lib
+from desloc_jax.train.setup.build_optimizer import schedule_and_inner
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
 _REPLICAS = flags.DEFINE_list('replicas', [], 'Numbers of workers to compare, the first with all.')

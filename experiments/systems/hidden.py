@@ -8,11 +8,11 @@ import numpy as np
 from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.options.table import with_presets
-from desloc_jax.train.arrivals import Arrivals
-from desloc_jax.train.behind import make_behind
-from desloc_jax.train.in_flight import InFlight
-from desloc_jax.train.inputs import step_inputs
 from desloc_jax.train.job import make_job
+from desloc_jax.train.speed.arrivals import Arrivals
+from desloc_jax.train.speed.behind import make_behind
+from desloc_jax.train.speed.in_flight import InFlight
+from desloc_jax.train.speed.inputs import step_inputs
 
 
 def is_hidden(config) -> bool:

@@ -38,9 +38,9 @@ from desloc_jax.options.listing import options_help
 from desloc_jax.options.table import with_presets
 from desloc_jax.tables import align
 from desloc_jax.train import cli
-from desloc_jax.train.in_flight import InFlight
-from desloc_jax.train.inputs import step_inputs
 from desloc_jax.train.job import make_job
+from desloc_jax.train.speed.in_flight import InFlight
+from desloc_jax.train.speed.inputs import step_inputs
 from desloc_jax.valid import at_least
 from experiments import command
 from experiments.report import Check, csv_text

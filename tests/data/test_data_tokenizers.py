@@ -18,7 +18,7 @@ from desloc_jax.data import (
   Validation,
 )
 from desloc_jax.errors import UserError
-from desloc_jax.train.open_data import load_data
+from desloc_jax.train.setup.open_data import load_data
 from tests.runs import small_config
 
 

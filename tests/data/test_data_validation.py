@@ -18,7 +18,7 @@ from desloc_jax.data import (
 )
 from desloc_jax.data.validation import share_out, spread
 from desloc_jax.errors import UserError
-from desloc_jax.train.open_data import load_data
+from desloc_jax.train.setup.open_data import load_data
 from tests.runs import small_config
 from tests.sources import make_source, ONE, SEQ_LEN, TWO
 

@@ -15,8 +15,8 @@ from desloc_jax.model import parameter_count
 from desloc_jax.options import table as config_lib
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.listing import options_page
-from desloc_jax.train import mesh as mesh_lib
-from desloc_jax.train.build_optimizer import FEW_AVERAGES, make_optimizer
+from desloc_jax.train.setup import mesh as mesh_lib
+from desloc_jax.train.setup.build_optimizer import FEW_AVERAGES, make_optimizer
 from tests.command_line import desloc_jax, process, run_py
 from tests.runs import small_config
 

@@ -19,7 +19,7 @@ from desloc_jax.options.effect import (
   without_effect,
 )
 from desloc_jax.options.table import default_config, OPTIONS
-from desloc_jax.train.build_optimizer import make_optimizer
+from desloc_jax.train.setup.build_optimizer import make_optimizer
 
 # Word -> options by which it fails, where all others hold.
 FAILS = {

@@ -10,8 +10,8 @@ from desloc_jax.checkpoints.store import Checkpoints
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.options.checks import check_config
-from desloc_jax.train.build_optimizer import make_optimizer
-from desloc_jax.train.restore import begin_or_go_on
+from desloc_jax.train.resume.restore import begin_or_go_on
+from desloc_jax.train.setup.build_optimizer import make_optimizer
 from experiments.several import kill, start, wait_for_step
 from tests.runs import losses, small_config, train_on_two as train
 

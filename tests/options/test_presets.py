@@ -14,8 +14,8 @@ from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.table import default_config, with_presets
 from desloc_jax.programs.ledger import transform_ledger
-from desloc_jax.train.build_optimizer import make_optimizer
-from desloc_jax.train.restore import begin_or_go_on
+from desloc_jax.train.resume.restore import begin_or_go_on
+from desloc_jax.train.setup.build_optimizer import make_optimizer
 from tests.runs import losses, small_config, train_on_two as train
 
 PARAMS = {'w': jax.ShapeDtypeStruct((64, 64), np.float32)}

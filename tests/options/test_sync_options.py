@@ -13,7 +13,7 @@ from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.options.checks import check_config
 from desloc_jax.programs.hlo import read_collectives
 from desloc_jax.train.job import make_job
-from desloc_jax.train.restore import begin_or_go_on
+from desloc_jax.train.resume.restore import begin_or_go_on
 from tests.runs import losses, small_config, train_on_two as train
 
 OPTIONS = {

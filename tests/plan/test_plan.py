@@ -28,7 +28,7 @@ from desloc_jax.plan.timing import (
   with_value_size,
 )
 from desloc_jax.programs.ledger import Ledger
-from desloc_jax.train.build_optimizer import syncs_of_run
+from desloc_jax.train.setup.build_optimizer import syncs_of_run
 from desloc_jax.train.step import accumulate
 from experiments.paper import paper_days, wallclock
 from experiments.report import write

@@ -26,7 +26,7 @@ from desloc_jax.plan.compile_table import (
   sync_bytes,
   traffic,
 )
-from desloc_jax.train import mesh as mesh_lib
+from desloc_jax.train.setup import mesh as mesh_lib
 from experiments.systems import pods
 from tests.environment import environment
 from tests.runs import small_config

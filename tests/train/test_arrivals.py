@@ -4,7 +4,7 @@ import time
 
 import jax
 
-from desloc_jax.train.arrivals import Arrivals
+from desloc_jax.train.speed.arrivals import Arrivals
 
 
 def test_arrivals_are_those_of_the_results_in_order(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 from desloc_jax.errors import UserError
 from desloc_jax.train import loop
-from desloc_jax.train.collector import resting
+from desloc_jax.train.speed.collector import resting
 from tests.runs import small_config, train_on_two
 
 

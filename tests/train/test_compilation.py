@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
-from desloc_jax.train import compilation
+from desloc_jax.train.speed import compilation
 from tests.environment import environment
 from tests.runs import losses, small_config, train_on_two
 

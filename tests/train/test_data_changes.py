@@ -10,7 +10,7 @@ from desloc_jax.checkpoints import checksums
 from desloc_jax.data.prepare import main as prepare
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import read_metrics
-from desloc_jax.train.open_data import open_texts
+from desloc_jax.train.setup.open_data import open_texts
 from tests.runs import losses, small_config, train_on_two as train, write_text
 
 ALLOW = {'restore.allow': 'data'}

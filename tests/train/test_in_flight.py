@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from desloc_jax.train import in_flight
+from desloc_jax.train.speed import in_flight
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
-from desloc_jax.train.moving import to_exchange, to_steps
+from desloc_jax.train.speed.moving import to_exchange, to_steps
 
 
 def test_what_is_split_over_devices_becomes_one_and_is_split_again():

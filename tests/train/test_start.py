@@ -12,7 +12,7 @@ import pytest
 from desloc_jax.errors import UserError
 from desloc_jax.hosts import clusters, joined
 from desloc_jax.hosts.peers import Peers
-from desloc_jax.train import mesh as mesh_lib
+from desloc_jax.train.setup import mesh as mesh_lib
 from experiments.several import free_port, ROOT
 from tests.environment import environment
 from tests.runs import write_text

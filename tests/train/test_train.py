@@ -20,10 +20,10 @@ from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.options.batch import batch_of
 from desloc_jax.train.job import make_job
 from desloc_jax.train.loop import train as train_on
-from desloc_jax.train.open_data import Data, load_data
-from desloc_jax.train.profile import Profile
 from desloc_jax.train.program import make_program, make_worker_mesh
 from desloc_jax.train.recorder import check_finite_state, TrainingDiverged
+from desloc_jax.train.setup.open_data import Data, load_data
+from desloc_jax.train.speed.profile import Profile
 from desloc_jax.train.step import finite_workers
 from tests.runs import losses, same_bits, small_config, train_on_two as train, write_text
 

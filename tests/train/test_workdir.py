@@ -18,7 +18,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import MetricsWriter, read_metrics
 from desloc_jax.logs.workdir import check_workdir, POSITION_FILE
 from desloc_jax.train import loop
-from desloc_jax.train.open_data import check_apart
+from desloc_jax.train.setup.open_data import check_apart
 from experiments.scales import changed
 from tests.environment import environment
 from tests.runs import losses, small_config

@@ -18,7 +18,7 @@ from desloc_jax.logs.workdir import CHECKPOINTS
 
 def get_config():
   """Returns the config of `tiny`; from then on this process is in trouble where it is told to be."""
-  from desloc_jax.train import inputs  # Parsing the command line needs no JAX.
+  from desloc_jax.train.speed import inputs  # Parsing the command line needs no JAX.
 
   read, list_names = inputs.step_inputs, os.listdir
 

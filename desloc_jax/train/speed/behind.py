@@ -29,10 +29,10 @@ from desloc_jax.optimizer.worker_step.outside import (
 )
 from desloc_jax.optimizer.worker_step.triggers import steps_until_due
 from desloc_jax.options.table import with_presets
-from desloc_jax.train.build_optimizer import scheduled_periods
 from desloc_jax.train.job import Job
-from desloc_jax.train.mesh import place
-from desloc_jax.train.moving import to_exchange, to_steps
+from desloc_jax.train.setup.build_optimizer import scheduled_periods
+from desloc_jax.train.setup.mesh import place
+from desloc_jax.train.speed.moving import to_exchange, to_steps
 
 
 def make_behind(job: Job, state: TrainState) -> 'Behind | None':

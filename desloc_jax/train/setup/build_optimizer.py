@@ -36,8 +36,8 @@ from desloc_jax.optimizer.stepping import SteppingTransformation, with_arguments
 from desloc_jax.optimizer.syncs import Sync
 from desloc_jax.optimizer.worker_step.frame import CONSENSUS, HEALTH, RESTARTS
 from desloc_jax.options.table import gossips, steps_by_name, with_presets
-from desloc_jax.train.build_fragments import make_fragments
-from desloc_jax.train.build_syncs import check_exemptions, make_syncs
+from desloc_jax.train.setup.build_fragments import make_fragments
+from desloc_jax.train.setup.build_syncs import check_exemptions, make_syncs
 
 # Parameter syncs to a publication of the consensus where workers gossip.
 PUBLISHED = 4

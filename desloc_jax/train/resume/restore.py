@@ -29,11 +29,11 @@ from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.options.changes import changed_options
 from desloc_jax.options.table import flatten
-from desloc_jax.train.begin import open_initial, read_initial, state_from
-from desloc_jax.train.data_changes import data_changes
 from desloc_jax.train.job import Job, make_job
-from desloc_jax.train.open_data import open_texts
-from desloc_jax.train.transfer import Before, Transfer
+from desloc_jax.train.resume.begin import open_initial, read_initial, state_from
+from desloc_jax.train.resume.data_changes import data_changes
+from desloc_jax.train.resume.transfer import Before, Transfer
+from desloc_jax.train.setup.open_data import open_texts
 
 
 def begin_or_go_on(

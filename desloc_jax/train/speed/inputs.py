@@ -6,8 +6,8 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 
-from desloc_jax.train import mesh as mesh_lib
 from desloc_jax.train.job import Job
+from desloc_jax.train.setup import mesh as mesh_lib
 
 
 def step_inputs(job: Job, start: int) -> Iterator[tuple[jax.Array, jax.Array | None]]:

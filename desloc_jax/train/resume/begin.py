@@ -18,7 +18,7 @@ from desloc_jax.hub.stored import StoredModel
 from desloc_jax.options.table import model_config
 from desloc_jax.paths import resolve
 from desloc_jax.train.job import Job
-from desloc_jax.train.mesh import place
+from desloc_jax.train.setup.mesh import place
 
 # What makes two models compute the same: option -> what it comes to.
 _SAME = {

@@ -14,7 +14,7 @@ from desloc_jax import data as data_lib
 from desloc_jax.checkpoints.segment import Segment
 from desloc_jax.errors import UserError
 from desloc_jax.options.changes import allowed_words
-from desloc_jax.train.open_data import Texts
+from desloc_jax.train.setup.open_data import Texts
 
 
 def data_changes(
