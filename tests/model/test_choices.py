@@ -8,7 +8,7 @@ import pytest
 
 from desloc_jax import errors, model
 from desloc_jax.model.choices import attention_implementation, unrolls
-from tests.gpt_reference import params, TINY, tokens
+from tests.references.gpt_reference import params, TINY, tokens
 
 
 def test_attention_follows_the_platform(monkeypatch):

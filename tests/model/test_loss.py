@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from desloc_jax import model
-from tests.gpt_reference import (
+from tests.references.gpt_reference import (
   loss_and_grads,
   paper_config,
   params,

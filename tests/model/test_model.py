@@ -12,7 +12,7 @@ import pytest
 
 from desloc_jax import errors, model
 from desloc_jax.model import gpt, rope
-from tests.gpt_reference import (
+from tests.references.gpt_reference import (
   loss_and_grads,
   params,
   reference_hidden,

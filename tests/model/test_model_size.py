@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from desloc_jax import model
-from tests.gpt_reference import (
+from tests.references.gpt_reference import (
   paper_config,
   SIZES,
   TINY,

@@ -13,8 +13,9 @@ from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.optimizer.periods import Phased
 from desloc_jax.optimizer.syncs import gossip, make_landing, mean, quantised
 from desloc_jax.programs.ledger import transform_ledger
-from tests import delays_reference, problems, workers
+from tests import problems, workers
 from tests.adam_workers import ADAM, adam_periods, gradient
+from tests.references import delays_reference
 from tests.runs import same_bits
 
 WORKERS, STEPS = 4, 40

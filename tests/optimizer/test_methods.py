@@ -13,7 +13,8 @@ from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.methods import make_method, METHODS, resolve_periods
 from desloc_jax.optimizer.quasi_hyperbolic import scale_by_qh_adam, scale_by_qh_adopt
 from desloc_jax.optimizer.worker_step.triggers import due_now
-from tests import problems, reference, workers
+from tests import problems, workers
+from tests.references import reference
 
 WORKERS, STEPS, RATE, RHO, PERIOD = 3, 100, 0.02, 1.0, 4
 NESTEROV = (0.7, 0.9)

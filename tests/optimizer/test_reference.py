@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from desloc_jax import desloc
-from tests import problems, reference, workers
+from tests import problems, workers
+from tests.references import reference
 
 WORKERS, STEPS, RATE, RHO = 3, 60, 0.05, 1.0
 PERIODS = (4, 6, 10)

@@ -5,7 +5,7 @@ Written from the equations of each rule; nothing here is shared with the package
 
 import numpy as np
 
-from tests import reference
+from tests.references import reference
 
 
 def land(rule, now, agreed, sent, share, positive=False):

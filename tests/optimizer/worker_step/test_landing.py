@@ -11,8 +11,9 @@ from desloc_jax import desloc, HealthCheck, landed, periods_from_half_lives, syn
 from desloc_jax.optimizer.syncs import Context, LANDINGS, make_landing, mean, quantised
 from desloc_jax.optimizer.worker_step import exchange
 from desloc_jax.optimizer.worker_step.frame import Frame
-from tests import delays_reference, problems, workers
+from tests import problems, workers
 from tests.adam_workers import ADAM, adam_periods, gradient, PARAMS
+from tests.references import delays_reference
 from tests.runs import same_bits
 
 WORKERS, STEPS = 5, 50

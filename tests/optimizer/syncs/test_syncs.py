@@ -13,7 +13,7 @@ from desloc_jax.optimizer.over_workers import AXIS_NAMES, over_workers
 from desloc_jax.optimizer.syncs import MEMORY_AXES
 from desloc_jax.optimizer.syncs.compressed import bits, vectors
 from desloc_jax.programs.hlo import read_collectives
-from tests import syncs_reference as reference
+from tests.references import syncs_reference as reference
 
 WORKERS, SYNCS, BLOCK = 5, 50, 16
 LIKE = {'b': jnp.zeros(7), 's': jnp.zeros(()), 'w': jnp.zeros((13, 11))}

@@ -16,7 +16,7 @@ from desloc_jax.train.speed import compilation
 from tests.environment import environment
 from tests.runs import losses, small_config, train_on_two
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 from desloc_jax import desloc
 from desloc_jax.optimizer import syncs
-from tests import syncs_reference as reference, workers
-from tests.optimizer.test_syncs import (
+from tests import workers
+from tests.optimizer.syncs.test_syncs import (
   bits_of,
   init,
   LIKE,
@@ -26,6 +26,7 @@ from tests.optimizer.test_syncs import (
   TREE,
   WEIGHTS,
 )
+from tests.references import syncs_reference as reference
 
 RULES = {
   'trimmed_mean': (syncs.trimmed_mean, reference.trimmed, False),
