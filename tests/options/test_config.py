@@ -8,7 +8,7 @@ from absl import logging
 import jax
 import pytest
 
-from configs import gpt
+from configs import anchor, gpt
 from desloc_jax.checkpoints.segment import BEGINNING, make_clock
 from desloc_jax.errors import UserError
 from desloc_jax.model import parameter_count
@@ -59,6 +59,19 @@ def test_the_sizes_of_gpt_are_valid_and_as_they_say(size):
   assert old.get_config() == config and old.get_config('sotu') == with_text
   with pytest.raises(UserError, match="'stou' is unknown. Did you mean 'sotu'"):
     old.get_config('stou')
+
+
+@pytest.mark.parametrize('method', anchor.METHODS)
+def test_the_anchor_has_the_tokens_of_its_benchmark(method):
+  config = anchor.get_config(method)
+  check_config(config)
+  assert config.method == method
+  assert config.workers * config.batch_size * config.seq_len == 8 * 64 * 1024
+  assert config.eval.sequences * config.seq_len == 20 * 524_288
+  assert parameter_count(config_lib.model_config(config, vocab_size=50_257)) == 162_223_872
+  assert anchor.get_config(f'{method}:sotu').data.sources.text.path == 'sotu'
+  with pytest.raises(UserError, match=f"'{method}s' is unknown. Did you mean '{method}'"):
+    anchor.get_config(f'{method}s')
 
 
 def test_tiny_is_valid():
