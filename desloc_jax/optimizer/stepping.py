@@ -1,10 +1,12 @@
 """An optax transformation that can also make the whole step."""
 
 from collections.abc import Callable
+import dataclasses
 import functools
-from typing import Any
 
 import optax
+
+from desloc_jax.optimizer.worker_step.outside import Outside
 
 
 class SteppingTransformation(optax.GradientTransformationExtraArgs):
@@ -17,18 +19,18 @@ class SteppingTransformation(optax.GradientTransformationExtraArgs):
   """
 
   step: Callable[..., tuple[optax.Params, optax.OptState]]
-  exchange: Callable[..., Any] | None  # Of what the step does not send itself; see `outside`.
+  outside: Outside | None  # Exchanges what the step does not send itself.
 
   def __new__(
-    cls, init: Callable, update: Callable, step: Callable, exchange: Callable | None = None
+    cls, init: Callable, update: Callable, step: Callable, outside: Outside | None = None
   ):
     tx = super().__new__(cls, init, update)
-    tx.step, tx.exchange = step, exchange  # No fields of the tuple: optax takes its two apart.
+    tx.step, tx.outside = step, outside  # No fields of the tuple: optax takes its two apart.
     return tx
 
 
 def with_arguments(tx: SteppingTransformation, **arguments) -> SteppingTransformation:
   """Returns `tx` with these extra arguments at every step."""
   update, step = (functools.partial(each, **arguments) for each in (tx.update, tx.step))
-  exchange = tx.exchange and functools.partial(tx.exchange, **arguments)
-  return SteppingTransformation(tx.init, update, step, exchange)
+  outside = tx.outside and dataclasses.replace(tx.outside, **arguments)
+  return SteppingTransformation(tx.init, update, step, outside)

@@ -20,7 +20,7 @@ from desloc_jax.optimizer.worker_step.consensus import init_outer, MODEL, UPDATE
 from desloc_jax.optimizer.worker_step.exchange import init_memory, quantities
 from desloc_jax.optimizer.worker_step.flight import init_flight
 from desloc_jax.optimizer.worker_step.frame import Frame
-from desloc_jax.optimizer.worker_step.outside import exchange
+from desloc_jax.optimizer.worker_step.outside import Outside
 
 
 def desloc(
@@ -94,7 +94,7 @@ def desloc(
       consensus and the outer optimizer move when it does.
     last_step: number of updates after which nothing stays in flight: what is sent shortly before
       lands at it. None: there is no last one.
-    behind: sends nothing: what is due is exchanged by another program, by the `exchange` of the
+    behind: sends nothing: what is due is exchanged by another program, by the `outside` of the
       result, and lands by its sync's delay; see `outside`.
     fragments: parts of the parameters, with their moments, that are averaged by themselves, by name;
       see `fragments.cut`. A counter, drift, memory is then of 'params-NAME', 'mu-NAME', ...,
@@ -157,7 +157,7 @@ def desloc(
     fragments=fragments or {},
   )
   update, step = (functools.partial(advance, frame, form) for form in (UPDATES, MODEL))
-  outside = functools.partial(exchange, frame) if behind else None
+  outside = Outside(frame) if behind else None
   return SteppingTransformation(functools.partial(_init, frame), update, step, outside)
 
 

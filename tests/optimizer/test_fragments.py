@@ -218,7 +218,6 @@ REFUSED = {
   'schedules': ({'periods': {'params': lambda step: 4}}, 'are to be numbers of steps; that of params is'),
   'a longer delay than the period': (
     {'syncs': {'params': mean()._replace(delay=4)}}, 'params-0 cannot land 4 steps .* at most 3'),
-  'behind': ({'syncs': {'params': mean()._replace(delay=1)}, 'behind': True}, 'cannot be .* in fragments'),
   'gossip': (
     {'syncs': {'params': gossip()}, 'periods': {'params': 4, 'consensus': 8}},
     'what has another result on each worker, as params-0, cannot be'),

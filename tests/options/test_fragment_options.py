@@ -122,7 +122,6 @@ def test_a_group_has_periods_of_its_own():
     ({'sync.fragments': 4}, r'sync.fragments is 4, but there are 3 steps .* at most 3'),
     ({'sync.fragments': 0}, 'sync.fragments is 0; expected'),
     ({'sync.fragments': 70, 'periods.params': 96}, '70 parts are more than any array has rows'),
-    ({'sync.fragments': 2, 'sync.behind': True, 'sync.delay': 1}, 'sync.behind exchanges whole'),
     ({'sync.fragments': 2, 'method': 'gossip'}, 'sync.params is gossip, by which workers do not'),
     ({'sync.fragments': 2, 'method': 'scaffold'}, "method 'scaffold' corrects gradients"),
     ({'sync.fragments': 2, 'method': 'favg_reset'}, "method 'favg_reset' resets moments"),
@@ -137,7 +136,6 @@ def test_a_group_has_periods_of_its_own():
       {'periods.groups': 'a=router:9'},
       "'router' of the group a is in none of blocks.up, embedding",
     ),
-    ({'periods.groups': 'a=embed:9', 'sync.behind': True, 'sync.delay': 1}, 'expected none'),
   ],
 )
 def test_what_cannot_be_in_fragments_is_refused(options, message):

@@ -109,12 +109,13 @@ def _sync(frame: Frame, form: Form, due, lands, share, value, state: DeslocState
     # The vote was taken, and sent, also where nobody counts.
     due = {name: now & (name == HEALTH or share.total > 0) for name, now in due.items()}
   context = Context(frame.axis_name, share, state.step, state.counters)
-  moved = frame.moved(due, lands, state.step)
-  state = sync_fields(frame, state, due, moved, consensus, context)
+  sent = frame.sent(due, state.step)
+  moved = frame.moved(due, frame.landing(lands, sent), state.step)
+  state = sync_fields(frame, state, sent, moved, consensus, context)
   if frame.health:
     state = restart_fields(frame, state, due[RESTARTS], consensus, ballot)
   change = sync_apart if frame.publishes else sync_params
-  result, state = change(frame, form, state, due, moved, consensus, context)
+  result, state = change(frame, form, state, sent, moved, consensus, context)
   state = state._replace(counters=_count_anew(state.counters, due))
   if frame.health and frame.timing == 'post':
     state = checkup.look_around(frame, form, state, consensus, result)

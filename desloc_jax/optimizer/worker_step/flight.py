@@ -91,15 +91,24 @@ def with_parcel(
     trees = zip(flight, parcel, strict=True)
     return Flight(*(part | {name: one} for part, one in trees))
 
-  def put(trees, part):
-    changed = {n: trees[place][n].at[_corner(x)].set(x) for n, x in dict(part).items()}
-    return trees | {place: trees[place] | changed if changed else trees[place]}
-
+  put = lambda trees, part: trees | {place: _in_corner(trees[place], part)}
   others = [n for n in flight.left if frame.place_in_flight(n) == place]
   left = flight.left | {n: jnp.where(now, 0, flight.left[n]) for n in others}
   return Flight(
     put(flight.sent, parcel.sent), put(flight.agreed, parcel.agreed), left | {name: parcel.left}
   )
+
+
+def with_agreed(frame: Frame, flight: Flight, name: str, agreed: Tree) -> Flight:
+  """Returns the flight with what was agreed on for one quantity."""
+  place = frame.place_in_flight(name)
+  whole = agreed if place == name else _in_corner(flight.agreed[place], agreed)
+  return flight._replace(agreed=flight.agreed | {place: whole})
+
+
+def _in_corner(whole: Tree, part: Tree) -> Tree:
+  """Returns the arrays of a place, those of one part in their corner; () where it keeps none."""
+  return whole | {n: whole[n].at[_corner(x)].set(x) for n, x in part.items()} if part else whole
 
 
 def _corner(x: jax.Array) -> tuple[slice, ...]:

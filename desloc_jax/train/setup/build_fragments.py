@@ -54,8 +54,6 @@ def _why_whole(config: config_dict.ConfigDict, periods: Periods) -> str:
     return f'method {config.method!r} resets moments where all parameters are averaged'
   if gossiping := [n for n in ('params', 'moments', *periods) if syncs.get(n) == 'gossip']:
     return f'sync.{gossiping[0]} is gossip, by which workers do not agree'
-  if config.sync.behind:
-    return 'sync.behind exchanges whole quantities'
   if config.period_growth != 1:
     return f'period_growth is {config.period_growth:g}, and what changes has no phase'
   if config.sync_end_steps:

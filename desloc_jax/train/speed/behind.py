@@ -7,6 +7,7 @@ in between, that step waits. So the trajectory is the one of the same delay insi
 for bit, however fast the network is.
 """
 
+from collections.abc import Callable
 from concurrent import futures
 import functools
 import time
@@ -15,23 +16,19 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
+import optax
 
 from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.hosts.aside import exchange_devices
 from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.over_workers import over_workers, worker_specs, WORKERS
-from desloc_jax.optimizer.worker_step.outside import (
-  Outcome,
-  OUTCOME_AXES,
-  PARTS_AXES,
-  parts_of,
-  with_outcome,
-)
+from desloc_jax.optimizer.state import DeslocState, WORKER_AXES
+from desloc_jax.optimizer.worker_step.outside import Outcome, OUTCOME_AXES, Parts, PARTS_AXES
 from desloc_jax.optimizer.worker_step.triggers import steps_until_due
 from desloc_jax.options.table import with_presets
 from desloc_jax.train.job import Job
 from desloc_jax.train.setup.build_optimizer import scheduled_periods
-from desloc_jax.train.setup.mesh import place
+from desloc_jax.train.setup.mesh import place, shardings
 from desloc_jax.train.speed.moving import to_exchange, to_steps
 
 
@@ -48,6 +45,15 @@ class _Sent(NamedTuple):
   outcome: Outcome  # On the devices that exchange, once it is there.
 
 
+class _Programs(NamedTuple):
+  """What is done with one quantity."""
+
+  take: Callable[[DeslocState, optax.Params], Parts]  # On the devices of the steps.
+  exchange: Callable[[Parts, jax.Array | None], Outcome]  # On those that exchange.
+  put: Callable[[DeslocState, Outcome], DeslocState]  # On those of the steps; the state is donated.
+  landing: Outcome  # The shardings that `put` takes.
+
+
 class Behind:
   """What is sent after each step, and what is there before each; made by `make_behind`.
 
@@ -59,13 +65,14 @@ class Behind:
     """Goes on from a state in which all that is in flight is agreed on."""
     config, optimizer = job.config, job.program.optimizer
     self._job = job
+    self._outside = optimizer.tx_of_steps.outside
     self._delay = with_presets(config, 'sync')['delay']
-    self._periods = scheduled_periods(optimizer.periods, config, job.clock)
+    self._periods = scheduled_periods(optimizer.quantities, config, job.clock)
     counters = peers().fetch(state.optimizer.counters)
     self._counters = {name: int(counters[name]) for name in state.optimizer.flight.left}
     axis = (AxisType.Auto,)
     self._mesh = Mesh(np.array(exchange_devices()), (WORKERS,), axis_types=axis)
-    self._programs = self._compile(state)
+    self._programs = self._make_programs(state)
     self._sent: dict[str, _Sent] = {}
     self._last_result: Any = None
     self.waited_s = 0.0
@@ -89,10 +96,21 @@ class Behind:
     self._last_result = result
     active = self._job.active and self._job.active(step)
     lands = min(step + self._delay, self._job.clock.last_step)
-    for name in self._due(step, active) if lands > step else ():  # Else it has landed.
-      parts = to_exchange(parts_of(name, state.optimizer, state.params), PARTS_AXES, self._mesh)
+    due = self._due(step, active)
+    if lands == step:
+      return  # It has landed.
+    place_of = self._outside.frame.place_in_flight
+    by_place = {place_of(name): name for name in due}  # See `Frame.sent`.
+    for name, sent in self._sent.items():
+      if place_of(name) in by_place:  # Given up; what its sync remembers is not.
+        self._sent[name] = sent._replace(lands=step + 1)
+    for name in by_place.values():
+      programs = self._programs[name]
+      parts = to_exchange(programs.take(state.optimizer, state.params), PARTS_AXES, self._mesh)
+      if name in self._sent:  # Late the last time, in time now: its memory has not come back yet.
+        parts = parts._replace(memory=self._sent[name].outcome.memory)
       there = active if active is None else place(active, NamedSharding(self._mesh, P()))
-      self._sent[name] = _Sent(lands, self._programs[name](parts, there))
+      self._sent[name] = _Sent(lands, programs.exchange(parts, there))
 
   def _due(self, step: int, active: np.ndarray | None) -> list[str]:
     """Returns what is sent after a step, as the step's program finds it."""
@@ -109,11 +127,9 @@ class Behind:
   def _put_in(self, state: TrainState, names: list[str]) -> TrainState:
     optimizer = state.optimizer
     for name in names:
-      outcome = self._sent.pop(name).outcome
+      outcome, programs = self._sent.pop(name).outcome, self._programs[name]
       self._wait_for(outcome)
-      like = Outcome(optimizer.flight.agreed[name], *parts_of(name, optimizer, state.params)[2:4])
-      shardings = jax.tree.map(lambda x: x.sharding, like)
-      optimizer = with_outcome(name, optimizer, to_steps(outcome, shardings))
+      optimizer = programs.put(optimizer, to_steps(outcome, programs.landing))
     return state._replace(optimizer=optimizer)
 
   def _wait_for(self, outcome: Outcome) -> None:
@@ -124,25 +140,65 @@ class Behind:
       jax.block_until_ready(leaves)
       self.waited_s += time.perf_counter() - start
 
-  def _compile(self, state: TrainState) -> dict[str, jax.stages.Compiled]:
-    """Returns the exchange of each quantity, compiled side by side before the first step."""
-    lowered = {name: self._lower(name, state) for name in self._counters}
+  def _make_programs(self, state: TrainState) -> dict[str, _Programs]:
+    """Returns those of each quantity, compiled side by side before the first step."""
+    exchanges: dict[Any, jax.stages.Lowered] = {}
+    made = {name: self._lower(name, state, exchanges) for name in self._counters}
+    parts = (part for programs in made.values() for part in programs)
+    lowered = {id(part): part for part in parts if isinstance(part, jax.stages.Lowered)}
     with futures.ThreadPoolExecutor() as threads:
-      compiling = {name: threads.submit(each.compile) for name, each in lowered.items()}
-    return {name: each.result() for name, each in compiling.items()}
+      compiling = {key: threads.submit(each.compile) for key, each in lowered.items()}
+    compiled = {key: each.result() for key, each in compiling.items()}
+    return {
+      name: _Programs(*(compiled.get(id(part), part) for part in programs))
+      for name, programs in made.items()
+    }
 
-  def _lower(self, name: str, state: TrainState) -> jax.stages.Lowered:
-    like = parts_of(name, state.optimizer, state.params)
-    axes = (PARTS_AXES, None)
-    active = self._job.active and self._job.active(1)
+  def _lower(self, name: str, state: TrainState, exchanges: dict) -> _Programs:
+    """Returns the programs of a quantity before they are compiled.
 
-    def of_spec(spec: P, subtree: Any) -> Any:
-      sharding = NamedSharding(self._mesh, spec)
-      return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), subtree
-      )
+    Args:
+      name: of the quantity.
+      state: that the run goes on from.
+      exchanges: those that are there; fragments of the same shapes share one.
+    """
+    outside, optimizer, program = self._outside, state.optimizer, self._job.program
+    take, exchange, put = (
+      functools.partial(function, name)
+      for function in (outside.parts_of, outside.exchange, outside.with_outcome)
+    )
+    if outside.frame.averaged[name].fragment is None:
+      parts = take(optimizer, state.params)
+      like = Outcome(optimizer.flight.agreed[name], parts.memory, parts.drift)
+      landing = jax.tree.map(lambda x: x.sharding, like)
+      return _Programs(take, self._lower_exchange(exchange, parts), put, landing)
+    take = over_workers(take, program.mesh, (WORKER_AXES, None), PARTS_AXES)
+    parts = jax.eval_shape(take, optimizer, state.params)
+    take = jax.jit(take, out_shardings=shardings(program.mesh, parts, PARTS_AXES))
+    # Fragments of a field that have the same shapes share an exchange.
+    key = outside.frame.averaged[name].field, str(parts)
+    if key not in exchanges:
+      exchanges[key] = self._lower_exchange(exchange, parts)
+    outcome = exchanges[key].out_info
+    landing = shardings(program.mesh, outcome, OUTCOME_AXES)
+    put = jax.jit(put, donate_argnums=0, out_shardings=program.shardings.optimizer)
+    return _Programs(
+      take.lower(optimizer, state.params),
+      exchanges[key],
+      put.lower(optimizer, _placed(outcome, landing)),
+      landing,
+    )
 
-    specs = worker_specs(axes)
-    args = jax.tree.map(of_spec, specs, (like, active), is_leaf=lambda x: isinstance(x, P))
-    run = functools.partial(self._job.program.optimizer.tx_of_steps.exchange, name)
-    return jax.jit(over_workers(run, self._mesh, axes, OUTCOME_AXES)).lower(*args)
+  def _lower_exchange(self, exchange: Callable[..., Outcome], parts: Parts) -> jax.stages.Lowered:
+    axes, active = (PARTS_AXES, None), self._job.active and self._job.active(1)
+    of_spec = lambda spec, tree: jax.tree.map(lambda _: NamedSharding(self._mesh, spec), tree)
+    is_spec = lambda x: isinstance(x, P)
+    where = jax.tree.map(of_spec, worker_specs(axes), (parts, active), is_leaf=is_spec)
+    run = jax.jit(over_workers(exchange, self._mesh, axes, OUTCOME_AXES))
+    return run.lower(*_placed((parts, active), where))
+
+
+def _placed(tree: Any, where: Any) -> Any:
+  """Returns the shapes of `tree` with these shardings."""
+  struct = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  return jax.tree.map(struct, tree, where)

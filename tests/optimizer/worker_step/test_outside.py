@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from desloc_jax import desloc
+from desloc_jax import desloc, WORKER_AXES
+from desloc_jax.optimizer.fragments import cut
 from desloc_jax.optimizer.health import HealthCheck
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, over_workers, worker_specs
 from desloc_jax.optimizer.syncs import mean, quantised
@@ -17,8 +18,6 @@ from desloc_jax.optimizer.syncs.landing import make_landing
 from desloc_jax.optimizer.worker_step.outside import (
   OUTCOME_AXES,
   PARTS_AXES,
-  parts_of,
-  with_outcome,
 )
 from tests.workers import by_step, init, jit_as_users, make_step
 
@@ -27,11 +26,12 @@ PERIODS = {'params': 4, 'mu': 12, 'nu': 8}
 PARAMS = {'w': jnp.linspace(-1, 1, 300), 'b': jnp.ones(())}
 
 
-def transform(rule, sync, **options):
+def transform(rule, sync, periods=PERIODS, **options):
   land = functools.partial(make_landing, rule, 0.3)
-  syncs = {n: sync(n)._replace(delay=DELAY, landing=land(n == 'nu')) for n in PERIODS}
+  averaged = (name for name, period in periods.items() if period)
+  syncs = {n: sync(n)._replace(delay=DELAY, landing=land(n == 'nu')) for n in averaged}
   outer = optax.sgd(0.7, momentum=0.9, nesterov=True)
-  return desloc(optax.adam(0.05), PERIODS, syncs=syncs, outer=outer, last_step=STEPS, **options)
+  return desloc(optax.adam(0.05), periods, syncs=syncs, outer=outer, last_step=STEPS, **options)
 
 
 def gradient(t, worker, x):
@@ -40,36 +40,65 @@ def gradient(t, worker, x):
 
 
 def program(tx, name):
-  exchange = functools.partial(tx.exchange, name)
-  axes = {'in_axes': (PARTS_AXES,), 'out_axes': OUTCOME_AXES}
-  return jit_as_users(jax.vmap(exchange, axis_name='workers', **axes))
+  def run(state, consensus, active=None):
+    parts = tx.outside.parts_of(name, state, consensus)
+    return tx.outside.exchange(name, parts, active)
+
+  axes = {'in_axes': (WORKER_AXES, None, None), 'out_axes': OUTCOME_AXES}
+  return jit_as_users(jax.vmap(run, axis_name='workers', **axes))
 
 
-def train(tx):
+def train(tx, quantities, active=lambda t: None):
   """Returns consensus and state at the end; what `tx` does not send is put in when it lands."""
-  step = jit_as_users(make_step(tx, gradient, WORKERS, move=by_step))
-  exchanges = {name: program(tx, name) for name in PERIODS} if tx.exchange else {}
+  extra = lambda t: {'active': active(t)}
+  step = jit_as_users(make_step(tx, gradient, WORKERS, extra, move=by_step))
+  exchanges = {name: program(tx, name) for name in quantities} if tx.outside else {}
+  put = {name: jit_as_users(functools.partial(tx.outside.with_outcome, name)) for name in exchanges}
   state, params, on_its_way = init(tx, PARAMS, WORKERS), PARAMS, {}
   for t in range(1, STEPS + 1):
     for name in [n for n, (lands, _) in on_its_way.items() if lands == t]:
-      state = with_outcome(name, state, on_its_way.pop(name)[1])
+      state = put[name](state, on_its_way.pop(name)[1])
     state, params = step(t, state, params)
     for name, exchange in exchanges.items():
-      if t % PERIODS[name] == 0:
-        outcome = exchange(parts_of(name, state, params))
-        on_its_way[name] = min(t + DELAY, STEPS), outcome
+      if state.counters[name] == 0 and state.flight.left[name] > 0:
+        if name in on_its_way:
+          state = put[name](state, on_its_way.pop(name)[1])
+        on_its_way[name] = min(t + DELAY, STEPS), exchange(state, params, active(t))
   return params, state
+
+
+def assert_same(inside, outside):
+  for part in ('params', 'inner', 'outer', 'counters', 'memory', 'drift'):
+    jax.tree.map(np.testing.assert_array_equal, *(getattr(s, part) for _, s in (inside, outside)))
+  jax.tree.map(np.testing.assert_array_equal, inside[0], outside[0])
+  assert not np.array_equal(outside[0]['w'], PARAMS['w'])
+
+
+def int8_or_mean(name):
+  return quantised(8, logarithms=name == 'nu') if name != 'mu' else mean()
 
 
 @pytest.mark.parametrize('rule', ['keep', 'overwrite', 'mix'])
 def test_the_trajectory_has_the_bits_of_the_delay_inside(rule):
   """At the last step one sync lands early and one at once: 40 and 41 are near."""
-  sync = lambda name: quantised(8, logarithms=name == 'nu') if name != 'mu' else mean()
-  inside, outside = (train(transform(rule, sync, behind=behind)) for behind in (False, True))
-  for part in ('params', 'inner', 'outer', 'counters', 'memory', 'drift'):
-    jax.tree.map(np.testing.assert_array_equal, *(getattr(s, part) for _, s in (inside, outside)))
-  jax.tree.map(np.testing.assert_array_equal, inside[0], outside[0])
-  assert not np.array_equal(outside[0]['w'], PARAMS['w'])
+  runs = (train(transform(rule, int8_or_mean, behind=b), PERIODS) for b in (False, True))
+  assert_same(*runs)
+
+
+@pytest.mark.parametrize('period', [4, 8])
+def test_fragments_have_the_bits_of_those_inside(period):
+  """With a place in flight that they share, and with one for each; and where some come late.
+
+  For a while nobody is there: two parts come late at once, another finds one in its place.
+  """
+  fragments, periods = cut(PARAMS, 2), {'params': period, 'mu': None, 'nu': 2 * period}
+  active = lambda t: jnp.ones(WORKERS, bool) & ~jnp.isin(t, jnp.array([4, 8, *range(12, 19), 24]))
+  inside, outside = (
+    transform('keep', int8_or_mean, behind=behind, fragments=fragments, periods=periods)
+    for behind in (False, True)
+  )
+  names = [f'{name}-{part}' for name in ('params', 'nu') for part in fragments]
+  assert_same(train(inside, names, active), train(outside, names, active))
 
 
 @pytest.mark.parametrize('bad', [(), (2,), (0, 3)])
@@ -82,7 +111,7 @@ def test_what_is_not_finite_never_lands(bad):
     jax.tree.map(lambda x: x + values.reshape(-1, *[1] * (x.ndim - 1)), state.params),
   )
   state = state._replace(flight=state.flight._replace(sent=state.flight.sent | {'params': sent}))
-  outcome = program(tx, 'params')(parts_of('params', state, PARAMS))
+  outcome = program(tx, 'params')(state, PARAMS)
   well = [i for i in range(WORKERS) if i not in bad]
   expected = PARAMS['w'] + values[jnp.array(well)].mean()
   np.testing.assert_allclose(outcome.agreed['w'], expected, rtol=1e-6)
@@ -112,7 +141,9 @@ def test_what_a_snapshot_takes_on_the_devices_and_on_the_host():
 
 def on_the_host(tx, name, state, params, mesh):
   """Returns how many copies of a quantity its exchange takes, gives, and needs in between."""
-  exchange = over_workers(functools.partial(tx.exchange, name), mesh, (PARTS_AXES,), OUTCOME_AXES)
+  exchange = over_workers(
+    functools.partial(tx.outside.exchange, name), mesh, (PARTS_AXES,), OUTCOME_AXES
+  )
 
   def placed(spec, tree):
     return jax.device_put(tree, NamedSharding(mesh, spec))
@@ -120,7 +151,7 @@ def on_the_host(tx, name, state, params, mesh):
   parts = jax.tree.map(
     placed,
     worker_specs(PARTS_AXES),
-    parts_of(name, state, params),
+    tx.outside.parts_of(name, state, params),
     is_leaf=lambda x: isinstance(x, P),
   )
   memory = jax.jit(exchange).lower(parts).compile().memory_analysis()
