@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 from desloc_jax.logs.metrics import format_bytes
-from desloc_jax.optimizer.periods import Phased
 from desloc_jax.plan.estimate import Plan
 from desloc_jax.plan.timing import (
   all_reduce_seconds,
@@ -119,8 +118,6 @@ def _hidden(plan: Plan) -> str:
   config, ledger = plan.config, plan.ledgers[plan.config.method]
   if EVERY_STEP in ledger.bytes_per_sync or not ledger.bytes_per_step or config.workers == 1:
     return ''
-  if any(isinstance(period, Phased) for period in ledger.periods.values()):
-    return ''  # Fragments are not exchanged so.
   compute_s, share = plan.times[config.method].compute_s, config.plan.share
   delay = 1 + least_delay(ledger, plan.link, compute_s)
   longest = min(ledger.periods.values()) - 1

@@ -3,6 +3,9 @@
 import dataclasses
 import math
 
+import numpy as np
+
+from desloc_jax.optimizer.periods import falls_on
 from desloc_jax.programs.ledger import EVERY_STEP, Ledger
 
 _CYCLES = 4  # Of the longest period, over which waiting is counted.
@@ -88,38 +91,32 @@ def waiting_seconds(ledger: Ledger, link: Link, compute_s: float, behind: int) -
   The syncs of a step begin after it, one after another and after those before them on the link,
   and all must be done before the step that is `behind` steps later ends.
   """
-  sent = {
-    period: sum(
-      all_reduce_seconds(ledger, size, link, name)
-      for name, size in ledger.bytes_per_sync.items()
-      if ledger.periods[name] == period
-    )
-    for period in set(ledger.periods.values())
-    if math.isfinite(period)
-  }
+  cycle = math.ceil(max((p for p in ledger.periods.values() if math.isfinite(p)), default=1))
   now = free = waited = 0.0
   due: dict[int, float] = {}
-  cycle = math.ceil(max(sent, default=1))
-  for step in range(1, (1 + _CYCLES) * cycle + 1):
+  for step, seconds in enumerate(_seconds_by_step(ledger, link, (1 + _CYCLES) * cycle), 1):
     now += compute_s
     landing = max(now, due.pop(step, now))
     waited += landing - now if step > cycle else 0  # Nothing is on its way before the first sync.
     now = landing
-    for period, seconds in sent.items():
-      if step // period > (step - 1) // period:
-        free = max(now, free) + seconds
-        due[step + behind] = free
+    if seconds:
+      free = max(now, free) + seconds
+      due[step + behind] = free
   return waited / (_CYCLES * cycle)
 
 
 def least_delay(ledger: Ledger, link: Link, compute_s: float) -> int:
-  """Returns the steps behind which all syncs that may fall on one step are hidden."""
-  seconds = sum(
-    all_reduce_seconds(ledger, size, link, name)
-    for name, size in ledger.bytes_per_sync.items()
-    if math.isfinite(ledger.periods[name])
-  )
-  return math.ceil(seconds / compute_s)
+  """Returns the steps behind which the syncs of any one step are hidden."""
+  return math.ceil(_seconds_by_step(ledger, link, ledger.cycle).max() / compute_s)
+
+
+def _seconds_by_step(ledger: Ledger, link: Link, steps: int) -> np.ndarray:
+  """Returns the seconds of the syncs after each of the first steps: float64 [steps]."""
+  times, seconds = np.arange(1, steps + 1), np.zeros(steps)
+  for name, size in ledger.bytes_per_sync.items():
+    if math.isfinite(period := ledger.periods[name]):
+      seconds += all_reduce_seconds(ledger, size, link, name) * falls_on(period, times)
+  return seconds
 
 
 def slowest_link(

@@ -129,9 +129,13 @@ class Ledger:
   @property
   def most_ring_bytes(self) -> float:
     """The most of them in a step."""
+    return float(self.ring_bytes_by_step(self.cycle).max())
+
+  @property
+  def cycle(self) -> int:
+    """Steps after which syncs fall together as before, or so many that no more are looked at."""
     periods = [int(period) for period in self.periods.values() if math.isfinite(period)]
-    cycle = math.lcm(*(max(period, 1) for period in periods))
-    return float(self.ring_bytes_by_step(min(cycle, _MOST_STEPS)).max())
+    return min(math.lcm(*(max(period, 1) for period in periods)), _MOST_STEPS)
 
 
 def read_ledger(

@@ -52,9 +52,12 @@ def seconds_of_turns(config, turns: int) -> list[tuple[float, float, float]]:
   The first two are those of the slowest process. Local steps have nothing on its way, from the one
   after a landing to that before the next sync; they are the mean of all processes.
   """
-  delay = with_presets(config, 'sync')['delay']
+  sync, steps = with_presets(config, 'sync'), config.periods.params
+  between = steps // (sync['fragments'] or 1)
+  since = np.arange(steps) % between  # Steps since something was sent.
+  local = (since > sync['delay']) & (since < between - 1)
   times, waited = step_times(config, turns)
-  here = times.mean(axis=1), waited / config.periods.params, times[:, delay + 1 : -1].mean(axis=1)
+  here = times.mean(axis=1), waited / steps, times[:, local].mean(axis=1)
   of_all = np.array(peers().gather([each.tolist() for each in here]))
   slowest, mean = of_all.max(axis=0), of_all.mean(axis=0)
   return list(zip(slowest[0], slowest[1], mean[2], strict=True))

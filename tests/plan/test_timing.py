@@ -2,6 +2,7 @@
 
 import pytest
 
+from desloc_jax.optimizer.periods import Phased
 from desloc_jax.plan.timing import least_delay, Link, slowest_link, step_time
 from desloc_jax.programs.ledger import Ledger
 
@@ -48,3 +49,16 @@ def test_the_slowest_link_is_the_one_at_which_the_share_is_reached():
 def test_what_is_never_averaged_costs_nothing():
   never = Ledger(2, {'params': 100}, {'params': float('inf')})
   assert wait(4, ledger=never) == 0 and least_delay(never, LINK, STEP_S) == 0
+
+
+def test_fragments_need_a_part_of_the_delay():
+  """In two parts half a period apart: no step sends both, but the moments of a part with it."""
+  halves = {f'{name}-{part}': 50 for name in LEDGER.bytes_per_sync for part in '01'}
+  periods = {
+    f'{name}-{part}': Phased(period, period // 2 if part == '0' else 0)
+    for name, period in LEDGER.periods.items()
+    for part in '01'
+  }
+  ledger = Ledger(2, halves, periods)
+  assert least_delay(ledger, LINK, STEP_S) == 15
+  assert wait(15, ledger=ledger) == pytest.approx(0, abs=1e-9) and wait(14, ledger=ledger) > 0

@@ -14,9 +14,10 @@ experiments/results, after each run the rows that it measured anew, in four part
             arithmetic of a step as the same run shows it between averages
   overhead  DDP and DES-LOC at K_x = 256 over a local step of the same run at 100 Mbit/s
             (experiments.systems.overhead), started --starts times
-  behind    DES-LOC that waits for its syncs, and with syncs behind the steps, also in int8, over a local
-            step of the same run at each rate and at K_x of --periods; what the link carries over time at
-            100 Mbit/s. Packets stay whole, as for a network card that cuts them
+  behind    DES-LOC that waits for its syncs, and with syncs behind the steps, also in int8 and in
+            two fragments, over a local step of the same run at each rate and at K_x of --periods; what
+            the link carries over time at 100 Mbit/s. Packets stay whole, as for a network card that
+            cuts them
 """
 
 import argparse

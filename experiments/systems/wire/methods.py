@@ -21,8 +21,9 @@ SYNCS = {
 HIDDEN = {
   'desloc behind': {'method': 'desloc', 'sync.behind': True},
   'desloc behind+int8': {**SYNCS['desloc+int8'], 'sync.behind': True},
+  'desloc behind+fragments': {'method': 'desloc', 'sync.behind': True, 'sync.fragments': 2},
 }
-# Of K_x, with nothing on its way: it lands so many steps before the next is sent.
+# Of those from one sync to the next, with nothing on its way.
 _LOCAL_STEPS = 12
 PARTS = ('bytes', 'time', 'overhead', 'behind')
 TIME_PERIOD = 64  # K_x of the runs that are timed.
@@ -84,7 +85,9 @@ class Case:
     if self.method == SILENT:
       return {'method': 'desloc', 'periods.params': 0}
     if self.method in HIDDEN:
-      return {**HIDDEN[self.method], 'sync.delay': self.period - _LOCAL_STEPS}
+      options = HIDDEN[self.method]
+      between = self.period // options.get('sync.fragments', 1)
+      return {**options, 'sync.delay': between - _LOCAL_STEPS}
     return SYNCS.get(self.method, {'method': self.method})
 
   def ledger(self) -> Ledger:

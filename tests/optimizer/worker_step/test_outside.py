@@ -111,7 +111,7 @@ def test_what_is_not_finite_never_lands(bad):
     jax.tree.map(lambda x: x + values.reshape(-1, *[1] * (x.ndim - 1)), state.params),
   )
   state = state._replace(flight=state.flight._replace(sent=state.flight.sent | {'params': sent}))
-  outcome = program(tx, 'params')(state, PARAMS)
+  outcome = program(tx, 'params')(state, PARAMS, None)
   well = [i for i in range(WORKERS) if i not in bad]
   expected = PARAMS['w'] + values[jnp.array(well)].mean()
   np.testing.assert_allclose(outcome.agreed['w'], expected, rtol=1e-6)

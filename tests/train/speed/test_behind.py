@@ -68,14 +68,29 @@ def test_syncs_behind_have_the_bits_of_those_inside(text, tmp_path, monkeypatch)
 
   codes, errors = end(begin(inside, options | {'stop_at': stopped}))
   assert codes == [0, 0], errors
-  ends = newest_leaves(inside), newest_leaves(behind)
-  assert ends[0].keys() == ends[1].keys()
-  for name, value in ends[0].items():
-    np.testing.assert_array_equal(value, ends[1][name], err_msg=name)
+  assert_same_ends(inside, behind)
   lines = [line for line in read_metrics(behind) if 'loss' in line]
   assert all(line['sync_wait_ms'] >= 0 for line in lines)
   expected = {line['step']: line['loss'] for line in read_metrics(inside) if 'loss' in line}
   assert {line['step']: line['loss'] for line in lines} == expected
+
+
+def assert_same_ends(inside, behind):
+  ends = newest_leaves(inside), newest_leaves(behind)
+  assert ends[0].keys() == ends[1].keys()
+  for name, value in ends[0].items():
+    np.testing.assert_array_equal(value, ends[1][name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_fragments_behind_have_the_bits_of_those_inside(text, tmp_path, monkeypatch):
+  """With parts that share a place in flight, and one on its way in the checkpoint."""
+  monkeypatch.setenv('XLA_FLAGS', '')
+  options = {'data.sources.text.path': text, 'sync.fragments': 2, 'sync.delay': 3, 'stop_at': 42}
+  for name, own in (('inside', {}), ('behind', BEHIND)):
+    codes, errors = end(begin(tmp_path / name, options | {'checkpoint.every': 0} | own))
+    assert codes == [0, 0], errors
+  assert_same_ends(tmp_path / 'inside', tmp_path / 'behind')
 
 
 def wait_until_it_stands(workdir):
