@@ -26,8 +26,8 @@ from desloc_jax.hosts.peers import peers
 from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.logs.workdir import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, write_text
 from desloc_jax.options.checks import check_config
+from desloc_jax.train.divergence import TrainingDiverged
 from desloc_jax.train.loop import train
-from desloc_jax.train.recorder import TrainingDiverged
 from experiments.progress import Progress
 from experiments.runs import is_done, read_result, Result, RESULT_FILE, Run, with_those_before
 

@@ -23,7 +23,7 @@ from desloc_jax.programs.hlo import Collective, read_collectives
 from desloc_jax.programs.ledger import Ledger, transform_ledger
 from desloc_jax.train.program import make_program, make_worker_mesh, Program
 from desloc_jax.train.setup import mesh as mesh_lib
-from desloc_jax.train.setup.build_optimizer import sent_periods
+from desloc_jax.train.setup.build_periods import sent_periods
 
 
 class DoesNotFit(UserError):

@@ -22,13 +22,8 @@ from desloc_jax.options.checks import check_config
 from desloc_jax.plan.memory import memory_bytes
 from desloc_jax.plan.timing import compute_seconds, Link, step_time, StepTime, with_value_size
 from desloc_jax.programs.ledger import EVERY_STEP, Ledger, transform_ledger
-from desloc_jax.train.setup.build_optimizer import (
-  make_optimizer,
-  make_transform,
-  periods_change,
-  sent_periods,
-  syncs_of_run,
-)
+from desloc_jax.train.setup.build_optimizer import make_optimizer, make_transform
+from desloc_jax.train.setup.build_periods import periods_change, sent_periods, syncs_of_run
 
 COMPARED = ('ddp', 'local_adam', 'favg_opt', 'desloc')
 _USUAL_DEVICES = 8  # Of one host.

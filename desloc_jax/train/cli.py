@@ -98,7 +98,7 @@ def exit_with_one_line(main: Callable) -> Callable:
   @outliving_readers()
   def wrapped(argv):
     from desloc_jax.hosts.interruption import Interrupted
-    from desloc_jax.train.recorder import TrainingDiverged
+    from desloc_jax.train.divergence import TrainingDiverged
 
     starting.ctrl_c_raises()
     ending.belong_to_run()

@@ -21,7 +21,7 @@ from desloc_jax.programs.hlo import read_collectives, sync_bytes
 from desloc_jax.programs.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.train.program import make_program, make_worker_mesh, Program
 from desloc_jax.train.setup import mesh as mesh_lib
-from desloc_jax.train.setup.build_optimizer import sent_periods
+from desloc_jax.train.setup.build_periods import sent_periods
 from desloc_jax.train.setup.open_data import Data, load_data, Texts
 
 # Gives a compiled step, and the seconds that it took.

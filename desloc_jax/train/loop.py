@@ -38,9 +38,10 @@ from desloc_jax.options.effect import tell_of_no_effect
 from desloc_jax.options.table import flatten
 from desloc_jax.paths import resolve
 from desloc_jax.train import report
+from desloc_jax.train.divergence import check_finite_state
 from desloc_jax.train.evaluate import Evaluator
 from desloc_jax.train.job import Job
-from desloc_jax.train.recorder import check_finite_state, Recorder
+from desloc_jax.train.recorder import Recorder
 from desloc_jax.train.resume.complete import complete_metrics
 from desloc_jax.train.resume.restore import begin_or_go_on, position_after
 from desloc_jax.train.setup.open_data import check_apart

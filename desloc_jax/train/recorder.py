@@ -21,19 +21,11 @@ from desloc_jax.model import flops_per_token
 from desloc_jax.optimizer.worker_step.frame import HEALTH
 from desloc_jax.optimizer.worker_step.triggers import steps_until_due
 from desloc_jax.options.table import flatten
+from desloc_jax.train.divergence import check_finite
 from desloc_jax.train.job import Job
-from desloc_jax.train.setup.build_optimizer import scheduled_periods
+from desloc_jax.train.setup.build_periods import scheduled_periods
 from desloc_jax.train.speed.arrivals import Arrivals
 from desloc_jax.train.speed.behind import Behind
-
-_ADVICE = (
-  'Checkpoints stay as they are; a lower inner.learning_rate or inner.clip_norm, in another '
-  '--workdir, may help.'
-)
-
-
-class TrainingDiverged(RuntimeError):
-  """What is not finite any more cannot be left out: the only worker, a shared model, or all."""
 
 
 class Recorder:
@@ -240,52 +232,7 @@ def _peak_tokens_per_s(job: Job) -> float | None:
   return peak and peak * devices.size / flops_per_token(model)
 
 
-def check_finite(step: int, metrics: Mapping[str, Any], active: np.ndarray) -> None:
-  """Checks the losses and gradient norms, float32 [workers], of a step.
-
-  With a health check in the optimizer it is enough that one worker is well.
-
-  Raises:
-    TrainingDiverged: names the metric, the worker and the step.
-  """
-  healthy = metrics['health'].get('healthy', active)
-  problems = []
-  for name in ('loss', 'grad_norm'):
-    finite = np.isfinite(metrics[name])
-    if not finite.all():
-      bad = np.flatnonzero(~finite)
-      problems.append(f'{name} of worker {_listing(bad)} is {metrics[name][bad[0]]} at step {step}')
-    healthy = healthy & finite
-  if problems and not metrics['health']:
-    raise TrainingDiverged(f'{problems[0]}. {_ADVICE}')
-  if active.any() and not (healthy & active).any():
-    problem = [*problems, f'parameters or moments of all are not finite at step {step}'][0]
-    raise TrainingDiverged(f'no healthy worker is left: {problem}. {_ADVICE}')
-
-
-def check_finite_state(step: int, finite: np.ndarray, can_be_left_out: bool) -> None:
-  """Checks a state before it is saved.
-
-  Args:
-    step: after which it is.
-    finite: boolean [workers], from `step.finite_workers`.
-    can_be_left_out: whether it is enough that one worker is well.
-
-  Raises:
-    TrainingDiverged: names the worker and the step.
-  """
-  bad = np.flatnonzero(~finite)
-  if bad.size and not (can_be_left_out and finite.any()):
-    raise TrainingDiverged(
-      f'parameters or moments of worker {_listing(bad)} are not finite after step {step}. {_ADVICE}'
-    )
-
-
 def finite_mean(values: np.ndarray, active: np.ndarray) -> float:
   """Returns the mean over the workers that are there and well, of all if there are none."""
   well = active & np.isfinite(values)
   return float(np.mean(values[well] if well.any() else values[np.isfinite(values)]))
-
-
-def _listing(workers: Sequence[int]) -> str:
-  return ', '.join(map(str, workers))

@@ -24,7 +24,7 @@ from desloc_jax.paths import shown
 from desloc_jax.programs.ledger import Ledger
 from desloc_jax.tables import align
 from desloc_jax.train.job import Job
-from desloc_jax.train.setup.build_optimizer import periods_change
+from desloc_jax.train.setup.build_periods import periods_change
 from desloc_jax.version import __version__, commit
 
 

@@ -28,9 +28,9 @@ from desloc_jax.commands import Option
 from desloc_jax.errors import unknown_choice
 from desloc_jax.logs.workdir import write_text
 from desloc_jax.tables import align
+from desloc_jax.train.divergence import check_finite, TrainingDiverged
 from desloc_jax.train.evaluate import Evaluator
 from desloc_jax.train.job import Job, make_job
-from desloc_jax.train.recorder import check_finite, TrainingDiverged
 from desloc_jax.train.speed.inputs import step_inputs
 from desloc_jax.train.step import finite_workers
 from desloc_jax.valid import at_least

@@ -12,7 +12,7 @@ from desloc_jax.checkpoints.segment import BEGINNING, make_clock
 from desloc_jax.optimizer import periods as periods_lib
 from desloc_jax.optimizer.periods import grown
 from desloc_jax.optimizer.worker_step.triggers import due_now, steps_until_due
-from desloc_jax.train.setup.build_optimizer import scheduled_periods, syncs_of_run
+from desloc_jax.train.setup.build_periods import scheduled_periods, syncs_of_run
 from tests import workers
 
 QUANTITIES = ('params', 'mu', 'nu')

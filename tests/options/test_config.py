@@ -16,7 +16,8 @@ from desloc_jax.options import table as config_lib
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.listing import options_page
 from desloc_jax.train.setup import mesh as mesh_lib
-from desloc_jax.train.setup.build_optimizer import FEW_AVERAGES, make_optimizer
+from desloc_jax.train.setup.build_optimizer import make_optimizer
+from desloc_jax.train.setup.build_periods import FEW_AVERAGES
 from tests.command_line import desloc_jax, process, run_py
 from tests.runs import small_config
 

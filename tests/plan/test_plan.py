@@ -3,9 +3,9 @@
 import csv
 import functools
 import pathlib
+import resource
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from desloc_jax.plan.timing import (
   with_value_size,
 )
 from desloc_jax.programs.ledger import Ledger
-from desloc_jax.train.setup.build_optimizer import syncs_of_run
+from desloc_jax.train.setup.build_periods import syncs_of_run
 from desloc_jax.train.step import accumulate
 from experiments.paper import paper_days, wallclock
 from experiments.report import write
@@ -252,9 +252,15 @@ def test_the_experiment_writes_its_table_and_plot(tmp_path):
   assert (tmp_path / 'wallclock.png').exists()
 
 
+def _cpu_seconds():
+  """Of processes that have ended: seconds on the clock are also those of others on this machine."""
+  usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return usage.ru_utime + usage.ru_stime
+
+
 @pytest.mark.parametrize('name', ['gpt_1b', 'gpt_1_7b'])
 def test_the_command_needs_no_data(name, tmp_path):
-  begin = time.monotonic()
+  begin = _cpu_seconds()
   result = subprocess.run(
     [sys.executable, ROOT / 'run.py', f'--config={ROOT}/configs/{name}.py', '--mode=plan',
      '--config.plan.bandwidth_gbps=10'],
@@ -263,7 +269,7 @@ def test_the_command_needs_no_data(name, tmp_path):
   )  # fmt: skip
   assert result.returncode == 0, result.stderr
   assert result.stderr == ''
-  assert time.monotonic() - begin < 15
+  assert _cpu_seconds() - begin < 15
   starts = [line.split()[0] for line in result.stdout.splitlines() if line]
   for row in ('params', 'mu', 'nu', 'activations', 'ddp', 'local_adam', 'favg_opt', 'desloc'):
     assert row in starts, row

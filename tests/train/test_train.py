@@ -18,10 +18,10 @@ from desloc_jax.data import sources, StreamStart
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.options.batch import batch_of
+from desloc_jax.train.divergence import check_finite_state, TrainingDiverged
 from desloc_jax.train.job import make_job
 from desloc_jax.train.loop import train as train_on
 from desloc_jax.train.program import make_program, make_worker_mesh
-from desloc_jax.train.recorder import check_finite_state, TrainingDiverged
 from desloc_jax.train.setup.open_data import Data, load_data
 from desloc_jax.train.speed.profile import Profile
 from desloc_jax.train.step import finite_workers

@@ -1,1 +1,1 @@
-"""What a run is made of, from its configuration: optimizer, syncs, fragments, mesh and data."""
+"""What a run is made of, from its configuration: optimizer, periods, syncs, fragments, mesh, data."""

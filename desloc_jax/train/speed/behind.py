@@ -27,7 +27,7 @@ from desloc_jax.optimizer.worker_step.outside import Outcome, OUTCOME_AXES, Part
 from desloc_jax.optimizer.worker_step.triggers import steps_until_due
 from desloc_jax.options.table import with_presets
 from desloc_jax.train.job import Job
-from desloc_jax.train.setup.build_optimizer import scheduled_periods
+from desloc_jax.train.setup.build_periods import scheduled_periods
 from desloc_jax.train.setup.mesh import place, shardings
 from desloc_jax.train.speed.moving import to_exchange, to_steps
 
