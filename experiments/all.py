@@ -19,6 +19,7 @@ NAMES = (
   'nesterov',
   'muon',
   'heterogeneous',
+  'scaffold',
   'disjoint',
   'failures',
   'scale',

@@ -1,7 +1,7 @@
 """The command line that all experiments share: scale, overrides, and where runs and results go."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import pathlib
 import shlex
 import sys
@@ -58,7 +58,8 @@ def _run_all(experiments, options: argparse.Namespace, scale: Scale, args: Seque
   join(options, scale.config)
   runs = {name: experiment.runs(scale) for name, experiment in experiments.items()}
   everything = with_those_before([run for each in runs.values() for run in each])
-  check_followed(args, scale.config, everything)
+  made_of = {name for module in experiments.values() for name in getattr(module, 'MADE_OF', ())}
+  check_followed(args, scale.config, everything, made_of)
   folder = lambda name: pathlib.Path(options.results) / f'{name}-{scale.name}'
   for name in experiments:
     peers().on_first(lambda name=name: check_kept(folder(name), runs[name], args))
@@ -172,7 +173,10 @@ def override(config: config_dict.ConfigDict, args: Sequence[str]) -> None:
 
 
 def check_followed(
-  args: Sequence[str], config: config_dict.ConfigDict, runs: Sequence[Run]
+  args: Sequence[str],
+  config: config_dict.ConfigDict,
+  runs: Sequence[Run],
+  made_of: Collection[str] = (),
 ) -> None:
   """Checks that options of the command line are those of some run.
 
@@ -180,6 +184,7 @@ def check_followed(
     args: of which those that begin with --config. count.
     config: with their values.
     runs: of all experiments that the command line is of.
+    made_of: options that an experiment makes others of, and that its runs do not have.
 
   Raises:
     UserError: there are no runs, or each has another value, which the experiment sets itself.
@@ -191,7 +196,7 @@ def check_followed(
       raise UserError(f'{arg} would change nothing: this experiment trains no runs.')
     name = arg.removeprefix('--config.').partition('=')[0]
     own = [each.get(name) for each in options]
-    if flatten(config)[name] not in own:
+    if name not in made_of and flatten(config)[name] not in own:
       values = ', '.join(dict.fromkeys(map(str, own)))
       raise UserError(
         f'{arg} would change no run: this experiment sets {name} itself, to {values}.'

@@ -34,6 +34,7 @@ class Scale:
     fast: K_x of the paper's high-frequency regime, 16 there.
     slow: of its low-frequency regime, 256 there.
     sizes: what differs in the runs of each model of the comparison over sizes, by its name.
+    maps: whether experiments that can draw a map over more settings do.
   """
 
   name: str
@@ -42,6 +43,7 @@ class Scale:
   fast: int
   slow: int
   sizes: Mapping[str, Options]
+  maps: bool = False
 
   def with_seeds(self, seeds: int) -> 'Scale':
     """Returns the scale with another number of seeds."""
@@ -105,7 +107,7 @@ def _test() -> Scale:
     'model.remat': 'none',
   }  # fmt: skip
   sizes = _shapes((1, 16, 1), (1, 32, 1))
-  return Scale('test', changed(tiny.get_config(), options), 2, 2, 4, sizes)
+  return Scale('test', changed(tiny.get_config(), options), 2, 2, 4, sizes, maps=True)
 
 
 def _cpu() -> Scale:
@@ -125,7 +127,7 @@ def _cpu_long() -> Scale:
     'eval.every': 256, 'checkpoint.every': 1024,
   }  # fmt: skip
   sizes = _shapes((1, 32, 1), (2, 64, 2), (2, 128, 4), (4, 128, 4))
-  return Scale('cpu-long', changed(_cpu().config, options), 6, 16, 64, sizes)
+  return Scale('cpu-long', changed(_cpu().config, options), 6, 16, 64, sizes, maps=True)
 
 
 def _gpu(data: str) -> Scale:

@@ -48,7 +48,7 @@ OPTIONS = {'model.tie_embeddings': False, 'health.check': False, 'data.tokenizer
 
 def runs(scale: Scale) -> list[Run]:
   """Returns a run of each method with each inner optimizer, for each seed."""
-  config = _with_letters(changed(scale.config, OPTIONS))
+  config = with_letters(changed(scale.config, OPTIONS))
   return [
     Run(
       {'variant': method, 'inner': inner},
@@ -61,7 +61,7 @@ def runs(scale: Scale) -> list[Run]:
   ]
 
 
-def _with_letters(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+def with_letters(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   """Returns the config with a source of small letters and one of capitals, a half of the workers
   each."""
   source = next(iter(config.data.sources.to_dict().values()))
