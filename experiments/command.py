@@ -17,7 +17,7 @@ from desloc_jax.hosts import joining
 from desloc_jax.hosts.peers import peers
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.listing import options_help
-from desloc_jax.options.table import flatten
+from desloc_jax.options.values import flatten
 from desloc_jax.train import cli
 from desloc_jax.valid import at_least
 from experiments import report as report_lib

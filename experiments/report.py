@@ -17,7 +17,8 @@ from desloc_jax.errors import UserError
 from desloc_jax.files import atomic_write
 from desloc_jax.logs.metrics import format_bytes
 from desloc_jax.logs.workdir import write_text
-from desloc_jax.options.table import default_config, flatten
+from desloc_jax.options.table import default_config
+from desloc_jax.options.values import flatten
 from desloc_jax.tables import align
 from experiments.runs import Result
 

@@ -16,7 +16,7 @@ from desloc_jax.logs.workdir import CHECKPOINTS
 from desloc_jax.model import flops_per_token
 from desloc_jax.options.batch import batch_of
 from desloc_jax.options.changes import restart_words
-from desloc_jax.options.table import flatten, model_config
+from desloc_jax.options.values import flatten, model_config
 
 RESULT_FILE = 'result.json'
 # A restart may change these, but what is recorded depends on them.

@@ -17,7 +17,7 @@ from ml_collections import config_dict
 
 from configs import gpt, tiny
 from desloc_jax.errors import unknown_choice
-from desloc_jax.options.table import flatten
+from desloc_jax.options.values import flatten
 from experiments.runs import Run
 
 Options = Mapping[str, Any]  # By dotted name.

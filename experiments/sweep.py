@@ -32,7 +32,8 @@ from desloc_jax import commands
 from desloc_jax.commands import Option
 from desloc_jax.errors import unknown_choice, UserError
 from desloc_jax.hosts.peers import peers
-from desloc_jax.options.table import find_row, option, OPTIONS
+from desloc_jax.options.table import find_row, OPTIONS
+from desloc_jax.options.values import option
 from desloc_jax.train import cli
 from experiments import command, plots
 from experiments.progress import Progress

@@ -7,7 +7,7 @@ import functools
 import json
 
 from desloc_jax.checkpoints.segment import Clock, Segment
-from desloc_jax.options.table import flatten
+from desloc_jax.options.values import flatten
 from desloc_jax.train import job as job_lib
 
 # What no program depends on. It is taken out: who reads it all the same finds nothing there.

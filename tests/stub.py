@@ -5,7 +5,7 @@ import math
 
 from desloc_jax.logs.workdir import CHECKPOINTS, METRICS_FILE, write_options, write_text
 from desloc_jax.options.batch import batch_of
-from desloc_jax.options.table import flatten
+from desloc_jax.options.values import flatten
 from desloc_jax.train.divergence import TrainingDiverged
 
 PARAMETERS = 1000

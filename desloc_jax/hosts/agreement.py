@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 from desloc_jax.errors import UserError
 from desloc_jax.hosts.peers import peers
-from desloc_jax.options.table import flatten
+from desloc_jax.options.values import flatten
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from ml_collections import config_dict
 
 from desloc_jax.errors import UserError
-from desloc_jax.options.table import ALLOWABLE, default_config, find_row, flatten
+from desloc_jax.options.table import ALLOWABLE, default_config, find_row
+from desloc_jax.options.values import flatten
 
 # What runs did that did not know an option yet, where that is not its default now.
 _BEFORE_IT_CAME = {'moment_guard': False}

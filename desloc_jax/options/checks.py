@@ -15,8 +15,9 @@ from desloc_jax.options.changes import allowed_words
 from desloc_jax.options.failures import parse_attacks, parse_away
 from desloc_jax.options.groups import parse_groups
 from desloc_jax.options.profile_steps import parse_steps
-from desloc_jax.options.table import ALLOWABLE, find_row, OPTIONS, steps_by_name
+from desloc_jax.options.table import ALLOWABLE, find_row, OPTIONS
 from desloc_jax.options.topology import parse_topology
+from desloc_jax.options.values import steps_by_name
 from desloc_jax.valid import check_value, FLOAT32_LIMIT, LIMIT
 
 _FLOAT32_LEAST = 2.0**-126

@@ -12,7 +12,8 @@ from ml_collections import config_dict
 
 from desloc_jax.data.manifest import MANIFEST
 from desloc_jax.optimizer.methods import Method, METHODS
-from desloc_jax.options.table import find_row, flatten, gossips, option, steps_by_name, with_presets
+from desloc_jax.options.table import find_row
+from desloc_jax.options.values import flatten, gossips, option, steps_by_name, with_presets
 
 
 class Condition(NamedTuple):

@@ -16,9 +16,9 @@ from desloc_jax.errors import UserError
 from desloc_jax.optimizer.methods import resolve_periods
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.optimizer.worker_step.frame import HEALTH, RESTARTS
-from desloc_jax.options import table as config_lib
 from desloc_jax.options.batch import Batch
 from desloc_jax.options.checks import check_config
+from desloc_jax.options.values import model_config, with_presets
 from desloc_jax.plan.memory import memory_bytes
 from desloc_jax.plan.timing import compute_seconds, Link, step_time, StepTime, with_value_size
 from desloc_jax.programs.ledger import EVERY_STEP, Ledger, transform_ledger
@@ -70,7 +70,7 @@ def make_plan(config: config_dict.ConfigDict) -> Plan:
   check_config(config)
   clock = make_clock(config, BEGINNING)
   devices = _devices_per_worker(config, clock.batch)
-  model = config_lib.model_config(config, vocabulary_size(config))
+  model = model_config(config, vocabulary_size(config))
   model = dataclasses.replace(model, seq_len=config.seq_len)
   params_like = jax.eval_shape(functools.partial(model_lib.init_params, model), jax.random.key(0))
   tx, start = _ledgers(config, params_like, clock)
@@ -102,7 +102,7 @@ def _behind(config: config_dict.ConfigDict) -> int:
 
   It is there before the step that lands it begins.
   """
-  delay = config_lib.with_presets(config, 'sync')['delay'] or 0
+  delay = with_presets(config, 'sync')['delay'] or 0
   return max(0, delay - 1) if config.sync.behind else 0
 
 

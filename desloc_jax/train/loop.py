@@ -35,7 +35,7 @@ from desloc_jax.logs.workdir import (
 from desloc_jax.optimizer.health import judged
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.effect import tell_of_no_effect
-from desloc_jax.options.table import flatten
+from desloc_jax.options.values import flatten
 from desloc_jax.paths import resolve
 from desloc_jax.train import report
 from desloc_jax.train.divergence import check_finite_state

@@ -23,7 +23,7 @@ from desloc_jax.optimizer.transform import desloc
 from desloc_jax.optimizer.worker_step.frame import CONSENSUS
 from desloc_jax.options.batch import Batch
 from desloc_jax.options.failures import active_workers
-from desloc_jax.options.table import model_config
+from desloc_jax.options.values import model_config
 from desloc_jax.programs.ledger import Ledger, transform_ledger
 from desloc_jax.train.setup import mesh as mesh_lib
 from desloc_jax.train.setup.build_optimizer import make_optimizer, Optimizer

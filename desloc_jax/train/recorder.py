@@ -20,7 +20,7 @@ from desloc_jax.logs.wandb_log import WandbLog
 from desloc_jax.model import flops_per_token
 from desloc_jax.optimizer.worker_step.frame import HEALTH
 from desloc_jax.optimizer.worker_step.triggers import steps_until_due
-from desloc_jax.options.table import flatten
+from desloc_jax.options.values import flatten
 from desloc_jax.train.divergence import check_finite
 from desloc_jax.train.job import Job
 from desloc_jax.train.setup.build_periods import scheduled_periods

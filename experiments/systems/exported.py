@@ -21,7 +21,7 @@ from desloc_jax.hub import check, export, layouts
 from desloc_jax.hub.runs import open_steps
 from desloc_jax.hub.stored import leaf_names, StoredModel
 from desloc_jax.logs.workdir import write_text
-from desloc_jax.options.table import model_config
+from desloc_jax.options.values import model_config
 from desloc_jax.paths import resolve
 from experiments.report import markdown
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.methods import METHODS
-from desloc_jax.options.table import with_presets
+from desloc_jax.options.values import with_presets
 from desloc_jax.train.job import make_job
 from desloc_jax.train.speed.arrivals import Arrivals
 from desloc_jax.train.speed.behind import make_behind

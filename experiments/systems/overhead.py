@@ -35,7 +35,7 @@ from desloc_jax.logs.metrics import progress_bar
 from desloc_jax.logs.workdir import write_text
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.options.listing import options_help
-from desloc_jax.options.table import with_presets
+from desloc_jax.options.values import with_presets
 from desloc_jax.tables import align
 from desloc_jax.train import cli
 from desloc_jax.train.job import make_job

@@ -17,7 +17,7 @@ from desloc_jax.checkpoints.store import Checkpoints, chunks
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.options.changes import changed_options
-from desloc_jax.options.table import flatten
+from desloc_jax.options.values import flatten
 from desloc_jax.train.resume.restore import begin_or_go_on
 from desloc_jax.train.step import finite_workers
 from tests.environment import environment

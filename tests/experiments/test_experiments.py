@@ -13,7 +13,7 @@ import pytest
 from desloc_jax.data.reading.documents import read_documents
 from desloc_jax.errors import UserError
 from desloc_jax.options.checks import check_config
-from desloc_jax.options.table import flatten
+from desloc_jax.options.values import flatten
 from desloc_jax.plan import estimate
 from desloc_jax.train import loop
 from experiments import all as all_experiments, runner

@@ -10,7 +10,8 @@ import pytest
 
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import read_metrics
-from desloc_jax.options.table import default_config, flatten
+from desloc_jax.options.table import default_config
+from desloc_jax.options.values import flatten
 from experiments import sweep
 from experiments.scales import make_scale
 from tests.experiment_runs import command, run_all, SMALL

@@ -15,6 +15,7 @@ from desloc_jax.model import parameter_count
 from desloc_jax.options import table as config_lib
 from desloc_jax.options.checks import check_config
 from desloc_jax.options.listing import options_page
+from desloc_jax.options.values import flatten, model_config
 from desloc_jax.train.setup import mesh as mesh_lib
 from desloc_jax.train.setup.build_optimizer import make_optimizer
 from desloc_jax.train.setup.build_periods import FEW_AVERAGES
@@ -42,7 +43,7 @@ def load(name):
 def test_the_sizes_of_gpt_are_valid_and_as_they_say(size):
   config = gpt.get_config(size)
   check_config(config)
-  parameters = parameter_count(config_lib.model_config(config, vocab_size=50_257))
+  parameters = parameter_count(model_config(config, vocab_size=50_257))
   assert parameters == PAPER_SIZES[size]
   tokens = config.workers * config.batch_size * config.seq_len
   assert tokens == (2**18 if size == '16m' else 2**21)
@@ -69,7 +70,7 @@ def test_the_anchor_has_the_tokens_of_its_benchmark(method):
   assert config.method == method
   assert config.workers * config.batch_size * config.seq_len == 8 * 64 * 1024
   assert config.eval.sequences * config.seq_len == 20 * 524_288
-  assert parameter_count(config_lib.model_config(config, vocab_size=50_257)) == 162_223_872
+  assert parameter_count(model_config(config, vocab_size=50_257)) == 162_223_872
   assert anchor.get_config(f'{method}:sotu').data.sources.text.path == 'sotu'
   with pytest.raises(UserError, match=f"'{method}s' is unknown. Did you mean '{method}'"):
     anchor.get_config(f'{method}s')
@@ -171,11 +172,11 @@ def test_options_are_no_aliases_of_each_other():
   """One placeholder object for several options would tie their values together."""
   for name, row in config_lib.OPTIONS.items():
     config = config_lib.default_config()
-    before = config_lib.flatten(config)
+    before = flatten(config)
     other = {int: 7, float: 7.0, str: 'x', bool: row.default is not True, tuple: (1.0,)}
     changed = other[row.kind]
     config.update_from_flattened_dict({name: changed})
-    after = config_lib.flatten(config)
+    after = flatten(config)
     assert [key for key in before if before[key] != after[key]] == [name]
 
 

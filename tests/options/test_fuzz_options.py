@@ -14,7 +14,8 @@ import pytest
 
 from desloc_jax.logs.workdir import check_workdir
 from desloc_jax.options.checks import check_config
-from desloc_jax.options.table import option, OPTIONS
+from desloc_jax.options.table import OPTIONS
+from desloc_jax.options.values import option
 from desloc_jax.train import cli, job as job_lib, program
 from tests.fuzzing import contents, ending, fuzz
 from tests.runs import small_config

@@ -12,7 +12,8 @@ from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.outer import make_outer, momentum_schedule
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
 from desloc_jax.options.checks import check_config
-from desloc_jax.options.table import default_config, with_presets
+from desloc_jax.options.table import default_config
+from desloc_jax.options.values import with_presets
 from desloc_jax.programs.ledger import transform_ledger
 from desloc_jax.train.resume.restore import begin_or_go_on
 from desloc_jax.train.setup.build_optimizer import make_optimizer

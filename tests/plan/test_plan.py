@@ -16,7 +16,7 @@ from desloc_jax import model as model_lib
 from desloc_jax.errors import UserError
 from desloc_jax.options.changes import changed_options
 from desloc_jax.options.checks import check_config
-from desloc_jax.options.table import flatten
+from desloc_jax.options.values import flatten
 from desloc_jax.plan import make_plan, plan_text
 from desloc_jax.plan.timing import (
   all_reduce_seconds,

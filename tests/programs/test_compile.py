@@ -14,8 +14,8 @@ from desloc_jax.errors import UserError
 from desloc_jax.options import topology as topology_lib
 from desloc_jax.options.changes import changed_options
 from desloc_jax.options.checks import check_config
-from desloc_jax.options.table import flatten
 from desloc_jax.options.topology import parse_topology, topology_devices, TopologyName
+from desloc_jax.options.values import flatten
 from desloc_jax.plan import compile as compile_lib, compile_step, compiled_text
 from desloc_jax.plan.compile_table import (
   BETWEEN,

@@ -15,7 +15,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.hub.folders import FolderModel
 from desloc_jax.hub.runs import open_steps
 from desloc_jax.hub.stored import StoredModel
-from desloc_jax.options.table import model_config
+from desloc_jax.options.values import model_config
 from desloc_jax.paths import resolve
 from desloc_jax.train.job import Job
 from desloc_jax.train.setup.mesh import place

@@ -28,7 +28,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.options.changes import changed_options
-from desloc_jax.options.table import flatten
+from desloc_jax.options.values import flatten
 from desloc_jax.train.job import Job, make_job
 from desloc_jax.train.resume.begin import open_initial, read_initial, state_from
 from desloc_jax.train.resume.data_changes import data_changes

@@ -10,7 +10,7 @@ from desloc_jax.optimizer.fragments import cut, Fragment
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.periods import Periods
 from desloc_jax.options.groups import parse_groups
-from desloc_jax.options.table import with_presets
+from desloc_jax.options.values import with_presets
 
 
 def make_fragments(

@@ -23,7 +23,7 @@ from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.stepping import SteppingTransformation, with_arguments
 from desloc_jax.optimizer.syncs import Sync
-from desloc_jax.options.table import with_presets
+from desloc_jax.options.values import with_presets
 from desloc_jax.train.setup.build_fragments import make_fragments
 from desloc_jax.train.setup.build_periods import periods_of_run, scheduled_periods, syncs_of_run
 from desloc_jax.train.setup.build_syncs import check_exemptions, make_syncs

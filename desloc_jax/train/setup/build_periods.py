@@ -23,7 +23,7 @@ from desloc_jax.optimizer.periods import (
 )
 from desloc_jax.optimizer.state_fields import MODELS
 from desloc_jax.optimizer.worker_step.frame import CONSENSUS, HEALTH, RESTARTS
-from desloc_jax.options.table import gossips, steps_by_name
+from desloc_jax.options.values import gossips, steps_by_name
 
 # Parameter syncs to a publication of the consensus where workers gossip.
 PUBLISHED = 4

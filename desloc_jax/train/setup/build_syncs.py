@@ -28,7 +28,8 @@ from desloc_jax.optimizer.syncs import (
   TAKE,
 )
 from desloc_jax.options.failures import parse_attacks
-from desloc_jax.options.table import default_config, FIELDS, with_presets
+from desloc_jax.options.table import default_config, FIELDS
+from desloc_jax.options.values import with_presets
 
 
 def make_syncs(config: config_dict.ConfigDict, periods: Periods) -> dict[str, Sync]:

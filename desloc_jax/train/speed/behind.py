@@ -25,7 +25,7 @@ from desloc_jax.optimizer.over_workers import over_workers, worker_specs, WORKER
 from desloc_jax.optimizer.state import DeslocState, WORKER_AXES
 from desloc_jax.optimizer.worker_step.outside import Outcome, OUTCOME_AXES, Parts, PARTS_AXES
 from desloc_jax.optimizer.worker_step.triggers import steps_until_due
-from desloc_jax.options.table import with_presets
+from desloc_jax.options.values import with_presets
 from desloc_jax.train.job import Job
 from desloc_jax.train.setup.build_periods import scheduled_periods
 from desloc_jax.train.setup.mesh import place, shardings
