@@ -104,6 +104,35 @@ def mean_line(
   axes.errorbar(at, means, spread, marker='o', capsize=3, label=label, **options)
 
 
+def heat_map(
+  axes: Axes,
+  percent: Sequence[Sequence[float]],
+  rows: Sequence[object],
+  columns: Sequence[object],
+  digits: int = 1,
+  **limits: float,
+) -> None:
+  """Draws percentages as colors and numbers; what is twice as high, or diverged, has the darkest.
+
+  Args:
+    axes: to draw on.
+    percent: [rows][columns].
+    rows: their names, from the top.
+    columns: their names.
+    digits: of a number behind its point.
+    **limits: `vmin` and `vmax` of the colors.
+  """
+  shown = [[min(x, 100.0) if math.isfinite(x) else 100.0 for x in row] for row in percent]
+  axes.imshow(shown, cmap='Reds', alpha=0.7, aspect='auto', **limits)
+  axes.grid(visible=False)
+  for i, row in enumerate(percent):
+    for j, x in enumerate(row):
+      text = f'{x:+.{digits}f}%' if math.isfinite(x) else 'diverged'
+      axes.text(j, i, text, ha='center', va='center')
+  axes.set_xticks(range(len(columns)), list(map(str, columns)))
+  axes.set_yticks(range(len(rows)), list(map(str, rows)))
+
+
 def log_scale(axes: Axes) -> None:
   """Makes the x axis logarithmic, with plain numbers at 1, 2, 5, 10, ..."""
   axes.set_xscale('log')

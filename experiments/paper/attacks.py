@@ -10,7 +10,6 @@ Half of the scale's steps, at its smaller K_x. Two of eight have one seed, as no
 """
 
 from collections.abc import Mapping, Sequence
-import math
 import statistics
 import sys
 
@@ -123,16 +122,7 @@ def _figure(by: Mapping, clean: Sequence[Result], scale: Scale):
       [statistics.mean(above(by[(name, *column)], clean)) for column in columns]
       for name in AVERAGES
     ]
-    # What diverged is as dark as what is twice as high.
-    shown = [[min(x, 100.0) if math.isfinite(x) else 100.0 for x in row] for row in percent]
-    panel.imshow(shown, cmap='Reds', vmin=0, vmax=30, aspect='auto')
-    panel.grid(visible=False)
-    for i, row in enumerate(percent):
-      for j, x in enumerate(row):
-        text = f'{x:+.1f}%' if math.isfinite(x) else 'diverged'
-        panel.text(j, i, text, ha='center', va='center', color='white' if not x < 18 else 'black')
-    panel.set_xticks(range(len(columns)), [attack for attack, _ in columns])
-    panel.set_yticks(range(len(AVERAGES)), list(AVERAGES))
+    plots.heat_map(panel, percent, list(AVERAGES), [a for a, _ in columns], vmin=0, vmax=30)
     seeds = len(by[ROBUST[0], columns[-1][0], liars])
     panel.set(title=f'{liars} of {WORKERS} lie (seeds: {seeds})')
   return figure

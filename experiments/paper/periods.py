@@ -110,15 +110,8 @@ def _draw_map(panel, group: Sequence[Result], scale: Scale) -> None:
   """Draws by how many percent the loss rises with K_u and K_v."""
   bases = _of(group, 'params', 1)
   rise = [[statistics.mean(above(_pair(group, u, v), bases)) for v in FACTORS] for u in FACTORS]
-  panel.imshow(
-    [[min(x, 100.0) for x in row] for row in rise], cmap='Reds', origin='lower'
-  )  # Finite.
-  panel.grid(visible=False)
-  for (i, row), (j, _) in itertools.product(enumerate(rise), enumerate(FACTORS)):
-    panel.text(j, i, f'{row[j]:+.2f}%', ha='center', va='center')
-  ticks = [str(scale.fast * factor) for factor in FACTORS]
-  panel.set_xticks(range(len(ticks)), ticks)
-  panel.set_yticks(range(len(ticks)), ticks)
+  periods = [scale.fast * factor for factor in FACTORS]
+  plots.heat_map(panel, rise, periods, periods, 2)
   panel.set(xlabel='K_v', ylabel='K_u', title=f'loss above that of all {scale.fast}')
 
 
