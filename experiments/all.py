@@ -28,6 +28,7 @@ NAMES = (
   'attacks',
   'neighbours',
   'delays',
+  'merging',
 )
 
 

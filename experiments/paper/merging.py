@@ -4,8 +4,8 @@
 
 All but the single merge have as many averages at the same bytes; periods grow to twenty times themselves
 or shrink to a twentieth. The loss is that of the mean of the workers' models at the end, which is one more
-average for each. arXiv:2507.06542 says of workers that gossip that late averages are worth more than early
-ones, and that a single merge gets most of what can be had.
+average for each. arXiv:2507.06542 says of workers that gossip, with SGD and very different data, that late
+averages are worth more than early ones, and that a single merge at the end improves much.
 
 Half of the scale's steps. Moments stay local.
 """
@@ -78,7 +78,7 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
           at_most=0, unit='%', paper='better'),
     Check("and below that of even ones", above(few['late'], few['evenly']), at_most=0, unit='%'),
     Check('a single merge: the loss is at most 3% above that of late averages',
-          above(groups[ONCE], few['late']), at_most=3, unit='%', paper='most of what can be had'),
+          above(groups[ONCE], few['late']), at_most=3, unit='%'),
     Check('early and late averages send as many bytes as even ones',
           [x for name in few for x in times(few[name], few['evenly'], sent)], 1, 1, 'x', exact=True),
   ]  # fmt: skip
