@@ -2,8 +2,8 @@
 
   python -m experiments.paper.tuning --processes=2
 
-Each method gets as many runs: six learning rates, in factors of the square root of two. A method with
-a setting of its own (the outer momentum of DiLoCo, the weight of MT-DAO's gradient) gets three rates
+Each method gets as many runs: eight learning rates, in factors of the square root of two. A method with
+a setting of its own (the outer momentum of DiLoCo, the weight of MT-DAO's gradient) gets four rates
 and two values of that. Runs are long enough for 64 averages of the parameters and 10 of the second
 moment. `experiments.paper.tuned` takes the best of each.
 """
@@ -53,7 +53,7 @@ def settings(scale: Scale) -> dict[str, Any]:
 def candidates(method: str) -> list[dict[str, Any]]:
   """Returns the settings that are tried of a method."""
   _, middle, own = METHODS[method]
-  rates = [middle * 2 ** (k / 2) for k in (range(-1, 2) if own else range(-2, 4))]
+  rates = [middle * 2 ** (k / 2) for k in (range(-1, 3) if own else range(-2, 6))]
   values = itertools.product(*own.values())
   tried = [dict(zip(own, each, strict=True)) for each in values]
   return [{RATE: float(f'{rate:.3g}'), **each} for each in tried for rate in rates]

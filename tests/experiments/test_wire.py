@@ -10,6 +10,7 @@ import pytest
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import read_metrics
 from experiments.several import kill, start, wait_for_step
+from experiments.systems import changing_links
 from experiments.systems.overhead import CYCLE
 from experiments.systems.wire.__main__ import parse
 from experiments.systems.wire.methods import Case, SILENT
@@ -43,6 +44,13 @@ def run(case, folder):
 def test_numbers_that_cannot_be_measured_are_refused(option, message):
   with pytest.raises(UserError, match=message):
     parse([option])
+
+
+def test_links_that_change_are_of_so_many_sites():
+  with pytest.raises(UserError, match='--sites is 1; expected a whole number from 2 to 250'):
+    changing_links.parse(['--sites=1'])
+  with pytest.raises(UserError, match='--steps is 10; expected a whole number >= 80'):
+    changing_links.parse(['--steps=10'])
 
 
 @pytest.mark.slow

@@ -26,7 +26,6 @@ import functools
 import itertools
 import math
 import pathlib
-import subprocess
 import tempfile
 
 import tqdm
@@ -48,7 +47,13 @@ from experiments.systems.wire.methods import (
   SYNCS,
   TIME_PERIOD,
 )
-from experiments.systems.wire.network import MOST_SITES, Network, network, why_no_network
+from experiments.systems.wire.network import (
+  MOST_SITES,
+  Network,
+  network,
+  network_errors,
+  why_no_network,
+)
 from experiments.systems.wire.plot import plot
 from experiments.systems.wire.results import Measured, ROWS
 from experiments.systems.wire.runs import measure, measure_overhead, Phase, Window
@@ -174,10 +179,5 @@ def cases_of(part: str, sites: int, options: argparse.Namespace) -> Iterator[Cas
 
 
 if __name__ == '__main__':
-  with commands.one_line_errors():
-    try:
-      main()
-    except subprocess.CalledProcessError as error:
-      raise UserError(f'{" ".join(error.cmd)}: {error.stderr.strip()}.') from error
-    except (RuntimeError, subprocess.TimeoutExpired) as error:
-      raise UserError(str(error)) from error
+  with commands.one_line_errors(), network_errors():
+    main()

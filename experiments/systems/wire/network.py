@@ -13,6 +13,8 @@ import re
 import shutil
 import subprocess
 
+from desloc_jax.errors import UserError
+
 SUBNET, MOST_SITES = '10.213.0', 250
 MTU = 1500  # Bytes of a packet, as Ethernet's; 52 of them are headers of IP and TCP.
 _PREFIX = 'desloc'  # Of names, before the process that made them.
@@ -76,6 +78,17 @@ class Network:
   def _counter(self, site: int) -> pathlib.Path:
     # What the bridge's end receives is what the site sends, after its throttle.
     return pathlib.Path('/sys/class/net', self.port(site), 'statistics', 'rx_bytes')
+
+
+@contextlib.contextmanager
+def network_errors() -> Iterator[None]:
+  """Makes a line of what ends a run in a network: a process, a command, or too long a time."""
+  try:
+    yield
+  except subprocess.CalledProcessError as error:
+    raise UserError(f'{" ".join(error.cmd)}: {error.stderr.strip()}.') from error
+  except (RuntimeError, subprocess.TimeoutExpired) as error:
+    raise UserError(str(error)) from error
 
 
 def why_no_network() -> str:

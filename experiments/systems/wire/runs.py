@@ -104,7 +104,7 @@ def measure(
       sent = [after - first for after, first in zip(network.sent(), before, strict=True)]
       windows.append(Window(phase, sent=sent, **_seconds(workdir, step - phase.steps, step)))
     network.throttle(None)  # The last average and the checkpoint need not be slow.
-    _join(processes, timeout=300)
+    wait_for_ends(processes, timeout=300)
   finally:
     kill(processes)
   return windows
@@ -141,7 +141,7 @@ def measure_overhead(
     before=_places(network),
   )
   try:
-    _join(processes, timeout=1800)
+    wait_for_ends(processes, timeout=1800)
   finally:
     kill(processes)
   with table.open(newline='') as file:
@@ -175,7 +175,7 @@ def _seconds(workdir: pathlib.Path, start_step: int, stop: int) -> dict[str, flo
   return {'seconds': seconds, 'local_step_s': local_seconds / local_steps if local_steps else None}
 
 
-def _join(processes: Sequence[subprocess.Popen], timeout: float) -> None:
+def wait_for_ends(processes: Sequence[subprocess.Popen], timeout: float) -> None:
   deadline = time.monotonic() + timeout
   for process in processes:
     process.wait(timeout=max(1, deadline - time.monotonic()))
