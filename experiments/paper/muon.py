@@ -5,7 +5,7 @@
 The paper (16M to 360M, K_x = 32, first moments 96, second of the part under AdamW 192): DES-LOC
 matches Local Muon with 1.5x fewer bytes. The hidden matrices are under Muon, the embedding and the
 norms under Adam, all with one learning rate: 0.02, as Muon's steps are smaller than Adam's at the
-same rate.
+same rate. Where the scale has maps: MuLoCo (arXiv:2505.23725) beside them, an outer Nesterov step over Muon.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,8 @@ METHODS = {'DDP-Muon': 'ddp', 'Local Muon': 'local_adam', 'DES-LOC-Muon': 'deslo
 def runs(scale: Scale) -> list[Run]:
   """Returns a run of each method and seed."""
   shared = {**OPTIONS, 'periods.params': 2 * scale.fast}
-  return scale.runs({name: {**shared, 'method': method} for name, method in METHODS.items()})
+  methods = {**METHODS, 'MuLoCo': 'muloco'} if scale.maps else METHODS
+  return scale.runs({name: {**shared, 'method': method} for name, method in methods.items()})
 
 
 def report(results: Sequence[Result], scale: Scale) -> Report:
