@@ -10,7 +10,7 @@ import optax
 
 from desloc_jax.optimizer.averaging import match_varying, worker_count
 from desloc_jax.optimizer.state import DeslocState
-from desloc_jax.optimizer.worker_step.exchange import agree, depart, memory_of, with_memory
+from desloc_jax.optimizer.worker_step.exchange import agree, at_sync, depart
 from desloc_jax.optimizer.worker_step.flight import parcel_of
 from desloc_jax.optimizer.worker_step.frame import Frame, SYNC_SCOPE
 
@@ -102,27 +102,18 @@ def _with_outer(frame: Frame, state: DeslocState, name: str, outer_state) -> Des
 def _updates_now(frame: Frame, name: str, state: DeslocState, local, due, consensus, context):
   """Returns the consensus' updates, zero if nothing is due, and the state."""
 
-  def find(consensus, local, drift, memory, outer_state):
+  def find(value, drift, memory):
+    consensus, local, outer_state = value
     agreed, drift, memory = agree(frame, name, local, consensus, drift, memory, context)
-    return drift, memory, *_outer_step(frame, context, consensus, agreed, outer_state)
+    return _outer_step(frame, context, consensus, agreed, outer_state), drift, memory
 
-  def skip(consensus, local, drift, memory, outer_state):
-    return drift, memory, optax.tree.zeros_like(consensus), outer_state
+  def skip(value):
+    consensus, _, outer_state = value
+    return optax.tree.zeros_like(consensus), outer_state
 
-  drift, memory, updates, outer_state = jax.lax.cond(
-    due,
-    find,
-    skip,
-    consensus,
-    local,
-    state.drift[name],
-    memory_of(state.memory, name),
-    _outer_of(frame, state, name),
-  )
-  state = _with_outer(frame, state, name, outer_state)
-  return updates, state._replace(
-    drift=state.drift | {name: drift}, memory=with_memory(state.memory, name, memory)
-  )
+  value = consensus, local, _outer_of(frame, state, name)
+  (updates, outer_state), state = at_sync(name, due, find, skip, value, state)
+  return updates, _with_outer(frame, state, name, outer_state)
 
 
 def _updates_of_flight(

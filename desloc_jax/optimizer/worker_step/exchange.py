@@ -1,5 +1,6 @@
 """Sending one quantity: what is agreed on, what its sync remembers, and what is in flight."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,6 +34,31 @@ def agree(
   return agreed, match_varying(relative_distance(local, agreed), drift), after
 
 
+def at_sync(
+  name: str,
+  due: jax.Array,
+  change: Callable[[Tree, jax.Array, Memory], tuple[Tree, jax.Array, Memory]],
+  keep: Callable[[Tree], Tree],
+  value: Tree,
+  state: DeslocState,
+) -> tuple[Tree, DeslocState]:
+  """Returns `change` of a value, if a quantity is due, else `keep` of it; and the state.
+
+  `change` takes and gives the quantity's distance and memory too, as `agree` does.
+  """
+  value, drift, memory = jax.lax.cond(
+    due,
+    change,
+    lambda value, *kept: (keep(value), *kept),
+    value,
+    state.drift[name],
+    memory_of(state.memory, name),
+  )
+  return value, state._replace(
+    drift=state.drift | {name: drift}, memory=with_memory(state.memory, name, memory)
+  )
+
+
 def depart(
   frame: Frame,
   name: str,
@@ -45,7 +71,8 @@ def depart(
 ) -> DeslocState:
   """Returns the state with a quantity in flight, if it is due: `local` is sent, `sent` is kept."""
 
-  def send(local, sent, drift, memory, parcel):
+  def send(value, drift, memory):
+    local, sent, parcel = value
     left = frame.time_in_flight(name, context.round)
     exchange = lambda drift, memory: agree(frame, name, local, reference, drift, memory, context)
     if frame.behind:  # See `outside`; what lands at once, at the last step, is waited for.
@@ -53,23 +80,11 @@ def depart(
       agreed, drift, memory = jax.lax.cond(left == 0, exchange, later, drift, memory)
     else:
       agreed, drift, memory = exchange(drift, memory)
-    return drift, memory, put_up(parcel, agreed, sent, left)
+    return put_up(parcel, agreed, sent, left), drift, memory
 
-  drift, memory, parcel = jax.lax.cond(
-    due,
-    send,
-    lambda local, sent, *others: others,
-    local,
-    sent,
-    state.drift[name],
-    memory_of(state.memory, name),
-    parcel_of(frame, state.flight, name, sent),
-  )
-  return state._replace(
-    drift=state.drift | {name: drift},
-    memory=with_memory(state.memory, name, memory),
-    flight=with_parcel(frame, state.flight, name, parcel, due),
-  )
+  value = local, sent, parcel_of(frame, state.flight, name, sent)
+  parcel, state = at_sync(name, due, send, lambda value: value[-1], value, state)
+  return state._replace(flight=with_parcel(frame, state.flight, name, parcel, due))
 
 
 def watch(frame: Frame, state: DeslocState, share: Share | None) -> DeslocState:

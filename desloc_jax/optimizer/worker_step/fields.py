@@ -10,7 +10,7 @@ from desloc_jax.optimizer import state_fields
 from desloc_jax.optimizer.averaging import from_one, match_varying, worker_mean
 from desloc_jax.optimizer.state import DeslocState
 from desloc_jax.optimizer.worker_step import moment_guard
-from desloc_jax.optimizer.worker_step.exchange import agree, depart, memory_of, with_memory
+from desloc_jax.optimizer.worker_step.exchange import agree, at_sync, depart
 from desloc_jax.optimizer.worker_step.flight import parcel_of, with_parcel
 from desloc_jax.optimizer.worker_step.frame import Frame, RESTARTS, SYNC_SCOPE
 
@@ -60,12 +60,7 @@ def _average_now(frame: Frame, name: str, fields, due, state: DeslocState, conte
     agreed, drift, memory = agree(frame, name, local, None, drift, memory, context)
     return frame.sync_of(name).lands_by.land(local, match_varying(agreed, local), ()), drift, memory
 
-  fields, drift, memory = jax.lax.cond(
-    due, average, _keep, fields, state.drift[name], memory_of(state.memory, name)
-  )
-  return fields, state._replace(
-    drift=state.drift | {name: drift}, memory=with_memory(state.memory, name, memory)
-  )
+  return at_sync(name, due, average, lambda fields: fields, fields, state)
 
 
 def _take_over(frame: Frame, name: str, fields, moves, state: DeslocState):

@@ -6,7 +6,7 @@ import optax
 from desloc_jax.optimizer.averaging import match_varying
 from desloc_jax.optimizer.state import DeslocState
 from desloc_jax.optimizer.worker_step.consensus import Form
-from desloc_jax.optimizer.worker_step.exchange import agree, memory_of, with_memory
+from desloc_jax.optimizer.worker_step.exchange import agree, at_sync
 from desloc_jax.optimizer.worker_step.frame import CONSENSUS, Frame, SYNC_SCOPE
 
 
@@ -26,25 +26,13 @@ def sync_apart(frame: Frame, form: Form, state: DeslocState, due, moved, consens
     agreed, *kept = agree(frame, CONSENSUS, state.params, consensus, drift, memory, context)
     return optax.tree.sub(agreed, consensus), *kept
 
-  local, state = _at_sync('params', due, meet, lambda x: x, state.params, state)
+  with jax.named_scope(SYNC_SCOPE + 'params'):
+    local, state = at_sync('params', due['params'], meet, lambda x: x, state.params, state)
   state = state._replace(params=local)
-  updates, state = _at_sync(CONSENSUS, due, publish, optax.tree.zeros_like, consensus, state)
+  with jax.named_scope(SYNC_SCOPE + CONSENSUS):
+    updates, state = at_sync(
+      CONSENSUS, due[CONSENSUS], publish, optax.tree.zeros_like, consensus, state
+    )
   # In a conditional of its own: see `sync_params`.
   after = jax.lax.cond(due[CONSENSUS], optax.apply_updates, lambda x, _: x, consensus, updates)
   return form.moved(updates, after), state
-
-
-def _at_sync(name: str, due, change, keep, value, state: DeslocState):
-  """Returns `change` of a value if a quantity is due, else `keep` of it, and the state."""
-  with jax.named_scope(SYNC_SCOPE + name):
-    value, drift, memory = jax.lax.cond(
-      due[name],
-      change,
-      lambda value, *kept: (keep(value), *kept),
-      value,
-      state.drift[name],
-      memory_of(state.memory, name),
-    )
-  return value, state._replace(
-    drift=state.drift | {name: drift}, memory=with_memory(state.memory, name, memory)
-  )
