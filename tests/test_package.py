@@ -1,6 +1,8 @@
 """The package as pip sees it: what each extra installs is what the requirement files do."""
 
 import ast
+import collections
+import graphlib
 import importlib
 import inspect
 import pathlib
@@ -68,6 +70,47 @@ def test_type_checkers_see_the_public_names_where_they_are():
   for name, module in seen.items():
     assert getattr(importlib.import_module(module), name) is getattr(desloc_jax, name), name
   assert sorted(seen) == sorted(desloc_jax.__all__) and set(seen) < set(dir(desloc_jax))
+
+
+# As docs/code.md has them: each imports of itself and of those before it.
+FLOORS = (
+  {'optimizer'}, {'model', 'data', 'programs'}, {'options'}, {'hosts', 'logs'}, {'checkpoints'},
+  {'hub'}, {'inference', 'train'}, {'plan'},
+)  # fmt: skip
+
+
+def imports():
+  """Returns the modules of the package that each of them imports, also inside of functions."""
+  package = pathlib.Path(desloc_jax.__file__).parent
+  modules = {}
+  for path in package.rglob('*.py'):
+    name = '.'.join(path.relative_to(package.parent).with_suffix('').parts)
+    modules[name.removesuffix('.__init__')] = ast.parse(path.read_text())
+  return {
+    name: {
+      full if (full := f'{line.module}.{alias.name}') in modules else line.module
+      for line in ast.walk(tree)
+      if isinstance(line, ast.ImportFrom)
+      for alias in line.names
+    }
+    for name, tree in modules.items()
+  }
+
+
+def test_rooms_import_downwards_only():
+  floor = {f'desloc_jax.{room}': i for i, rooms in enumerate(FLOORS) for room in rooms}
+  room = lambda module: '.'.join(module.split('.')[:2])
+  found = imports()
+  for module, asked in found.items():
+    if room(module) in floor and module != 'desloc_jax.train.main':  # It asks for plans too.
+      above = [x for x in asked if floor.get(room(x), -1) > floor[room(module)]]
+      assert not above, (module, above)
+  graphlib.TopologicalSorter(found).prepare()  # Raises where there is a circle.
+
+
+def test_no_room_is_a_street():
+  rooms = collections.Counter(path.parent for path in (ROOT / 'desloc_jax').rglob('*.py'))
+  assert max(rooms.values()) <= 21, rooms.most_common(3)
 
 
 def test_the_package_is_imported_without_jax():
