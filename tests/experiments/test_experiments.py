@@ -86,7 +86,7 @@ def test_methods_are_tuned_on_seeds_that_their_results_do_not_use(tmp_path, trai
   scale = make_scale('test')
   swept = tuning.runs(scale)
   counts = collections.Counter(run.labels['variant'] for run in swept)
-  assert set(counts.values()) == {6 * tuning.SEEDS}
+  assert set(counts.values()) == {8 * tuning.SEEDS}
   write(tuning.report(run_all(swept, tmp_path / 'runs'), scale), tmp_path / 'tuning-test', 't', '')
   best = tuning.best(scale, tmp_path)
   for method in tuning.METHODS:
