@@ -100,6 +100,8 @@ def _any(events) -> jax.Array:
 
 def _sync(frame: Frame, form: Form, due, lands, share, value, state: DeslocState, consensus):
   ballot = None
+  if lands:
+    due = frame.sent(due, lands, state.flight.left, state.step)
   if frame.health:
     due = due | {HEALTH: _any(due)}
     ballot, state = checkup.take_vote(frame, state, due, consensus, share, value)
@@ -109,13 +111,12 @@ def _sync(frame: Frame, form: Form, due, lands, share, value, state: DeslocState
     # The vote was taken, and sent, also where nobody counts.
     due = {name: now & (name == HEALTH or share.total > 0) for name, now in due.items()}
   context = Context(frame.axis_name, share, state.step, state.counters)
-  sent = frame.sent(due, state.step)
-  moved = frame.moved(due, frame.landing(lands, sent), state.step)
-  state = sync_fields(frame, state, sent, moved, consensus, context)
+  moved = frame.moved(due, lands, state.step)
+  state = sync_fields(frame, state, due, moved, consensus, context)
   if frame.health:
     state = restart_fields(frame, state, due[RESTARTS], consensus, ballot)
   change = sync_apart if frame.publishes else sync_params
-  result, state = change(frame, form, state, sent, moved, consensus, context)
+  result, state = change(frame, form, state, due, moved, consensus, context)
   state = state._replace(counters=_count_anew(state.counters, due))
   if frame.health and frame.timing == 'post':
     state = checkup.look_around(frame, form, state, consensus, result)

@@ -84,7 +84,7 @@ def depart(
 
   value = local, sent, parcel_of(frame, state.flight, name, sent)
   parcel, state = at_sync(name, due, send, lambda value: value[-1], value, state)
-  return state._replace(flight=with_parcel(frame, state.flight, name, parcel, due))
+  return state._replace(flight=with_parcel(frame, state.flight, name, parcel))
 
 
 def watch(frame: Frame, state: DeslocState, share: Share | None) -> DeslocState:

@@ -79,23 +79,17 @@ def parcel_of(frame: Frame, flight: Flight, name: str, like: Tree) -> Parcel:
   return Parcel(taken(flight.sent), taken(flight.agreed), flight.left[name])
 
 
-def with_parcel(
-  frame: Frame, flight: Flight, name: str, parcel: Parcel, now: jax.Array | bool = False
-) -> Flight:
-  """Returns all of them, that of one quantity replaced.
-
-  One that departs `now` takes its place. What still was there, as an average came late, is given up.
-  """
+def with_parcel(frame: Frame, flight: Flight, name: str, parcel: Parcel) -> Flight:
+  """Returns all of them, that of one quantity replaced."""
   place = frame.place_in_flight(name)
   if place == name:
     trees = zip(flight, parcel, strict=True)
     return Flight(*(part | {name: one} for part, one in trees))
-
   put = lambda trees, part: trees | {place: _in_corner(trees[place], part)}
-  others = [n for n in flight.left if frame.place_in_flight(n) == place]
-  left = flight.left | {n: jnp.where(now, 0, flight.left[n]) for n in others}
   return Flight(
-    put(flight.sent, parcel.sent), put(flight.agreed, parcel.agreed), left | {name: parcel.left}
+    put(flight.sent, parcel.sent),
+    put(flight.agreed, parcel.agreed),
+    flight.left | {name: parcel.left},
   )
 
 

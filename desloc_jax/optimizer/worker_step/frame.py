@@ -147,7 +147,7 @@ class Frame:
 
   def any_params(self, events: Mapping[str, jax.Array]) -> jax.Array:
     """Returns whether an event, by quantity, is one of the parameters."""
-    return _any_of(events, self.names('params'))
+    return functools.reduce(jnp.logical_or, [events[name] for name in self.names('params')])
 
   def time_in_flight(self, name: str, step: jax.Array) -> jax.Array:
     """Returns in how many steps lands what is sent in the update after `step` others."""
@@ -157,23 +157,28 @@ class Frame:
     left = jnp.int32(self.last_step - 1) - step
     return jnp.where(left < 0, delay, jnp.minimum(delay, left))
 
-  def sent(self, due, step: jax.Array) -> dict[str, jax.Array]:
-    """Returns by quantity whether it is sent: all that are due but those that are given up at once.
+  def sent(self, due, lands, left, step: jax.Array) -> dict[str, jax.Array]:
+    """Returns by quantity whether it is sent: what is due, but for what would be in another's place.
 
-    Two that come late at once, as nobody was there before, have one place in flight: the last one's.
+    That waits until the other one has landed. It happens where averages come late, as nobody was
+    there before.
+
+    Args:
+      due: by quantity, whether it is due.
+      lands: of what is delayed, whether it lands now.
+      left: of what is delayed, the steps to its landing.
+      step: steps done before this one.
     """
     sent = dict(due)
-    for name, sharing in self._sharing.items():
-      if later := sharing[sharing.index(name) + 1 :]:
-        sent[name] &= ~(_any_of(due, later) & (self.time_in_flight(name, step) > 0))
+    for name, sharing in self.sharing.items():
+      taken = [lands[n] | (left[n] > 0) for n in sharing]
+      stays = self.time_in_flight(name, step) > 0
+      taken += [sent[n] & stays for n in sharing[: sharing.index(name)]]
+      sent[name] &= ~functools.reduce(jnp.logical_or, taken)
     return sent
 
-  def landing(self, lands, sent) -> dict[str, jax.Array]:
-    """Returns by quantity whether what is in flight lands: all but that whose place is taken now."""
-    return {name: now & ~_any_of(sent, self._sharing[name]) for name, now in lands.items()}
-
   @functools.cached_property
-  def _sharing(self) -> dict[str, list[str]]:
+  def sharing(self) -> dict[str, list[str]]:
     """By quantity that has a delay those that share its place in flight, itself among them."""
     places = {name: self.place_in_flight(name) for name, s in self.all_syncs.items() if s.delay}
     return {name: [n for n, p in places.items() if p == place] for name, place in places.items()}
@@ -261,7 +266,3 @@ class Frame:
       raise ValueError(
         f'{refused}the next one is sent after {gap}; expected a delay of at most {gap - 1}.'
       )
-
-
-def _any_of(events: Mapping[str, jax.Array], names: Collection[str]) -> jax.Array:
-  return functools.reduce(jnp.logical_or, [events[name] for name in names])

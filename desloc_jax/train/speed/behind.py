@@ -68,8 +68,11 @@ class Behind:
     self._outside = optimizer.tx_of_steps.outside
     self._delay = with_presets(config, 'sync')['delay']
     self._periods = scheduled_periods(optimizer.quantities, config, job.clock)
-    counters = peers().fetch(state.optimizer.counters)
-    self._counters = {name: int(counters[name]) for name in state.optimizer.flight.left}
+    here = state.step, state.optimizer.flight.left, state.optimizer.counters
+    begun, left, counters = peers().fetch(here)
+    self._counters = {name: int(counters[name]) for name in left}
+    # Of each that was ever sent the step at which it lands: see `Frame.sent`.
+    self._lands = {name: int(begun) + int(steps) for name, steps in left.items()}
     axis = (AxisType.Auto,)
     self._mesh = Mesh(np.array(exchange_devices()), (WORKERS,), axis_types=axis)
     self._programs = self._make_programs(state)
@@ -96,32 +99,25 @@ class Behind:
     self._last_result = result
     active = self._job.active and self._job.active(step)
     lands = min(step + self._delay, self._job.clock.last_step)
-    due = self._due(step, active)
-    if lands == step:
-      return  # It has landed.
-    place_of = self._outside.frame.place_in_flight
-    by_place = {place_of(name): name for name in due}  # See `Frame.sent`.
-    for name, sent in self._sent.items():
-      if place_of(name) in by_place:  # Given up; what its sync remembers is not.
-        self._sent[name] = sent._replace(lands=step + 1)
-    for name in by_place.values():
+    for name in self._due(step, lands, active) if lands > step else ():  # Else it has landed.
       programs = self._programs[name]
       parts = to_exchange(programs.take(state.optimizer, state.params), PARTS_AXES, self._mesh)
-      if name in self._sent:  # Late the last time, in time now: its memory has not come back yet.
-        parts = parts._replace(memory=self._sent[name].outcome.memory)
       there = active if active is None else place(active, NamedSharding(self._mesh, P()))
       self._sent[name] = _Sent(lands, programs.exchange(parts, there))
 
-  def _due(self, step: int, active: np.ndarray | None) -> list[str]:
+  def _due(self, step: int, lands: int, active: np.ndarray | None) -> list[str]:
     """Returns what is sent after a step, as the step's program finds it."""
     due = []
     if active is not None and not (active * (self._job.config.worker_weights or 1)).any():
       self._counters = {name: count + 1 for name, count in self._counters.items()}
       return due  # Nobody counts.
+    sharing = self._outside.frame.sharing
     for name, count in self._counters.items():
       until = steps_until_due(self._periods[name], count, step - 1, pre=False)
-      due += [name] if until == 1 else []
-      self._counters[name] = 0 if until == 1 else count + 1
+      if until == 1 and all(self._lands[other] < step for other in sharing[name]):
+        due.append(name)
+        self._lands[name] = lands
+      self._counters[name] = 0 if name in due else count + 1
     return due
 
   def _put_in(self, state: TrainState, names: list[str]) -> TrainState:

@@ -61,8 +61,6 @@ def train(tx, quantities, active=lambda t: None):
     state, params = step(t, state, params)
     for name, exchange in exchanges.items():
       if state.counters[name] == 0 and state.flight.left[name] > 0:
-        if name in on_its_way:
-          state = put[name](state, on_its_way.pop(name)[1])
         on_its_way[name] = min(t + DELAY, STEPS), exchange(state, params, active(t))
   return params, state
 
@@ -89,7 +87,7 @@ def test_the_trajectory_has_the_bits_of_the_delay_inside(rule):
 def test_fragments_have_the_bits_of_those_inside(period):
   """With a place in flight that they share, and with one for each; and where some come late.
 
-  For a while nobody is there: two parts come late at once, another finds one in its place.
+  For a while nobody is there: two parts come late at once, and one waits for the other's place.
   """
   fragments, periods = cut(PARAMS, 2), {'params': period, 'mu': None, 'nu': 2 * period}
   active = lambda t: jnp.ones(WORKERS, bool) & ~jnp.isin(t, jnp.array([4, 8, *range(12, 19), 24]))
