@@ -159,8 +159,8 @@ def test_a_fragment_is_in_flight_not_a_model():
   assert sum(part) - sum(nothing) < 0.4 * (sum(whole) - sum(nothing))
 
 
-def test_an_average_that_comes_late_gives_up_what_it_finds_in_its_place():
-  """Nobody is there in steps 2 and 3: the first part is sent after step 4, the second after step 5."""
+def test_an_average_waits_for_one_that_came_late_and_is_in_its_place():
+  """Nobody is there in steps 3 and 4: the first part is sent after step 5, and lands after step 7."""
   active = lambda t: {'active': jnp.ones(4, bool) & ((t < 2) | (t > 3))}
   tx = desloc(
     optax.sgd(0.1), {'params': 6}, syncs={'params': mean()._replace(delay=2)},
@@ -174,10 +174,10 @@ def test_an_average_that_comes_late_gives_up_what_it_finds_in_its_place():
   for t, (before, after) in enumerate(zip(states[:-1], states[1:], strict=True), start=1):
     sent += [(t, name) for name, was in synced(before, after).items() if was]
     came += [(t, name) for name, was in landed(before, after).items() if was]
-  assert sent == [(5, 'params-0'), (6, 'params-1'), (9, 'params-0'), (12, 'params-1')]
-  assert came == [(8, 'params-1'), (11, 'params-0')]
-  assert not run[7][1]['w'][0].any() and run[7][1]['w'][1].all()
-  assert run[10][1]['w'].all()
+  assert sent == [(5, 'params-0'), (8, 'params-1'), (11, 'params-0')]
+  assert came == [(7, 'params-0'), (10, 'params-1')]
+  assert run[6][1]['w'][0].all() and not run[6][1]['w'][1].any()
+  assert run[9][1]['w'].all()
 
 
 def test_a_worker_that_breaks_restarts_whole():
