@@ -29,12 +29,17 @@ NAMES = (
   'neighbours',
   'delays',
   'merging',
+  'tuning',
 )
+TUNED = ('tuned', 'frontier')  # Of what `tuning` has found.
 
 
 def main() -> None:
-  experiments = {name: importlib.import_module(f'experiments.paper.{name}') for name in NAMES}
-  command.run_experiments(experiments, 'experiments.all', __doc__)
+  first, then = (
+    {name: importlib.import_module(f'experiments.paper.{name}') for name in names}
+    for names in (NAMES, TUNED)
+  )
+  command.run_experiments(first, 'experiments.all', __doc__, then)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
 """The command line that all experiments share: scale, overrides, and where runs and results go."""
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+import dataclasses
 import pathlib
 import shlex
 import sys
@@ -28,6 +29,7 @@ from experiments.scales import make_scale, Scale, SCALES
 from experiments.share import shared
 
 RUNS = pathlib.Path('runs/experiments')
+Experiments = Mapping[str, types.ModuleType]  # By name.
 
 
 def main(experiment: types.ModuleType) -> None:
@@ -40,22 +42,33 @@ def main(experiment: types.ModuleType) -> None:
 
 
 def run_experiments(
-  experiments: dict[str, types.ModuleType], program: str, description: str
+  experiments: Experiments, program: str, description: str, then: Experiments | None = None
 ) -> None:
-  """Runs experiments from the command line, one after another, with the time left of all."""
-  cli.exit_with_one_line(lambda argv: _run(experiments, program, description, argv))(sys.argv)
+  """Runs experiments from the command line, one after another, with the time left of all.
+
+  Args:
+    experiments: by name.
+    program: of the command.
+    description: of the command.
+    then: others, whose runs are made of what those have found.
+  """
+  passes = [each for each in (experiments, then) if each]
+  cli.exit_with_one_line(lambda argv: _run(passes, program, description, argv))(sys.argv)
 
 
-def _run(experiments, program: str, description: str, argv: Sequence[str]) -> None:
+def _run(
+  passes: Sequence[Experiments], program: str, description: str, argv: Sequence[str]
+) -> None:
   options, scale = parse(program, description, argv[1:])
   logging.set_verbosity(logging.ERROR)
   rest = without_option(argv[1:], '--processes')
   with shared(options.processes, program, rest):
-    _run_all(experiments, options, scale, rest)
+    join(options, scale.config)
+    for experiments in passes:
+      _run_all(experiments, options, scale, rest)
 
 
 def _run_all(experiments, options: argparse.Namespace, scale: Scale, args: Sequence[str]) -> None:
-  join(options, scale.config)
   runs = {name: experiment.runs(scale) for name, experiment in experiments.items()}
   everything = with_those_before([run for each in runs.values() for run in each])
   made_of = {name for module in experiments.values() for name in getattr(module, 'MADE_OF', ())}
@@ -106,7 +119,8 @@ def parse(program: str, description: str, args: Sequence[str]) -> tuple[argparse
   options, rest = parser.parse_known_args(args)
   scale = make_scale(options.scale)
   override(scale.config, rest)
-  return options, scale.with_seeds(options.seeds or scale.seeds)
+  scale = scale.with_seeds(options.seeds or scale.seeds)
+  return options, dataclasses.replace(scale, results=pathlib.Path(options.results))
 
 
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:

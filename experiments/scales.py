@@ -35,6 +35,7 @@ class Scale:
     slow: of its low-frequency regime, 256 there.
     sizes: what differs in the runs of each model of the comparison over sizes, by its name.
     maps: whether experiments that can draw a map over more settings do.
+    results: folder in which experiments that build on the results of others look for them first.
   """
 
   name: str
@@ -44,6 +45,7 @@ class Scale:
   slow: int
   sizes: Mapping[str, Options]
   maps: bool = False
+  results: pathlib.Path | None = None
 
   def with_seeds(self, seeds: int) -> 'Scale':
     """Returns the scale with another number of seeds."""

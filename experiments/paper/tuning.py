@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 import csv
 import itertools
 import math
-import pathlib
 import statistics
 import sys
 from typing import Any
@@ -103,15 +102,19 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
   return Report('What each method is tuned to', rows_of(results), rows, [], figure)
 
 
-def best(scale: Scale, folder: pathlib.Path = RESULTS) -> dict[str, dict[str, Any]]:
-  """Returns the settings of each method with the least mean loss, of the committed sweep.
+def best(scale: Scale) -> dict[str, dict[str, Any]]:
+  """Returns the settings of each method with the least mean loss, of the scale's or committed sweep.
 
   Raises:
     UserError: there is none of this scale.
   """
-  path = folder / f'tuning-{scale.name}' / 'results.csv'
-  if not path.exists():
-    raise UserError(f'{path} does not exist; run python -m experiments.paper.tuning first.')
+  name = f'tuning-{scale.name}'
+  paths = [folder / name / 'results.csv' for folder in (scale.results, RESULTS) if folder]
+  path = next((path for path in paths if path.exists()), None)
+  if path is None:
+    raise UserError(
+      f'{paths[0]} does not exist; run python -m experiments.paper.tuning --scale={scale.name} first.'
+    )
   with path.open(newline='') as file:
     rows = list(csv.DictReader(file))
   losses: dict[str, dict[tuple, list[float]]] = {}
