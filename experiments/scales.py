@@ -2,9 +2,9 @@
 
 `cpu`: minutes on two cores, a model of 0.1M on the built-in text as bytes; no run reads a text
 twice. `cpu-long`: the same at twice the K_x and 5.3 times as many steps, a night on two cores: 64
-averages of the parameters and 10 of the second moment. `gpu`: one card, a model of 16M. `paper`: 135M in the paper's own setting, for a pod. Both
-take the paper's data under data/ (see configs/gpt.py), or the built-in text as `gpu:sotu`,
-`paper:sotu`. `test`: seconds a run, to see that the code works.
+averages of the parameters and 10 of the second moment. `gpu`: one card, a model of 16M. `paper`: 135M in
+the paper's own setting, for a pod. Both take the paper's data under data/ (see configs/gpt.py), or the
+built-in text as `gpu:sotu`, `paper:sotu`. `test`: seconds a run, to see that the code works.
 """
 
 from collections.abc import Callable, Mapping, Sequence
