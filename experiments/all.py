@@ -7,6 +7,7 @@ the same command as often as there are cards, or machines that share the folder.
 """
 
 import importlib
+import itertools
 
 from experiments import command
 
@@ -31,15 +32,17 @@ NAMES = (
   'merging',
   'tuning',
 )
-TUNED = ('tuned', 'frontier')  # Of what `tuning` has found.
+# Each of what those before it have found.
+THEN = (('finalists',), ('tuned', 'frontier'))
+TUNED = tuple(itertools.chain(*THEN))
 
 
 def main() -> None:
-  first, then = (
+  passes = [
     {name: importlib.import_module(f'experiments.paper.{name}') for name in names}
-    for names in (NAMES, TUNED)
-  )
-  command.run_experiments(first, 'experiments.all', __doc__, then)
+    for names in (NAMES, *THEN)
+  ]
+  command.run_experiments(passes, 'experiments.all', __doc__)
 
 
 if __name__ == '__main__':

@@ -38,21 +38,17 @@ def main(experiment: types.ModuleType) -> None:
   `experiment.runs(scale)` gives its runs, and `experiment.report(results, scale)` a Report.
   """
   name = experiment.__spec__.name.rpartition('.')[2]
-  run_experiments({name: experiment}, f'experiments.paper.{name}', experiment.__doc__)
+  run_experiments([{name: experiment}], f'experiments.paper.{name}', experiment.__doc__)
 
 
-def run_experiments(
-  experiments: Experiments, program: str, description: str, then: Experiments | None = None
-) -> None:
-  """Runs experiments from the command line, one after another, with the time left of all.
+def run_experiments(passes: Sequence[Experiments], program: str, description: str) -> None:
+  """Runs experiments from the command line, one after another, with the time left of each pass.
 
   Args:
-    experiments: by name.
+    passes: experiments by name; the runs of a pass may be made of what those before it have found.
     program: of the command.
     description: of the command.
-    then: others, whose runs are made of what those have found.
   """
-  passes = [each for each in (experiments, then) if each]
   cli.exit_with_one_line(lambda argv: _run(passes, program, description, argv))(sys.argv)
 
 

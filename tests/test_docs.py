@@ -131,7 +131,7 @@ def test_a_command_of_an_experiment_gets_to_its_runs(words, monkeypatch):
   module = importlib.import_module(words[1])
   with pytest.raises(Reached):
     if words[1].startswith('experiments.paper.'):
-      command.run_experiments({words[1]: module}, words[1], module.__doc__)
+      command.run_experiments([{words[1]: module}], words[1], module.__doc__)
     else:
       module.main(*([sys.argv] if module is sweep else []))
 

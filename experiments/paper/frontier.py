@@ -2,7 +2,7 @@
 
   python -m experiments.paper.frontier --processes=2
 
-Every variant has the learning rate that `experiments.paper.tuning` chose for its method with plain means;
+Every variant has the learning rate that `experiments.paper.finalists` chose for its method with plain means;
 none is tuned for what it sends. The frontier is drawn through what nothing betters at as few bytes.
 """
 
@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from experiments import command, plots
-from experiments.paper import tuning
+from experiments.paper import finalists, tuning
 from experiments.report import above, Check, grouped, Groups, loss_table, Report, rows_of
 from experiments.runs import Result, Run
 from experiments.scales import Scale
@@ -52,7 +52,7 @@ def variants(period: int) -> dict[str, tuple[str, dict[str, Any]]]:
 
 def runs(scale: Scale) -> list[Run]:
   """Returns a run of each variant and seed."""
-  best = tuning.best(scale)
+  best = finalists.best(scale)
   return scale.runs(
     {
       name: {**tuning.settings(scale), **tuning.options_of(method), **best[method], **options}

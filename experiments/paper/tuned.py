@@ -2,15 +2,15 @@
 
   python -m experiments.paper.tuned --processes=2
 
-`experiments.paper.tuning` has chosen learning rate, outer momentum and MT-DAO's weight of each method
-with the same number of runs. Runs have 64 averages of the parameters and 10 of the second moment.
+`experiments.paper.tuning` and `finalists` have chosen learning rate, outer momentum and MT-DAO's weight
+of each method, with the same number of runs. Runs have 64 averages of the parameters and 10 of the second moment.
 """
 
 from collections.abc import Sequence
 import sys
 
 from experiments import command, plots
-from experiments.paper import tuning
+from experiments.paper import finalists, tuning
 from experiments.report import above, Check, grouped, loss_table, Report, rows_of, times
 from experiments.runs import Result, Run
 from experiments.scales import Scale
@@ -18,7 +18,7 @@ from experiments.scales import Scale
 
 def runs(scale: Scale) -> list[Run]:
   """Returns a run of each method and seed."""
-  best = tuning.best(scale)
+  best = finalists.best(scale)
   return scale.runs(
     {
       method: {**tuning.settings(scale), **tuning.options_of(method), **best[method]}
@@ -63,7 +63,7 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
   ]  # fmt: skip
   table = loss_table(groups, 'method')
   words = lambda best: ', '.join(f'{name.split(".")[1]} {value:g}' for name, value in best.items())
-  settings = '; '.join(f'{method} {words(best)}' for method, best in tuning.best(scale).items())
+  settings = '; '.join(f'{method} {words(best)}' for method, best in finalists.best(scale).items())
   return Report(
     'Every method tuned', rows_of(results), table, checks, figure, [f'Settings: {settings}.']
   )

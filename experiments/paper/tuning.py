@@ -1,11 +1,11 @@
-"""The settings of each method that its results use: swept on seeds that no result has.
+"""Eight settings of each method, swept on seeds that no result has.
 
   python -m experiments.paper.tuning --processes=2
 
 Each method gets as many runs: eight learning rates, in factors of the square root of two. A method with
 a setting of its own (the outer momentum of DiLoCo, the weight of MT-DAO's gradient) gets four rates
 and two values of that. Runs are long enough for 64 averages of the parameters and 10 of the second
-moment. `experiments.paper.tuned` takes the best of each.
+moment. `experiments.paper.finalists` chooses among the best three of each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,7 @@ from experiments.scales import changed, Scale
 FIRST_SEED = 100
 SEEDS = 2
 RATE = 'inner.learning_rate'
+Candidate = tuple[tuple[str, float], ...]  # Settings by name.
 MUON = {'inner.name': 'muon', 'inner.b1': None, 'inner.b2': None}
 # Of each method: what it is, the middle of its rates, and the setting of its own with two values.
 METHODS: Mapping[str, tuple[Mapping[str, Any], float, Mapping[str, Sequence[Any]]]] = {
@@ -66,76 +67,77 @@ def options_of(method: str) -> dict[str, Any]:
 def runs(scale: Scale) -> list[Run]:
   """Returns a run of each candidate of each method, for each seed."""
   return [
-    Run(
-      {'variant': method, **{name: candidate.get(name, '') for name in _tuned()}},
-      changed(
-        scale.config,
-        {**settings(scale), **options_of(method), **candidate, 'seed': FIRST_SEED + seed},
-      ),
-    )
+    run_of(scale, method, candidate, seed)
     for seed in range(min(scale.seeds, SEEDS))
     for method in METHODS
     for candidate in candidates(method)
   ]
 
 
+def run_of(scale: Scale, method: str, candidate: Mapping[str, Any], seed: int) -> Run:
+  """Returns a run of a method with these settings, on a seed that no result has."""
+  options = {**settings(scale), **options_of(method), **candidate, 'seed': FIRST_SEED + seed}
+  labels = {'variant': method, **{name: candidate.get(name, '') for name in names()}}
+  return Run(labels, changed(scale.config, options))
+
+
 def report(results: Sequence[Result], scale: Scale) -> Report:
-  """Returns the best of each method, and whether it is at an end of what was tried."""
+  """Returns the best of each method on these seeds, and whether it is at an end of what was tried."""
   groups = grouped(results)
   figure, (panel,) = plots.panels(
     1, f'{settings(scale)["steps"]} steps, K_x = {scale.config.periods.params}: the mean of each '
     'candidate', 9,
   )  # fmt: skip
-  rows = [('method', *_tuned(), 'validation loss', 'at an end')]
+  rows = [('method', *names(), 'validation loss', 'at an end')]
   for method, group in groups.items():
-    losses = _by_candidate(group)
+    losses = by_candidate(group)
     for name, part in _curves(losses).items():
       label = f'{method}{name}'
       plots.mean_line(panel, list(part), list(part.values()), label, **plots.style(label))
     best = min(losses, key=lambda candidate: statistics.mean(losses[candidate]))
     rates = [dict(candidate)[RATE] for candidate in losses]
     ends = dict(best)[RATE] in (min(rates), max(rates))
-    cells = [f'{dict(best)[name]:g}' if name in dict(best) else '' for name in _tuned()]
+    cells = [f'{dict(best)[name]:g}' if name in dict(best) else '' for name in names()]
     rows.append((method, *cells, mean_spread(losses[best]), 'yes' if ends else 'no'))
   panel.set(xlabel='learning rate', ylabel=f'final {plots.LOSS}', xscale='log')
   panel.legend(fontsize='small')
-  return Report('What each method is tuned to', rows_of(results), rows, [], figure)
+  return Report('Eight settings of each method', rows_of(results), rows, [], figure)
 
 
-def best(scale: Scale) -> dict[str, dict[str, Any]]:
-  """Returns the settings of each method with the least mean loss, of the scale's or committed sweep.
+def losses_in(experiment: str, scale: Scale) -> dict[str, dict[Candidate, list[float]]]:
+  """Returns the losses of each candidate of each method in the results of the scale, or the committed.
 
   Raises:
-    UserError: there is none of this scale.
+    UserError: there are none of this scale.
   """
-  name = f'tuning-{scale.name}'
+  name = f'{experiment}-{scale.name}'
   paths = [folder / name / 'results.csv' for folder in (scale.results, RESULTS) if folder]
   path = next((path for path in paths if path.exists()), None)
   if path is None:
     raise UserError(
-      f'{paths[0]} does not exist; run python -m experiments.paper.tuning --scale={scale.name} first.'
+      f'{paths[0]} does not exist; run python -m experiments.paper.{experiment} '
+      f'--scale={scale.name} first.'
     )
   with path.open(newline='') as file:
     rows = list(csv.DictReader(file))
-  losses: dict[str, dict[tuple, list[float]]] = {}
+  losses: dict[str, dict[Candidate, list[float]]] = {}
   for row in rows:
-    candidate = tuple((name, float(row[name])) for name in _tuned() if row.get(name))
+    candidate = tuple((name, float(row[name])) for name in names() if row.get(name))
     losses.setdefault(row['variant'], {}).setdefault(candidate, []).append(float(row['loss']))
-  return {
-    method: dict(min(each, key=lambda candidate: statistics.mean(each[candidate])))
-    for method, each in losses.items()
-  }
+  return losses
 
 
-def _tuned() -> list[str]:
+def names() -> list[str]:
+  """Returns the options that are tuned, of some method."""
   return [RATE, *dict.fromkeys(name for _, _, own in METHODS.values() for name in own)]
 
 
-def _by_candidate(group: Sequence[Result]) -> dict[tuple, list[float]]:
-  losses: dict[tuple, list[float]] = {}
+def by_candidate(group: Sequence[Result]) -> dict[Candidate, list[float]]:
+  """Returns the losses of a method's candidates."""
+  losses: dict[Candidate, list[float]] = {}
   for result in group:
     labels = result.run.labels
-    candidate = tuple((name, labels[name]) for name in _tuned() if labels[name] != '')
+    candidate = tuple((name, labels[name]) for name in names() if labels[name] != '')
     losses.setdefault(candidate, []).append(result.loss)
   return losses
 

@@ -21,6 +21,7 @@ from experiments import all as all_experiments, runner
 from experiments.command import check_followed, check_kept, parse
 from experiments.paper import (
   communication,
+  finalists,
   frontier,
   half_lives,
   heterogeneous,
@@ -90,14 +91,21 @@ def test_methods_are_tuned_on_seeds_that_their_results_do_not_use(tmp_path, trai
   assert set(counts.values()) == {8 * tuning.SEEDS}
   write(tuning.report(run_all(swept, tmp_path / 'runs'), scale), tmp_path / 'tuning-test', 't', '')
   scale = dataclasses.replace(scale, results=tmp_path)
-  best = tuning.best(scale)
+  again = finalists.runs(scale)
+  assert {run.config.seed for run in again}.isdisjoint({run.config.seed for run in swept})
+  counts = collections.Counter(run.labels['variant'] for run in again)
+  assert set(counts.values()) == {finalists.FINALISTS * scale.seeds}
+  report = finalists.report(run_all(again, tmp_path / 'runs'), scale)
+  write(report, tmp_path / 'finalists-test', 'f', '')
+  best = finalists.best(scale)
+  assert [row[0] for row in report.table if row[-1] == 'yes'] == list(tuning.METHODS)
   for method in tuning.METHODS:
     assert best[method] in tuning.candidates(method)
   for experiment in (tuned, frontier):
     runs = experiment.runs(scale)
     for run in runs:
       check_config(run.config)
-    assert not {run.config.seed for run in runs} & {run.config.seed for run in swept}
+    assert not {run.config.seed for run in runs} & {run.config.seed for run in (*swept, *again)}
     report = experiment.report(run_all(runs, tmp_path / 'runs'), scale)
     assert all(check.exact or len(check.values) == scale.seeds for check in report.checks)
 
