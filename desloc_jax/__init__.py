@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     shardings_over_workers,
   )
   from desloc_jax.optimizer.own_loop import step_over_workers
-  from desloc_jax.optimizer.periods import (
+  from desloc_jax.optimizer.state import DeslocState, landed, synced, WORKER_AXES
+  from desloc_jax.optimizer.sync_periods import (
     growing_timetables,
     half_life,
     periods_from_half_lives,
     Timetable,
   )
-  from desloc_jax.optimizer.state import DeslocState, landed, synced, WORKER_AXES
   from desloc_jax.optimizer.transform import desloc
   from desloc_jax.programs.ledger import Ledger, read_ledger, transform_ledger
 
@@ -40,7 +40,7 @@ _ROOMS = {
     'AXIS_NAMES', 'init_over_workers', 'over_workers', 'shardings_over_workers',
   ),
   'optimizer.own_loop': ('step_over_workers',),
-  'optimizer.periods': (
+  'optimizer.sync_periods': (
     'Timetable', 'growing_timetables', 'half_life', 'periods_from_half_lives',
   ),
   'optimizer.state': ('DeslocState', 'WORKER_AXES', 'landed', 'synced'),

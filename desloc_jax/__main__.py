@@ -16,13 +16,13 @@ COMMANDS = {
     'desloc_jax.data.train_tokenizer',
     '--input=texts/ --vocab_size=8192 --output=tokenizer.json',
   ),
-  'options': ('desloc_jax.options.listing', '> options.md'),
+  'options': ('desloc_jax.options.help_text', '> options.md'),
   'plot': ('desloc_jax.logs.plot', 'runs/tiny'),
-  'checkpoints': ('desloc_jax.checkpoints.listing', 'runs/tiny'),
+  'checkpoints': ('desloc_jax.checkpoints.list_checkpoints', 'runs/tiny'),
   'sample': (
     'desloc_jax.inference.sample', "--workdir=runs/tiny --prompt='The state of the Union'",
   ),
-  'eval': ('desloc_jax.inference.evaluate', '--workdir=runs/tiny --step=all'),
+  'eval': ('desloc_jax.inference.evaluation', '--workdir=runs/tiny --step=all'),
   'export': ('desloc_jax.hub.export', '--workdir=runs/tiny --output=tiny-hf'),
 }  # fmt: skip
 

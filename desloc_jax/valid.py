@@ -88,3 +88,10 @@ def _shown(value: object) -> str:
     return f'{value!r:.60}'
   except ValueError:
     return 'a number of thousands of digits'
+
+
+def check_at_least(minimum: int, **values: int) -> None:
+  """Raises UserError, with its name, for a value that is below `minimum`."""
+  for name, value in values.items():
+    if value < minimum:
+      raise UserError(f'{name} is {value}, expected at least {minimum}.')

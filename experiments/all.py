@@ -8,10 +8,11 @@ the same command as often as there are cards, or machines that share the folder.
 
 import importlib
 import itertools
+import types
 
 from experiments import command
 
-NAMES = (
+PAPER = (
   'toy',
   'wallclock',
   'communication',
@@ -20,10 +21,12 @@ NAMES = (
   'nesterov',
   'muon',
   'heterogeneous',
-  'scaffold',
-  'disjoint',
   'failures',
   'scale',
+)
+EXTENSIONS = (
+  'scaffold',
+  'disjoint',
   'beyond',
   'syncs',
   'attacks',
@@ -32,16 +35,20 @@ NAMES = (
   'merging',
   'tuning',
 )
+NAMES = PAPER + EXTENSIONS
 # Each of what those before it have found.
 THEN = (('finalists',), ('tuned', 'frontier'))
 TUNED = tuple(itertools.chain(*THEN))
 
 
+def experiment_of(name: str) -> types.ModuleType:
+  """Returns the experiment of this name."""
+  room = 'paper' if name in PAPER else 'extensions'
+  return importlib.import_module(f'experiments.{room}.{name}')
+
+
 def main() -> None:
-  passes = [
-    {name: importlib.import_module(f'experiments.paper.{name}') for name in names}
-    for names in (NAMES, *THEN)
-  ]
+  passes = [{name: experiment_of(name) for name in names} for names in (NAMES, *THEN)]
   command.run_experiments(passes, 'experiments.all', __doc__)
 
 

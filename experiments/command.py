@@ -17,7 +17,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.hosts import joining
 from desloc_jax.hosts.peers import peers
 from desloc_jax.options.checks import check_config
-from desloc_jax.options.listing import options_help
+from desloc_jax.options.help_text import options_help
 from desloc_jax.options.values import flatten
 from desloc_jax.train import cli
 from desloc_jax.valid import at_least
@@ -37,8 +37,9 @@ def main(experiment: types.ModuleType) -> None:
 
   `experiment.runs(scale)` gives its runs, and `experiment.report(results, scale)` a Report.
   """
-  name = experiment.__spec__.name.rpartition('.')[2]
-  run_experiments([{name: experiment}], f'experiments.paper.{name}', experiment.__doc__)
+  program = experiment.__spec__.name
+  name = program.rpartition('.')[2]
+  run_experiments([{name: experiment}], program, experiment.__doc__)
 
 
 def run_experiments(passes: Sequence[Experiments], program: str, description: str) -> None:
@@ -77,7 +78,7 @@ def _run_all(experiments, options: argparse.Namespace, scale: Scale, args: Seque
     results = run_all(runs[name], pathlib.Path(options.runs), progress)
     if peers().is_first:
       report = experiment.report(results, scale)
-      command = shlex.join(['python', '-m', f'experiments.paper.{name}', *_own(args)])
+      command = shlex.join(['python', '-m', experiment.__spec__.name, *_own(args)])
       write_report(report, folder(name), name, command, options)
     peers().wait_for_all()  # Nobody leaves before the first process is through.
 

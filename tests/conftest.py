@@ -53,7 +53,7 @@ def no_flags_left():
 def undrawn(monkeypatch):
   """Has a test's own runs leave an empty figure: half of their time. Those of fixtures are drawn."""
   leave = lambda workdir, title='': (workdir / 'training.png').write_bytes(b'')
-  monkeypatch.setattr('desloc_jax.train.report.plot_or_tell', leave)
+  monkeypatch.setattr('desloc_jax.train.summary.plot_or_tell', leave)
 
 
 @pytest.fixture(scope='session')

@@ -120,7 +120,8 @@ def test_the_commands_for_own_data_go_together(no_step, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  'words', told(lambda w: re.match(r'experiments\.(paper\..*|all|sweep)$', module_of(w)))
+  'words',
+  told(lambda w: re.match(r'experiments\.((paper|extensions)\..*|all|sweep)$', module_of(w))),
 )
 def test_a_command_of_an_experiment_gets_to_its_runs(words, monkeypatch):
   """In one process: `--processes` starts more of the same."""
@@ -130,7 +131,7 @@ def test_a_command_of_an_experiment_gets_to_its_runs(words, monkeypatch):
     monkeypatch.setattr(module, 'run_all', mock.Mock(side_effect=Reached))
   module = importlib.import_module(words[1])
   with pytest.raises(Reached):
-    if words[1].startswith('experiments.paper.'):
+    if words[1].startswith(('experiments.paper.', 'experiments.extensions.')):
       command.run_experiments([{words[1]: module}], words[1], module.__doc__)
     else:
       module.main(*([sys.argv] if module is sweep else []))

@@ -13,7 +13,7 @@ import pytest
 
 from desloc_jax import __main__ as commands
 from desloc_jax.data import train_tokenizer
-from desloc_jax.hub.runs import steps_of
+from desloc_jax.hub.run_models import steps_of
 from tests.runs import small_config, train_on_two
 
 PAGE = (pathlib.Path(__file__).parents[1] / 'docs/first_model.md').read_text()

@@ -108,9 +108,12 @@ def test_rooms_import_downwards_only():
   graphlib.TopologicalSorter(found).prepare()  # Raises where there is a circle.
 
 
-def test_no_room_is_a_street():
-  rooms = collections.Counter(path.parent for path in (ROOT / 'desloc_jax').rglob('*.py'))
+def test_no_room_is_a_street_and_no_two_modules_have_one_name():
+  paths = [path for top in ('desloc_jax', 'experiments') for path in (ROOT / top).rglob('*.py')]
+  rooms = collections.Counter(path.parent for path in paths)
   assert max(rooms.values()) <= 21, rooms.most_common(3)
+  names = collections.Counter(path.stem for path in paths if not path.stem.startswith('__'))
+  assert max(names.values()) == 1, names.most_common(3)
 
 
 def test_the_package_is_imported_without_jax():

@@ -14,7 +14,7 @@ import tensorstore as ts
 
 from desloc_jax.checkpoints.parts import Box, hull, overlap, Parts, PartSums
 from desloc_jax.checkpoints.read_ahead import ReadAhead
-from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.checkpoints.train_state import TrainState
 
 # Arrays of [workers, ...], unless the method has shared moments.
 PER_WORKER = (

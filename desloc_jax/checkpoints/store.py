@@ -17,7 +17,7 @@ from desloc_jax.checkpoints import checksums, same_view
 from desloc_jax.checkpoints.damage import CheckpointDamaged, damage_of, one_line_error
 from desloc_jax.checkpoints.leaves import LeafReader, named_leaves, PER_WORKER
 from desloc_jax.checkpoints.signing import SigningHandler, SigningSave
-from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.checkpoints.train_state import TrainState
 from desloc_jax.errors import UserError
 from desloc_jax.hosts.peers import peers
 

@@ -18,7 +18,6 @@ import tqdm
 from desloc_jax import commands
 from desloc_jax.commands import Option
 from desloc_jax.data import manifest as manifests, parallel, shards, splits
-from desloc_jax.data.checks import check_at_least
 from desloc_jax.data.encoding import EncodedDocument, Losses
 from desloc_jax.data.manifest import MANIFEST, Manifest
 from desloc_jax.data.named_tokenizers import load_tokenizer
@@ -29,6 +28,7 @@ from desloc_jax.data.reading.records import READABLE
 from desloc_jax.errors import UserError
 from desloc_jax.paths import local_path
 from desloc_jax.tables import align
+from desloc_jax.valid import check_at_least
 
 # The manifest so far, under the name that it has until the last shard is written.
 _INCOMPLETE = 'manifest.incomplete.json'

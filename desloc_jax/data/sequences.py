@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 
-from desloc_jax.data.checks import check_at_least
 from desloc_jax.errors import UserError
+from desloc_jax.valid import check_at_least
 
 _CHUNK_TOKENS = 2**22  # Of an array in a file that are read at once.
 

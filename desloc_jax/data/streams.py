@@ -22,9 +22,9 @@ import grain
 import numpy as np
 
 from desloc_jax.data import mixture
-from desloc_jax.data.checks import check_at_least
 from desloc_jax.data.mixture import SequenceId, SequenceIds, Sources
 from desloc_jax.errors import unknown_choice, UserError
+from desloc_jax.valid import check_at_least
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,10 +20,10 @@ import math
 import numpy as np
 
 from desloc_jax.data import mixture
-from desloc_jax.data.checks import check_at_least
 from desloc_jax.data.mixture import Sources
 from desloc_jax.data.sequences import PackedSequences
 from desloc_jax.data.tokenizers import Tokenizer
+from desloc_jax.valid import check_at_least
 
 
 @dataclasses.dataclass(frozen=True)

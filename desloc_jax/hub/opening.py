@@ -6,7 +6,7 @@ import pathlib
 from desloc_jax.commands import Option
 from desloc_jax.errors import UserError
 from desloc_jax.hub.folders import FolderModel
-from desloc_jax.hub.runs import open_steps, steps_of
+from desloc_jax.hub.run_models import open_steps, steps_of
 from desloc_jax.hub.stored import Mean, StoredModel
 from desloc_jax.paths import resolve
 from desloc_jax.valid import one_of

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from desloc_jax.optimizer import state_fields
-from desloc_jax.optimizer.periods import check_periods, Period, Periods, Phased, Timetable
+from desloc_jax.optimizer.sync_periods import check_periods, Period, Periods, Phased, Timetable
 
 PATTERNS = ('strided', 'consecutive')
 Tree = Any

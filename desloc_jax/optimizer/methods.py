@@ -6,12 +6,12 @@ import dataclasses
 import jax
 import optax
 
-from desloc_jax.optimizer import periods as periods_lib, state_fields
+from desloc_jax.optimizer import state_fields, sync_periods as periods_lib
 from desloc_jax.optimizer.averaging import AxisName
 from desloc_jax.optimizer.control_variates import CONTROL
 from desloc_jax.optimizer.ddp import ddp
-from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.stepping import SteppingTransformation
+from desloc_jax.optimizer.sync_periods import Periods
 from desloc_jax.optimizer.transform import desloc
 from desloc_jax.optimizer.worker_step.frame import CONSENSUS
 

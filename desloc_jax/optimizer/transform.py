@@ -11,9 +11,9 @@ from desloc_jax.optimizer import state_fields
 from desloc_jax.optimizer.averaging import AxisName
 from desloc_jax.optimizer.fragments import check_fragments, Fragment
 from desloc_jax.optimizer.health import HealthCheck, init_health
-from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.state import check_floating, copied, DeslocState
 from desloc_jax.optimizer.stepping import SteppingTransformation
+from desloc_jax.optimizer.sync_periods import Periods
 from desloc_jax.optimizer.syncs.sync import Sync
 from desloc_jax.optimizer.worker_step.advance import advance
 from desloc_jax.optimizer.worker_step.consensus import init_outer, MODEL, UPDATES

@@ -12,12 +12,12 @@ from desloc_jax.optimizer.methods import METHODS, MULTIPLES
 from desloc_jax.optimizer.outer import find_outer
 from desloc_jax.options.batch import batch_of
 from desloc_jax.options.changes import allowed_words
-from desloc_jax.options.failures import parse_attacks, parse_away
 from desloc_jax.options.groups import parse_groups
 from desloc_jax.options.profile_steps import parse_steps
 from desloc_jax.options.table import ALLOWABLE, find_row, OPTIONS
 from desloc_jax.options.topology import parse_topology
 from desloc_jax.options.values import steps_by_name
+from desloc_jax.options.worker_failures import parse_attacks, parse_away
 from desloc_jax.valid import check_value, FLOAT32_LIMIT, LIMIT
 
 _FLOAT32_LEAST = 2.0**-126

@@ -3,7 +3,7 @@
 from desloc_jax.plan.compile import compile_step, CompiledStep, DoesNotFit
 from desloc_jax.plan.compile_table import compiled_text
 from desloc_jax.plan.estimate import make_plan, Plan
-from desloc_jax.plan.table import plan_text
+from desloc_jax.plan.plan_text import plan_text
 
 __all__ = [
   'CompiledStep',

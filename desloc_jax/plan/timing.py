@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from desloc_jax.optimizer.periods import falls_on
+from desloc_jax.optimizer.sync_periods import falls_on
 from desloc_jax.programs.ledger import EVERY_STEP, Ledger
 
 _CYCLES = 4  # Of the longest period, over which waiting is counted.

@@ -24,8 +24,8 @@ import numpy as np
 import optax
 
 from desloc_jax.optimizer.averaging import AxisName
-from desloc_jax.optimizer.periods import falls_on, Periods
 from desloc_jax.optimizer.state import check_state, DeslocState
+from desloc_jax.optimizer.sync_periods import falls_on, Periods
 from desloc_jax.optimizer.worker_step.frame import HEALTH, SYNC_SCOPE
 
 # Primitives that name a mesh axis and send nothing over it.

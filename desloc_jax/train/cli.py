@@ -197,7 +197,7 @@ def check_option_names(args: Sequence[str]) -> None:
 
 
 def _print_help(usage: str, module: str) -> None:
-  from desloc_jax.options.listing import options_help
+  from desloc_jax.options.help_text import options_help
 
   own = flags.FLAGS.get_flags_for_module(module)
   lines = [usage, 'flags:']

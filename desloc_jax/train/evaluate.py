@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.checkpoints.train_state import TrainState
 from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.worker_step.frame import CONSENSUS
 from desloc_jax.train.job import Job

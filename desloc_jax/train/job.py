@@ -16,7 +16,7 @@ from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.methods import METHODS
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, is_local, WORKERS
 from desloc_jax.options.checks import check_config
-from desloc_jax.options.failures import active_workers
+from desloc_jax.options.worker_failures import active_workers
 from desloc_jax.programs.hlo import read_collectives, sync_bytes
 from desloc_jax.programs.ledger import Ledger, read_ledger, transform_ledger
 from desloc_jax.train.program import make_program, make_worker_mesh, Program

@@ -16,8 +16,8 @@ import jax
 from ml_collections import config_dict
 
 from desloc_jax.checkpoints.renaming import check_renaming
-from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.checkpoints.store import Checkpoints
+from desloc_jax.checkpoints.train_state import TrainState
 from desloc_jax.hosts.agreement import check_agreement
 from desloc_jax.hosts.interruption import Interrupted, StopRequest
 from desloc_jax.hosts.peers import peers
@@ -37,7 +37,7 @@ from desloc_jax.options.checks import check_config
 from desloc_jax.options.effect import tell_of_no_effect
 from desloc_jax.options.values import flatten
 from desloc_jax.paths import resolve
-from desloc_jax.train import report
+from desloc_jax.train import summary
 from desloc_jax.train.divergence import check_finite_state
 from desloc_jax.train.evaluate import Evaluator
 from desloc_jax.train.job import Job
@@ -121,7 +121,7 @@ def train(
       checkpoints.close()
     syncs = {name: int(count) for name, count in peers().fetch(state.syncs).items()}
     # All wait for that: a process that ends alone is one that is lost.
-    return peers().on_first(lambda: report.conclude(job, workdir, syncs)) or {}
+    return peers().on_first(lambda: summary.conclude(job, workdir, syncs)) or {}
 
 
 @dataclasses.dataclass(frozen=True)

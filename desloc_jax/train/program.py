@@ -14,16 +14,16 @@ import optax
 
 from desloc_jax import model as model_lib
 from desloc_jax.checkpoints.segment import Clock
-from desloc_jax.checkpoints.state import STATE_AXES, TrainState
+from desloc_jax.checkpoints.train_state import STATE_AXES, TrainState
 from desloc_jax.errors import UserError
 from desloc_jax.optimizer.control_variates import CONTROL
 from desloc_jax.optimizer.ddp import ddp
-from desloc_jax.optimizer.periods import Periods
+from desloc_jax.optimizer.sync_periods import Periods
 from desloc_jax.optimizer.transform import desloc
 from desloc_jax.optimizer.worker_step.frame import CONSENSUS
 from desloc_jax.options.batch import Batch
-from desloc_jax.options.failures import active_workers
 from desloc_jax.options.values import model_config
+from desloc_jax.options.worker_failures import active_workers
 from desloc_jax.programs.ledger import Ledger, transform_ledger
 from desloc_jax.train.setup import mesh as mesh_lib
 from desloc_jax.train.setup.build_optimizer import make_optimizer, Optimizer

@@ -12,7 +12,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.checkpoints.train_state import TrainState
 from desloc_jax.hosts.devices import peak_flops, peak_memory_bytes
 from desloc_jax.hosts.peers import peers
 from desloc_jax.logs.metrics import format_bytes, MetricsWriter, progress_bar

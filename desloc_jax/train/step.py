@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import optax
 
-from desloc_jax.checkpoints.state import STATE_AXES, TrainState
+from desloc_jax.checkpoints.train_state import STATE_AXES, TrainState
 from desloc_jax.optimizer.ddp import local_params
 from desloc_jax.optimizer.health import judged
 from desloc_jax.optimizer.over_workers import over_workers, WORKERS

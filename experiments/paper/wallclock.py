@@ -39,8 +39,8 @@ from experiments.paper.paper_days import (
 from experiments.report import Check, Report
 from experiments.runs import Result, Run
 from experiments.scales import Scale
-from experiments.systems.wire import checks as wire_checks, files
-from experiments.systems.wire.checks import throttled
+from experiments.systems.wire import claims as wire_checks, table_files
+from experiments.systems.wire.claims import throttled
 from experiments.systems.wire.results import TimeRow
 
 GBPS = 10 ** np.linspace(0, 3, 31)
@@ -81,7 +81,7 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
     f'or else if a run is {TOKENS_PER_PARAMETER} tokens a parameter.',
   ]
   claim = "the best fit's largest error in days, of nine, is within the paper's rounding"
-  time, overhead = files.read('time'), files.read('overhead')
+  time, overhead = table_files.read('time'), table_files.read('overhead')
   if not time:
     raise UserError(
       'there are no times of a wire; python -m experiments.systems.wire measures them.'

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.checkpoints.train_state import TrainState
 
 BREAKS_AT, BACK = 150, 40  # The step after which a worker breaks; steps that it is put back by.
 SYNC = 144  # The last sync before, where K_x is the 16 of configs/tiny.py.

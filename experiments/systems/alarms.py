@@ -23,7 +23,7 @@ import numpy as np
 
 from configs import tiny
 from desloc_jax import commands
-from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.checkpoints.train_state import TrainState
 from desloc_jax.commands import Option
 from desloc_jax.errors import unknown_choice
 from desloc_jax.logs.workdir import write_text

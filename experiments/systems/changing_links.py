@@ -30,7 +30,8 @@ from desloc_jax.tables import align
 from desloc_jax.valid import at_least, between
 from experiments.report import check_table_stays, RESULTS, write_rows
 from experiments.several import kill, start
-from experiments.systems.faults.runs import saved_arrays
+from experiments.systems.faults.command_runs import saved_arrays
+from experiments.systems.wire.changing_rate import wait_for_ends
 from experiments.systems.wire.network import (
   MOST_SITES,
   Network,
@@ -38,7 +39,6 @@ from experiments.systems.wire.network import (
   network_errors,
   why_no_network,
 )
-from experiments.systems.wire.runs import wait_for_ends
 
 SITES, STEPS = 4, 800  # Of the table.
 RATES = (300, 100, 30, 10)  # 1e6 bits a second.

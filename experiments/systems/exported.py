@@ -18,7 +18,7 @@ import numpy as np
 from desloc_jax import commands, data, model as model_lib
 from desloc_jax.commands import Option
 from desloc_jax.hub import check, export, layouts
-from desloc_jax.hub.runs import open_steps
+from desloc_jax.hub.run_models import open_steps
 from desloc_jax.hub.stored import leaf_names, StoredModel
 from desloc_jax.logs.workdir import write_text
 from desloc_jax.options.values import model_config

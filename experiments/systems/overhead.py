@@ -34,7 +34,7 @@ from desloc_jax.hosts.platforms import prepare_cpus
 from desloc_jax.logs.metrics import progress_bar
 from desloc_jax.logs.workdir import write_text
 from desloc_jax.optimizer.methods import METHODS
-from desloc_jax.options.listing import options_help
+from desloc_jax.options.help_text import options_help
 from desloc_jax.options.values import with_presets
 from desloc_jax.tables import align
 from desloc_jax.train import cli

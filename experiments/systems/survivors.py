@@ -31,7 +31,7 @@ from desloc_jax.tables import align
 from desloc_jax.valid import at_least
 from experiments.report import check_table_stays, RESULTS, write_rows
 from experiments.several import last_step, start, wait_for_step
-from experiments.systems.faults.runs import CONFIG
+from experiments.systems.faults.command_runs import CONFIG
 from experiments.systems.faults.trouble import tell
 
 # Workers of each phase, and how it ends.

@@ -3,7 +3,6 @@
 import collections
 import csv
 import dataclasses
-import importlib
 import itertools
 import math
 
@@ -18,18 +17,10 @@ from desloc_jax.options.values import flatten
 from desloc_jax.plan import estimate
 from desloc_jax.train import loop
 from experiments import all as all_experiments, runner
+from experiments.all import experiment_of
 from experiments.command import check_followed, check_kept, parse
-from experiments.paper import (
-  communication,
-  finalists,
-  frontier,
-  half_lives,
-  heterogeneous,
-  muon,
-  toy,
-  tuned,
-  tuning,
-)
+from experiments.extensions import finalists, frontier, tuned, tuning
+from experiments.paper import communication, half_lives, heterogeneous, muon, toy
 from experiments.report import write
 from experiments.runs import Result, with_those_before
 from experiments.scales import make_scale
@@ -58,7 +49,7 @@ WITH_RUNS = [n for n in (*all_experiments.NAMES, *UNRUN) if n not in ('toy', 'wa
 
 @pytest.mark.parametrize('name', WITH_RUNS)
 def test_an_experiment_reports_on_its_runs(name, tmp_path, trained, monkeypatch):
-  experiment = importlib.import_module(f'experiments.paper.{name}')
+  experiment = experiment_of(name)
   if name == 'half_lives':
     monkeypatch.setattr(experiment, 'measure', lambda workdir: MEASURED)
   if name == 'syncs':
@@ -114,7 +105,7 @@ def test_methods_are_tuned_on_seeds_that_their_results_do_not_use(tmp_path, trai
 @pytest.mark.parametrize('scale', ['cpu', 'cpu-long', 'gpu', 'gpu:sotu', 'paper'])
 def test_the_configs_of_all_scales_can_work(name, scale):
   few = make_scale(scale).with_seeds(2)
-  runs = with_those_before(importlib.import_module(f'experiments.paper.{name}').runs(few))
+  runs = with_those_before(experiment_of(name).runs(few))
   for run in runs:
     check_config(run.config)
   assert len({run.key for run in runs}) == len(runs)
@@ -127,7 +118,7 @@ def test_no_run_on_cpus_reads_a_text_twice():
   )
   for scale, name in itertools.product(('cpu', 'cpu-long'), WITH_RUNS):
     one = make_scale(scale).with_seeds(1)
-    for run in importlib.import_module(f'experiments.paper.{name}').runs(one):
+    for run in experiment_of(name).runs(one):
       config = run.config
       tokens = config.workers * config.batch_size * (config.seq_len + 1) * config.steps
       assert tokens < 0.9 * 4 * least  # All of the text, or each worker its era; 5% are held out.
@@ -163,7 +154,7 @@ CUT = {
 def test_a_cut_of_every_experiment_really_runs(name, tmp_path, monkeypatch):
   """On one device, as the command has it: a step for eight compiles twice as long."""
   monkeypatch.setattr(runner, 'train', lambda *run: loop.train(*run, jax.devices()[:1]))
-  experiment = importlib.import_module(f'experiments.paper.{name}')
+  experiment = experiment_of(name)
   scale = dataclasses.replace(make_scale('test').with_seeds(1), maps=False)
   runs = [run for run in experiment.runs(scale) if run.labels['variant'] == CUT[name]]
   results = run_all(runs, tmp_path)

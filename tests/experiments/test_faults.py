@@ -9,7 +9,13 @@ import tensorstore
 from desloc_jax.checkpoints.store import one_line_error
 from desloc_jax.errors import UserError
 from desloc_jax.logs.workdir import CHECKPOINTS
-from experiments.systems.faults import campaign, disks, injectors as faults, processes, runs
+from experiments.systems.faults import (
+  campaign,
+  command_runs,
+  disks,
+  injectors as faults,
+  processes,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +25,7 @@ def bench(tmp_path_factory):
   folder = tmp_path_factory.mktemp('faults')
   # Without the health check a step compiles in half the time.
   options = {'steps': 60, 'health.check': False}
-  bench = runs.Bench(folder, folder / 'cache', **options)
+  bench = command_runs.Bench(folder, folder / 'cache', **options)
   assert sorted(bench.reference[0]) == list(range(61))
   return bench
 
@@ -52,7 +58,7 @@ def test_a_run_killed_again_and_again_is_the_same_run(bench):
 
 
 def test_what_compressed_syncs_remember_survives_kills_around_them(bench):
-  compressed = bench.beside('compressed', **runs.COMPRESSED)
+  compressed = bench.beside('compressed', **command_runs.COMPRESSED)
   injectors = [faults.kill_around_sync] * 2
   injections = campaign.inject(compressed, compressed.folder / 'run', injectors, random.Random(0))
   check(injections, *['kill -9 around a compressed sync'] * 2)

@@ -9,7 +9,7 @@ import pytest
 
 from desloc_jax.errors import UserError
 from experiments import plots
-from experiments.paper import beyond
+from experiments.extensions import beyond
 from experiments.report import Check, confidence_interval, markdown, mean_spread
 
 

@@ -13,10 +13,10 @@ from experiments.several import kill, start, wait_for_step
 from experiments.systems import changing_links
 from experiments.systems.overhead import CYCLE
 from experiments.systems.wire.__main__ import parse
-from experiments.systems.wire.methods import Case, SILENT
+from experiments.systems.wire.changing_rate import measure, measure_overhead, Phase
+from experiments.systems.wire.compared import Case, SILENT
 from experiments.systems.wire.network import network, why_no_network
 from experiments.systems.wire.results import bytes_rows
-from experiments.systems.wire.runs import measure, measure_overhead, Phase
 from tests.runs import newest_leaves
 
 

@@ -8,11 +8,12 @@ import pytest
 
 from desloc_jax.errors import UserError
 from experiments.systems.overhead import Turn
-from experiments.systems.wire import checks, files
+from experiments.systems.wire import claims, table_files
 from experiments.systems.wire.__main__ import cases_of, parse
+from experiments.systems.wire.changing_rate import Phase, Window
+from experiments.systems.wire.compared import Case, HIDDEN, PARTS, SILENT
+from experiments.systems.wire.figures import plot
 from experiments.systems.wire.link_use import link_rows, plot as plot_link
-from experiments.systems.wire.methods import Case, HIDDEN, PARTS, SILENT
-from experiments.systems.wire.plot import plot
 from experiments.systems.wire.results import (
   BytesRow,
   overhead_rows,
@@ -21,7 +22,6 @@ from experiments.systems.wire.results import (
   time_rows,
   TimeRow,
 )
-from experiments.systems.wire.runs import Phase, Window
 
 
 def test_rows_and_plot_of_the_time(tmp_path):
@@ -71,7 +71,7 @@ def test_rows_and_checks_of_the_overhead():
   assert [(row.start, row.turn) for row in rows[:3]] == [(1, 1), (2, 1), (2, 2)]
   assert rows[0].cells()[-4:] == ('10.3 ms', '10.0 ms', '+3.0%', '1.0%')
   time = [POINT, dataclasses.replace(POINT, megabits=10, link_used=None)]
-  planned, used, slow, longer = checks.checks(time, rows)
+  planned, used, slow, longer = claims.checks(time, rows)
   assert (planned.verdict, used.verdict, used.values) == ('holds', 'holds', [90])
   assert slow.values == pytest.approx([9, 7])
   # A value a start, as its turns are not independent.
@@ -81,38 +81,38 @@ def test_rows_and_checks_of_the_overhead():
 
 def test_checks_of_a_bad_wire_fail_and_those_of_nothing_are_left_out():
   bad = dataclasses.replace(POINT, method='favg_opt', step_s=1.2, link_used=0.8)
-  planned, used = checks.checks([bad], [])
+  planned, used = claims.checks([bad], [])
   assert (planned.verdict, used.verdict) == ('does not hold', 'does not hold')
-  assert len(checks.checks([dataclasses.replace(bad, link_used=None)], [])) == 1
+  assert len(claims.checks([dataclasses.replace(bad, link_used=None)], [])) == 1
   # Neither the run without communication nor a link without a limit is the planner's to foresee.
   silent = dataclasses.replace(bad, method=SILENT)
   assert (
-    checks.checks([silent, dataclasses.replace(bad, predicted_s=None, link_used=None)], []) == []
+    claims.checks([silent, dataclasses.replace(bad, predicted_s=None, link_used=None)], []) == []
   )
   turns = [
     dataclasses.replace(TURN, start=start, local_step_s=local_s)
     for start, local_s in enumerate((1.0, 1.001, 1.002))
   ]
-  (longer,) = checks.checks([], turns)
+  (longer,) = claims.checks([], turns)
   assert longer.verdict == 'does not hold'
 
 
 def test_what_is_measured_anew_replaces_rows_of_as_many_processes(tmp_path):
-  assert files.read('time', tmp_path) == []
+  assert table_files.read('time', tmp_path) == []
   old = [POINT, dataclasses.replace(POINT, megabits=None, predicted_s=None)]
   four = dataclasses.replace(POINT, processes=4, over_local=1.1)
-  assert files.update('time', [*old, four], tmp_path) == [*old, four]
+  assert table_files.update('time', [*old, four], tmp_path) == [*old, four]
   new = dataclasses.replace(POINT, method='desloc', step_s=0.123456789012)
   three = dataclasses.replace(POINT, processes=3)
-  files.update('time', [three, new], tmp_path)
-  assert files.read('time', tmp_path) == [new, three, four]
+  table_files.update('time', [three, new], tmp_path)
+  assert table_files.read('time', tmp_path) == [new, three, four]
 
 
 def test_bytes_measured_anew_replace_those_of_the_same_method(tmp_path):
   ddp, int8, int4 = (BytesRow(2, name, 4, 432, 1.0, 1.0, 1.0) for name in ('ddp', 'int8', 'int4'))
-  files.update('bytes', [ddp, int8], tmp_path)
+  table_files.update('bytes', [ddp, int8], tmp_path)
   anew = dataclasses.replace(int8, measured=1.01)
-  assert files.update('bytes', [anew, int4], tmp_path) == [ddp, anew, int4]
+  assert table_files.update('bytes', [anew, int4], tmp_path) == [ddp, anew, int4]
 
 
 def test_syncs_in_few_bytes_are_cases_of_the_bytes_alone():
@@ -127,12 +127,12 @@ def test_syncs_in_few_bytes_are_cases_of_the_bytes_alone():
   assert topk.ledger().bytes_per_sync['params'] == math.ceil(parameters / 4096) * 128 + 4
 
 
-@pytest.mark.parametrize('part', files.KINDS)
+@pytest.mark.parametrize('part', table_files.KINDS)
 def test_the_committed_tables_are_read(part):
-  rows = files.read(part)
+  rows = table_files.read(part)
   # Four processes have not been measured with syncs behind the steps.
   assert {row.processes for row in rows} == ({2} if part in ('behind', 'link') else {2, 4})
-  assert {type(row) for row in rows} == {files.KINDS[part]}
+  assert {type(row) for row in rows} == {table_files.KINDS[part]}
 
 
 def test_syncs_behind_are_measured_beside_those_that_are_waited_for():
@@ -150,11 +150,11 @@ def test_syncs_behind_are_measured_beside_those_that_are_waited_for():
 def test_one_check_a_place_says_whether_syncs_are_hidden(tmp_path):
   hidden = dataclasses.replace(TURN, method='desloc behind', K_x=64, step_s=1.005, waiting_s=0.0)
   slow = dataclasses.replace(hidden, step_s=1.2, megabits=1000)
-  found = checks.checks([], [], [hidden, hidden, slow, dataclasses.replace(TURN, K_x=64)])
+  found = claims.checks([], [], [hidden, hidden, slow, dataclasses.replace(TURN, K_x=64)])
   assert [check.verdict for check in found] == ['holds']  # At 1000 Mbit/s there is no goal.
-  files.update('behind', [hidden, slow], tmp_path)
+  table_files.update('behind', [hidden, slow], tmp_path)
   again = dataclasses.replace(slow, step_s=1.3)
-  assert files.update('behind', [again], tmp_path) == [hidden, again]
+  assert table_files.update('behind', [again], tmp_path) == [hidden, again]
 
 
 def test_the_use_of_a_link_ends_with_what_was_sent_last(tmp_path):
@@ -179,5 +179,5 @@ def test_a_file_that_is_no_table_is_refused(content, tmp_path):
   with pytest.raises(
     UserError, match='wire_bytes.csv is not a table of bytes .* processes, method'
   ):
-    files.update('bytes', [BytesRow(2, 'ddp', 256, 512, 1.0, 1.0, 1.0)], tmp_path)
+    table_files.update('bytes', [BytesRow(2, 'ddp', 256, 512, 1.0, 1.0, 1.0)], tmp_path)
   assert (tmp_path / 'wire_bytes.csv').read_text() == content

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from desloc_jax.hub import export, folders
-from desloc_jax.inference import documents
+from desloc_jax.inference import document_scores
 from desloc_jax.inference.lm_eval import held_out
 from tests.stored_models import random_model
 
@@ -38,6 +38,6 @@ def test_bits_a_byte_are_ours(tmp_path, monkeypatch):
     task_manager=TaskManager(include_path=str(tmp_path / 'task'), include_defaults=False),
     device='cpu',
   )
-  score = documents.score(folders.FolderModel(tmp_path / 'out'), texts)
+  score = document_scores.score(folders.FolderModel(tmp_path / 'out'), texts)
   bits = score.nats / score.bytes / 0.6931471805599453
   assert found['results']['desloc_sotu']['bits_per_byte,none'] == pytest.approx(bits, abs=1e-6)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from desloc_jax.logs import plot
-from desloc_jax.train import report
+from desloc_jax.train import summary
 from experiments.several import ROOT
 from tests.runs import small_config, train_on_two
 
@@ -67,8 +67,8 @@ def test_a_run_ends_well_without_its_figure(text, tmp_path, monkeypatch, capsys)
   monkeypatch.setattr(plot.logging, 'warning', lambda form, *values: told.append(form % values))
   monkeypatch.setitem(sys.modules, 'matplotlib', None)
   monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-  summary = train_on_two(small_config(text, stop_at=3), tmp_path / 'run')
-  assert summary['steps'] == 3 and (tmp_path / 'run' / 'summary.json').exists()
+  ended = train_on_two(small_config(text, stop_at=3), tmp_path / 'run')
+  assert ended['steps'] == 3 and (tmp_path / 'run' / 'summary.json').exists()
   assert 'step 3: validation loss' in capsys.readouterr().out
   told = [line for line in told if line.startswith('training.png was not drawn: ')]
   assert len(told) == 1 and f'plot {tmp_path / "run"} draws it' in told[0]
@@ -78,7 +78,7 @@ def test_the_result_is_printed_before_the_figure_is_drawn(text, tmp_path, monkey
   def never_ends(*_, **options):
     raise SystemExit(9)
 
-  monkeypatch.setattr(report, 'plot_or_tell', never_ends)
+  monkeypatch.setattr(summary, 'plot_or_tell', never_ends)
   with pytest.raises(SystemExit):
     train_on_two(small_config(text, stop_at=3), tmp_path / 'run')
   assert 'step 3: validation loss' in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 from desloc_jax import desloc, HealthCheck, landed, synced
 from desloc_jax.optimizer.fragments import cut, Fragment, Rows
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
-from desloc_jax.optimizer.periods import Phased
+from desloc_jax.optimizer.sync_periods import Phased
 from desloc_jax.optimizer.syncs import gossip, make_landing, mean, quantised
 from desloc_jax.programs.ledger import transform_ledger
 from tests import problems, workers

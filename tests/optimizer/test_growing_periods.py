@@ -9,8 +9,8 @@ import pytest
 from configs.tiny import get_config
 from desloc_jax import desloc, growing_timetables, synced, Timetable
 from desloc_jax.checkpoints.segment import BEGINNING, make_clock
-from desloc_jax.optimizer import periods as periods_lib
-from desloc_jax.optimizer.periods import grown
+from desloc_jax.optimizer import sync_periods as periods_lib
+from desloc_jax.optimizer.sync_periods import grown
 from desloc_jax.optimizer.worker_step.triggers import due_now, steps_until_due
 from desloc_jax.train.setup.build_periods import scheduled_periods, syncs_of_run
 from tests import workers

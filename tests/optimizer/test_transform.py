@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from desloc_jax import desloc, HealthCheck, synced, WORKER_AXES
-from desloc_jax.optimizer import own_loop, periods as periods_lib, transform
+from desloc_jax.optimizer import own_loop, sync_periods as periods_lib, transform
 from desloc_jax.optimizer.ddp import ddp
 from desloc_jax.optimizer.worker_step.triggers import due_now
 from tests import workers

@@ -14,7 +14,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.model import parameter_count
 from desloc_jax.options import table as config_lib
 from desloc_jax.options.checks import check_config
-from desloc_jax.options.listing import options_page
+from desloc_jax.options.help_text import options_page
 from desloc_jax.options.values import flatten, model_config
 from desloc_jax.train.setup import mesh as mesh_lib
 from desloc_jax.train.setup.build_optimizer import make_optimizer

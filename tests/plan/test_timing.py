@@ -2,7 +2,7 @@
 
 import pytest
 
-from desloc_jax.optimizer.periods import Phased
+from desloc_jax.optimizer.sync_periods import Phased
 from desloc_jax.plan.timing import least_delay, Link, slowest_link, step_time
 from desloc_jax.programs.ledger import Ledger
 

@@ -10,7 +10,7 @@ import pytest
 
 from desloc_jax.errors import UserError
 from desloc_jax.logs.metrics import read_metrics
-from desloc_jax.options.failures import active_workers, parse_away
+from desloc_jax.options.worker_failures import active_workers, parse_away
 from desloc_jax.train import loop
 from desloc_jax.train.divergence import TrainingDiverged
 from tests.runs import losses, small_config

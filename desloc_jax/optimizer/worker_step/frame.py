@@ -12,7 +12,7 @@ from desloc_jax.optimizer import state_fields
 from desloc_jax.optimizer.averaging import AxisName
 from desloc_jax.optimizer.fragments import Fragment, make_quantities, Quantity, select
 from desloc_jax.optimizer.health import HealthCheck
-from desloc_jax.optimizer.periods import (
+from desloc_jax.optimizer.sync_periods import (
   check_periods,
   least_between,
   Periods,

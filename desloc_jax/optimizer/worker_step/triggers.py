@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from desloc_jax.optimizer.periods import Period, Phased, Timetable
+from desloc_jax.optimizer.sync_periods import Period, Phased, Timetable
 
 
 def due_now(

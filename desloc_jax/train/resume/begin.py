@@ -9,11 +9,11 @@ import jax
 from ml_collections import config_dict
 import optax
 
-from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.checkpoints.train_state import TrainState
 from desloc_jax.data import Tokenizer
 from desloc_jax.errors import UserError
 from desloc_jax.hub.folders import FolderModel
-from desloc_jax.hub.runs import open_steps
+from desloc_jax.hub.run_models import open_steps
 from desloc_jax.hub.stored import StoredModel
 from desloc_jax.options.values import model_config
 from desloc_jax.paths import resolve

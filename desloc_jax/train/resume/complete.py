@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.checkpoints.train_state import TrainState
 from desloc_jax.hosts.peers import peers
 from desloc_jax.logs.metrics import lost_steps, read_metrics
 from desloc_jax.logs.workdir import METRICS_FILE, write_text

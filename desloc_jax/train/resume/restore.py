@@ -22,8 +22,8 @@ import numpy as np
 from desloc_jax.checkpoints.damage import CheckpointDamaged
 from desloc_jax.checkpoints.leaves import named_leaves
 from desloc_jax.checkpoints.segment import make_clock, Segment
-from desloc_jax.checkpoints.state import TrainState
 from desloc_jax.checkpoints.store import Checkpoints
+from desloc_jax.checkpoints.train_state import TrainState
 from desloc_jax.errors import UserError
 from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.methods import METHODS

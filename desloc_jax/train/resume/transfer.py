@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from desloc_jax.checkpoints.leaves import LeafReader, named_leaves, Pending, PER_WORKER
-from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.checkpoints.train_state import TrainState
 from desloc_jax.optimizer.over_workers import WORKERS
 from desloc_jax.train.job import Job
 

@@ -8,7 +8,7 @@ import optax
 from desloc_jax.errors import UserError
 from desloc_jax.optimizer.fragments import cut, Fragment
 from desloc_jax.optimizer.methods import METHODS
-from desloc_jax.optimizer.periods import Periods
+from desloc_jax.optimizer.sync_periods import Periods
 from desloc_jax.options.groups import parse_groups
 from desloc_jax.options.values import with_presets
 

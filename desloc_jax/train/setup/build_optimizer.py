@@ -19,9 +19,9 @@ from desloc_jax.optimizer.inner import make_inner
 from desloc_jax.optimizer.methods import make_method, METHODS
 from desloc_jax.optimizer.outer import make_outer, momentum_schedule, OUTER_OPTIMIZERS
 from desloc_jax.optimizer.over_workers import AXIS_NAMES
-from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.schedules import SCHEDULES
 from desloc_jax.optimizer.stepping import SteppingTransformation, with_arguments
+from desloc_jax.optimizer.sync_periods import Periods
 from desloc_jax.optimizer.syncs import Sync
 from desloc_jax.options.values import with_presets
 from desloc_jax.train.setup.build_fragments import make_fragments

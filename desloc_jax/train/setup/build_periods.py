@@ -13,7 +13,8 @@ from desloc_jax.checkpoints.segment import Clock
 from desloc_jax.errors import UserError
 from desloc_jax.optimizer.control_variates import CONTROL
 from desloc_jax.optimizer.methods import METHODS, resolve_periods
-from desloc_jax.optimizer.periods import (
+from desloc_jax.optimizer.state_fields import MODELS
+from desloc_jax.optimizer.sync_periods import (
   falls_on,
   growing_timetables,
   grown,
@@ -21,7 +22,6 @@ from desloc_jax.optimizer.periods import (
   Phased,
   Timetable,
 )
-from desloc_jax.optimizer.state_fields import MODELS
 from desloc_jax.optimizer.worker_step.frame import CONSENSUS, HEALTH, RESTARTS
 from desloc_jax.options.values import gossips, steps_by_name
 

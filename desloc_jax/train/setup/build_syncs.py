@@ -9,8 +9,8 @@ from ml_collections import config_dict
 from desloc_jax.errors import UserError
 from desloc_jax.optimizer.control_variates import CONTROL
 from desloc_jax.optimizer.methods import METHODS
-from desloc_jax.optimizer.periods import Periods
 from desloc_jax.optimizer.state_fields import MODELS
+from desloc_jax.optimizer.sync_periods import Periods
 from desloc_jax.optimizer.syncs import (
   attacked,
   by_tokens,
@@ -27,9 +27,9 @@ from desloc_jax.optimizer.syncs import (
   Sync,
   TAKE,
 )
-from desloc_jax.options.failures import parse_attacks
 from desloc_jax.options.table import default_config, FIELDS
 from desloc_jax.options.values import with_presets
+from desloc_jax.options.worker_failures import parse_attacks
 
 
 def make_syncs(config: config_dict.ConfigDict, periods: Periods) -> dict[str, Sync]:

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 import optax
 
-from desloc_jax.checkpoints.state import TrainState
+from desloc_jax.checkpoints.train_state import TrainState
 from desloc_jax.hosts.aside import exchange_devices
 from desloc_jax.hosts.peers import peers
 from desloc_jax.optimizer.over_workers import over_workers, worker_specs, WORKERS

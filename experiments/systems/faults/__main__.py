@@ -31,7 +31,7 @@ from desloc_jax.errors import UserError
 from desloc_jax.valid import at_least
 from experiments.report import RESULTS, rows_in
 from experiments.systems.faults.campaign import run_all, table, write_rows
-from experiments.systems.faults.runs import Bench, RunFailed
+from experiments.systems.faults.command_runs import Bench, RunFailed
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

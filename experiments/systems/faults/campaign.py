@@ -12,15 +12,15 @@ import tqdm
 from desloc_jax.tables import align
 from experiments import report
 from experiments.systems.faults import injectors as faults, processes
-from experiments.systems.faults.disks import small_disk, why_no_mounts
-from experiments.systems.faults.injectors import Injection, Injector
-from experiments.systems.faults.runs import (
+from experiments.systems.faults.command_runs import (
   Attempt,
   Bench,
   COMPRESSED,
   RunFailed,
   RunFinished,
 )
+from experiments.systems.faults.disks import small_disk, why_no_mounts
+from experiments.systems.faults.injectors import Injection, Injector
 
 KILLS_A_RUN = 6
 AROUND_SYNCS = 6

@@ -12,14 +12,14 @@ import time
 
 from desloc_jax.checkpoints import checksums
 from desloc_jax.logs.workdir import CHECKPOINTS
-from experiments.systems.faults.disks import filled, read_only
-from experiments.systems.faults.runs import (
+from experiments.systems.faults.command_runs import (
   Attempt,
   Bench,
   complete_checkpoints,
   RunFailed,
   RunFinished,
 )
+from experiments.systems.faults.disks import filled, read_only
 
 LONGEST_DELAY = 1.2  # Seconds after the first step, about 20 steps.
 AROUND = 0.1  # Seconds, about two steps.

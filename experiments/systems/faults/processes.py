@@ -10,6 +10,7 @@ import subprocess
 import time
 
 from desloc_jax.logs.workdir import CHECKPOINTS
+from experiments.systems.faults.command_runs import Attempt, Bench, RunFinished
 from experiments.systems.faults.injectors import (
   Injection,
   Injector,
@@ -18,7 +19,6 @@ from experiments.systems.faults.injectors import (
   LONGEST_DELAY,
   newest_step,
 )
-from experiments.systems.faults.runs import Attempt, Bench, RunFinished
 from experiments.systems.faults.trouble import tell
 
 AT_ONCE = 2.0  # Seconds, with cores that others use too.

@@ -37,8 +37,9 @@ from desloc_jax.tables import align
 from desloc_jax.valid import at_least, between, one_of
 from experiments.report import RESULTS
 from experiments.systems.overhead import CYCLE, Turn
-from experiments.systems.wire import checks, files, link_use
-from experiments.systems.wire.methods import (
+from experiments.systems.wire import claims, link_use, table_files
+from experiments.systems.wire.changing_rate import measure, measure_overhead, Phase, Window
+from experiments.systems.wire.compared import (
   Case,
   HIDDEN,
   METHODS,
@@ -47,6 +48,7 @@ from experiments.systems.wire.methods import (
   SYNCS,
   TIME_PERIOD,
 )
+from experiments.systems.wire.figures import plot
 from experiments.systems.wire.network import (
   MOST_SITES,
   Network,
@@ -54,9 +56,7 @@ from experiments.systems.wire.network import (
   network_errors,
   why_no_network,
 )
-from experiments.systems.wire.plot import plot
 from experiments.systems.wire.results import Measured, ROWS
-from experiments.systems.wire.runs import measure, measure_overhead, Phase, Window
 
 RATES = (1000, 100, 10)  # 1e6 bits a second, after a part without a limit.
 BYTES_PERIOD = 256  # K_x of the bytes and of the overhead.
@@ -117,7 +117,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   results = pathlib.Path(options.results)
   results.mkdir(parents=True, exist_ok=True)
   for part in options.only:
-    files.read(part, results)  # What rows cannot be added to is refused before they are measured.
+    table_files.read(
+      part, results
+    )  # What rows cannot be added to is refused before they are measured.
   measured: dict[str, Measured] = {part: {} for part in options.only}
   with tempfile.TemporaryDirectory() as runs:
     for number, case in enumerate(bar := tqdm.tqdm(cases, unit='run')):
@@ -126,16 +128,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         with link_use.watched(sites) as samples:
           found = _measure(case, sites, pathlib.Path(runs, str(number)))
       measured[case.part].setdefault(case, []).append(found)
-      rows = files.update(case.part, ROWS[case.part](measured[case.part]), results)
+      rows = table_files.update(case.part, ROWS[case.part](measured[case.part]), results)
       if case.part == 'time':
         plot(rows, results / 'wire.png')
       if case.part == 'behind' and (case.megabits, case.period) == LINK_SHOWN:
         used = link_use.link_rows(case.sites, case.method, case.period, case.megabits, samples)
-        link_use.plot(files.update('link', used, results), results / 'wire_link.png')
+        link_use.plot(table_files.update('link', used, results), results / 'wire_link.png')
   tables = (ROWS[part](windows) for part, windows in measured.items())
   print('\n\n'.join(align([rows[0].columns(), *(row.cells() for row in rows)]) for rows in tables))
-  kept = {part: files.read(part, results) if part in measured else [] for part in PARTS}
-  print('', *checks.checks(kept['time'], kept['overhead'], kept['behind']), sep='\n')
+  kept = {part: table_files.read(part, results) if part in measured else [] for part in PARTS}
+  print('', *claims.checks(kept['time'], kept['overhead'], kept['behind']), sep='\n')
 
 
 def _measure(case: Case, sites: Network, folder: pathlib.Path) -> Sequence[Window] | Sequence[Turn]:

@@ -7,9 +7,9 @@ import statistics
 from desloc_jax.logs.metrics import format_bytes
 from desloc_jax.plan.timing import Link, step_time
 from experiments.systems.overhead import Turn
-from experiments.systems.wire.methods import Case, SILENT
+from experiments.systems.wire.changing_rate import Window
+from experiments.systems.wire.compared import Case, SILENT
 from experiments.systems.wire.network import MTU
-from experiments.systems.wire.runs import Window
 
 # Of a packet: Ethernet 14 bytes, IP 20, TCP 32 with its timestamp.
 _ETHERNET, _HEADERS = 14, 52

@@ -3,7 +3,7 @@
 import pytest
 
 from desloc_jax.errors import UserError
-from desloc_jax.hub import export, runs
+from desloc_jax.hub import export, run_models
 from desloc_jax.logs.metrics import read_metrics
 from tests.runs import small_config, train_on_two
 
@@ -22,7 +22,7 @@ def test_a_run_begins_where_another_is(text, seven_steps, tmp_path):
 
 def test_an_exported_model_begins_with_the_same_loss_to_the_bit(text, seven_steps, tmp_path):
   pytest.importorskip('safetensors')
-  export.export(runs.open_steps(seven_steps)[0], tmp_path / 'out')
+  export.export(run_models.open_steps(seven_steps)[0], tmp_path / 'out')
   options = {'init.model': str(tmp_path / 'out')}
   loss, said = begun(text, tmp_path / 'of_folder', **options)
   assert loss == read_metrics(seven_steps)[-1]['val_loss']

@@ -1,11 +1,11 @@
 """The best three settings of each method, on four more seeds, and the one that is chosen.
 
-  python -m experiments.paper.finalists --processes=2
+  python -m experiments.extensions.finalists --processes=2
 
-Two seeds, as `experiments.paper.tuning` has them, choose rates at which one seed in three goes astray.
+Two seeds, as `experiments.extensions.tuning` has them, choose rates at which one seed in three goes astray.
 Here the three best of each method, again as many runs for each, are trained on four other seeds that
 no result has. The least mean over all six is chosen: a seed that goes astray counts in it.
-`experiments.paper.tuned` and `frontier` take what is chosen.
+`experiments.extensions.tuned` and `frontier` take what is chosen.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ import sys
 from typing import Any
 
 from experiments import command, plots
-from experiments.paper import tuning
-from experiments.paper.tuning import Candidate, RATE
+from experiments.extensions import tuning
+from experiments.extensions.tuning import Candidate, RATE
 from experiments.report import grouped, mean_spread, Report, rows_of
 from experiments.runs import Result, Run
 from experiments.scales import Scale

@@ -1,6 +1,6 @@
 """What each way of sending costs and saves: loss, bytes, time of a sync and memory, at one K_x.
 
-  python -m experiments.paper.syncs
+  python -m experiments.extensions.syncs
 
 DES-LOC with the paper's multiples (K_u = 3 K_x, K_v = 6 K_x), and operators of `--config.sync.*` for the
 parameters, for the moments, and for both. Second moments, which topk, ef21 and econtrol

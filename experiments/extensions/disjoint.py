@@ -1,6 +1,6 @@
 """Rows that one worker alone has a gradient in: an untied GPT, workers with different letters.
 
-  python -m experiments.paper.disjoint
+  python -m experiments.extensions.disjoint
 
 The first half of the workers reads the built-in text in small letters, the others in capitals, with
 nothing else in it. So half of the input embedding's rows have no gradient at all on a worker. When

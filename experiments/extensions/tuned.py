@@ -1,8 +1,8 @@
 """Every method with the settings that suit it best, on seeds that the choice has not seen.
 
-  python -m experiments.paper.tuned --processes=2
+  python -m experiments.extensions.tuned --processes=2
 
-`experiments.paper.tuning` and `finalists` have chosen learning rate, outer momentum and MT-DAO's weight
+`experiments.extensions.tuning` and `finalists` have chosen learning rate, outer momentum and MT-DAO's weight
 of each method, with the same number of runs. Runs have 64 averages of the parameters and 10 of the second moment.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import sys
 
 from experiments import command, plots
-from experiments.paper import finalists, tuning
+from experiments.extensions import finalists, tuning
 from experiments.report import above, Check, grouped, loss_table, Report, rows_of, times
 from experiments.runs import Result, Run
 from experiments.scales import Scale

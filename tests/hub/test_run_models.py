@@ -9,7 +9,7 @@ import pytest
 from desloc_jax.checkpoints.store import Checkpoints
 from desloc_jax.data import load_tokenizer, train_tokenizer
 from desloc_jax.errors import UserError
-from desloc_jax.hub import opening, runs, stored
+from desloc_jax.hub import opening, run_models, stored
 from desloc_jax.hub.export import main
 from desloc_jax.logs.metrics import read_metrics
 from desloc_jax.logs.workdir import keep_tokenizer
@@ -24,8 +24,8 @@ def saved(workdir, name):
 
 
 def test_the_consensus_and_the_mean_of_the_workers_own(seven_steps):
-  consensus = runs.RunModel(seven_steps, 7)
-  mean = runs.RunModel(seven_steps, 7, mean=True)
+  consensus = run_models.RunModel(seven_steps, 7)
+  mean = run_models.RunModel(seven_steps, 7, mean=True)
   for leaf in stored.leaf_names(consensus.config):
     np.testing.assert_array_equal(consensus.read(leaf), saved(seven_steps, f'params.{leaf}'))
     own = saved(seven_steps, f'optimizer.params.{leaf}')
@@ -36,7 +36,7 @@ def test_the_consensus_and_the_mean_of_the_workers_own(seven_steps):
 
 
 def test_what_is_known_of_a_run(seven_steps):
-  about = runs.open_steps(seven_steps)[0].about
+  about = run_models.open_steps(seven_steps)[0].about
   line = read_metrics(seven_steps)[-1]
   assert about['step'] == 7 and about['method'] == 'desloc' and about['workers'] == 4
   assert about['validation_loss'] == line['val_loss']
@@ -57,17 +57,17 @@ def test_a_save_in_flight_stays(after_seven_steps, capsys, tmp_path):
 
 def test_mistakes_are_one_line(after_seven_steps, tmp_path):
   with pytest.raises(UserError, match='no checkpoint of step 9; it has 7'):
-    runs.open_steps(after_seven_steps, [9])
+    run_models.open_steps(after_seven_steps, [9])
   with pytest.raises(UserError, match='is no folder of a run'):
-    runs.open_steps(tmp_path / 'nowhere')
+    run_models.open_steps(tmp_path / 'nowhere')
   victim = max((after_seven_steps / 'checkpoints' / '7').rglob('*'), key=lambda p: p.stat().st_size)
   victim.write_bytes(victim.read_bytes()[:-1])
   with pytest.raises(UserError, match='step 7 is damaged: .*The other steps: none'):
-    runs.open_steps(after_seven_steps)
+    run_models.open_steps(after_seven_steps)
 
 
 def test_the_mean_of_several_models(seven_steps):
-  models = [runs.RunModel(seven_steps, 7), runs.RunModel(seven_steps, 7, mean=True)]
+  models = [run_models.RunModel(seven_steps, 7), run_models.RunModel(seven_steps, 7, mean=True)]
   mean = stored.Mean(models)
   for leaf in ('embedding', 'blocks.qkv.kernel'):
     expected = np.mean([model.read(leaf) for model in models], axis=0)
@@ -92,9 +92,9 @@ def test_a_tokenizer_that_was_kept_is_read_and_a_changed_one_refused(text, tmp_p
   keep_tokenizer(tokenizer.file, tmp_path)
   options = {'data.tokenizer': str(path)}
   path.write_text('changed')
-  found = runs.run_tokenizer(tmp_path, options, tokenizer.fingerprint)
+  found = run_models.run_tokenizer(tmp_path, options, tokenizer.fingerprint)
   assert found.encode('the people').tolist() == tokenizer.encode('the people').tolist()
   kept = tmp_path / 'tokenizer.json'
   kept.write_text(kept.read_text() + ' ')
   with pytest.raises(UserError, match='is not the tokenizer that'):
-    runs.run_tokenizer(tmp_path, options, tokenizer.fingerprint)
+    run_models.run_tokenizer(tmp_path, options, tokenizer.fingerprint)

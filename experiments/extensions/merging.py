@@ -1,6 +1,6 @@
 """A few averages of the parameters: early in a run, evenly, late, or a single one at its end.
 
-  python -m experiments.paper.merging
+  python -m experiments.extensions.merging
 
 All but the single merge have as many averages at the same bytes; periods grow to twenty times themselves
 or shrink to a twentieth. The loss is that of the mean of the workers' models at the end, which is one more
@@ -14,7 +14,7 @@ import bisect
 from collections.abc import Sequence
 import sys
 
-from desloc_jax.optimizer.periods import growing_timetables
+from desloc_jax.optimizer.sync_periods import growing_timetables
 from experiments import command, plots
 from experiments.report import above, Check, grouped, loss_table, Report, rows_of, times
 from experiments.runs import Result, Run

@@ -5,7 +5,7 @@ import dataclasses
 from configs import tiny
 from desloc_jax.plan import make_plan
 from desloc_jax.programs.ledger import Ledger
-from experiments.systems.wire.runs import Phase
+from experiments.systems.wire.changing_rate import Phase
 
 METHODS = ('ddp', 'local_adam', 'favg_opt', 'diloco', 'desloc')
 SILENT = 'no communication'

@@ -30,9 +30,9 @@ from desloc_jax.data.splits import SPLITS
 from desloc_jax.data.validation import bits_per_byte
 from desloc_jax.errors import UserError
 from desloc_jax.hub import opening
-from desloc_jax.hub.runs import RunModel
+from desloc_jax.hub.run_models import RunModel
 from desloc_jax.hub.stored import read_params, StoredModel
-from desloc_jax.inference import documents
+from desloc_jax.inference import document_scores
 from desloc_jax.paths import local_path, resolve
 from desloc_jax.tables import align
 from desloc_jax.valid import at_least, one_of
@@ -75,7 +75,7 @@ def evaluate(stored: StoredModel, held_out: data_lib.Validation) -> list[Row]:
   config = dataclasses.replace(stored.config, seq_len=seq_len)
   params = read_params(stored)
   of_batch = jax.jit(lambda tokens: model_lib.sequence_losses(params, tokens, config))
-  batch = max(1, documents.BATCH_TOKENS // seq_len)
+  batch = max(1, document_scores.BATCH_TOKENS // seq_len)
   losses = [np.asarray(of_batch(tokens[0])) for tokens in held_out.batches(1, batch)]
   by_source = held_out.by_source(losses)
   rows = [
@@ -94,7 +94,7 @@ def evaluate_documents(stored: StoredModel, texts: Mapping[str, Iterable[str]]) 
   """Returns a row for each source of documents."""
   rows = []
   for name, each in texts.items():
-    found = documents.score(stored, each)
+    found = document_scores.score(stored, each)
     loss = found.nats / max(1, found.tokens)
     bits = bits_per_byte(loss, found.bytes / max(1, found.tokens))
     rows.append(Row(stored.label, name, found.documents, loss, bits))

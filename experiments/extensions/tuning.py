@@ -1,11 +1,11 @@
 """Eight settings of each method, swept on seeds that no result has.
 
-  python -m experiments.paper.tuning --processes=2
+  python -m experiments.extensions.tuning --processes=2
 
 Each method gets as many runs: eight learning rates, in factors of the square root of two. A method with
 a setting of its own (the outer momentum of DiLoCo, the weight of MT-DAO's gradient) gets four rates
 and two values of that. Runs are long enough for 64 averages of the parameters and 10 of the second
-moment. `experiments.paper.finalists` chooses among the best three of each.
+moment. `experiments.extensions.finalists` chooses among the best three of each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -115,7 +115,7 @@ def losses_in(experiment: str, scale: Scale) -> dict[str, dict[Candidate, list[f
   path = next((path for path in paths if path.exists()), None)
   if path is None:
     raise UserError(
-      f'{paths[0]} does not exist; run python -m experiments.paper.{experiment} '
+      f'{paths[0]} does not exist; run python -m experiments.extensions.{experiment} '
       f'--scale={scale.name} first.'
     )
   with path.open(newline='') as file:

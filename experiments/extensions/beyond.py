@@ -1,6 +1,6 @@
 """The best that this codebase can do with as many bytes as DES-LOC sends.
 
-  python -m experiments.paper.beyond
+  python -m experiments.extensions.beyond
 
 Every variant sends what DES-LOC with the paper's multiples (3 K_x, 6 K_x) sends, within a tenth:
 what spends its bytes otherwise has other periods. None is tuned beyond what is written here; Muon

@@ -6,7 +6,7 @@ import pathlib
 from matplotlib.figure import Figure
 
 from experiments import plots
-from experiments.systems.wire.methods import SILENT
+from experiments.systems.wire.compared import SILENT
 from experiments.systems.wire.results import TimeRow
 
 

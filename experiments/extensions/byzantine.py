@@ -1,7 +1,7 @@
 """The language model of the Byz-NSGDM paper (arXiv:2603.12512): 20 workers, of which 3 lie, K_x = 1.
 
-  python -m experiments.paper.byzantine --seeds=3
-  python -m experiments.paper.byzantine --scale=gpu:sotu --seeds=3 --config.data.sources.text.path=NAME.txt
+  python -m experiments.extensions.byzantine --seeds=3
+  python -m experiments.extensions.byzantine --scale=gpu:sotu --seeds=3 --config.data.sources.text.path=NAME.txt
 
 The second is the paper's setting: 10,000 steps of 64 x 128 characters a worker, a GPT of 4 layers of 128,
 and Shakespeare's characters (the 1.1 MB of char-rnn's `tinyshakespeare`, which does not come with the

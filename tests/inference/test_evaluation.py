@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from desloc_jax import model
-from desloc_jax.hub import export, runs
+from desloc_jax.hub import export, run_models
 from desloc_jax.hub.stored import read_params
-from desloc_jax.inference import documents, evaluate
+from desloc_jax.inference import document_scores, evaluation
 from desloc_jax.logs.metrics import read_metrics
 from tests.stored_models import random_model
 
@@ -19,15 +19,17 @@ def numbers(out):
 
 def test_a_run_is_evaluated_as_it_was(seven_steps, capsys):
   expected = read_metrics(seven_steps)[-1]
-  model = runs.open_steps(seven_steps)[0]
-  (row,) = evaluate.evaluate(model, evaluate.sequences_of(model, evaluate.own_sources(model), 16))
+  model = run_models.open_steps(seven_steps)[0]
+  (row,) = evaluation.evaluate(
+    model, evaluation.sequences_of(model, evaluation.own_sources(model), 16)
+  )
   assert row.loss == pytest.approx(expected['val_loss'], abs=1e-6) and row.count == 16
-  (mean,) = evaluate.evaluate(
-    runs.RunModel(seven_steps, 7, mean=True),
-    evaluate.sequences_of(model, evaluate.own_sources(model), 16),
+  (mean,) = evaluation.evaluate(
+    run_models.RunModel(seven_steps, 7, mean=True),
+    evaluation.sequences_of(model, evaluation.own_sources(model), 16),
   )
   assert mean.loss == pytest.approx(expected['val_loss_local_mean'], abs=1e-6) != row.loss
-  evaluate.main([f'--workdir={seven_steps}'])
+  evaluation.main([f'--workdir={seven_steps}'])
   loss, perplexity, bits = numbers(capsys.readouterr().out)
   assert loss == pytest.approx(row.loss, abs=1e-4)
   assert perplexity == pytest.approx(math.exp(row.loss), rel=1e-4)
@@ -37,28 +39,28 @@ def test_a_run_is_evaluated_as_it_was(seven_steps, capsys):
 
 def test_a_folder_and_named_data(seven_steps, text, tmp_path, capsys):
   pytest.importorskip('safetensors')
-  export.export(runs.open_steps(seven_steps)[0], tmp_path / 'out')
+  export.export(run_models.open_steps(seven_steps)[0], tmp_path / 'out')
   data = f'--data=a={text / "000.txt"},b={text}'
-  evaluate.main([f'--workdir={seven_steps}', data, '--sequences=20'])
+  evaluation.main([f'--workdir={seven_steps}', data, '--sequences=20'])
   of_run = capsys.readouterr().out
-  evaluate.main([f'--model={tmp_path / "out"}', data, '--sequences=20'])
+  evaluation.main([f'--model={tmp_path / "out"}', data, '--sequences=20'])
   of_folder = capsys.readouterr().out
   cells = lambda out: [line.split()[-5:] for line in out.splitlines()[2:]]
   assert cells(of_run) == cells(of_folder)
   assert [line[0] for line in cells(of_run)] == ['all', 'a', 'b']
   with pytest.raises(SystemExit):
-    evaluate.main([f'--model={tmp_path / "out"}'])
+    evaluation.main([f'--model={tmp_path / "out"}'])
   assert 'name some with --data' in capsys.readouterr().err
 
 
 def test_several_checkpoints_give_a_curve(seven_steps, tmp_path, capsys):
-  model = runs.open_steps(seven_steps)[0]
-  held_out = evaluate.sequences_of(model, evaluate.own_sources(model), 4)
-  rows = [row for each in (model, model) for row in evaluate.evaluate(each, held_out)]
-  evaluate.plot(rows, [6, 7], tmp_path / 'curve.png')
+  model = run_models.open_steps(seven_steps)[0]
+  held_out = evaluation.sequences_of(model, evaluation.own_sources(model), 4)
+  rows = [row for each in (model, model) for row in evaluation.evaluate(each, held_out)]
+  evaluation.plot(rows, [6, 7], tmp_path / 'curve.png')
   assert (tmp_path / 'curve.png').read_bytes()[1:4] == b'PNG'
   with pytest.raises(SystemExit):
-    evaluate.main([f'--workdir={seven_steps}', '--output=x.png'])
+    evaluation.main([f'--workdir={seven_steps}', '--output=x.png'])
   assert 'name several checkpoints' in capsys.readouterr().err
 
 
@@ -71,7 +73,7 @@ def test_documents_are_scored_as_lm_evaluation_harness_does():
     context = ([0] + tokens)[max(0, end - length) : end - count + 1]
     lm_eval_windows.append((context + tokens[end - count : end], count))
     predicted += count
-  ours = [(ids.tolist(), n) for ids, n in documents.windows(np.arange(1, 24), 0, length)]
+  ours = [(ids.tolist(), n) for ids, n in document_scores.windows(np.arange(1, 24), 0, length)]
   assert ours == lm_eval_windows and [n for _, n in ours] == [8, 8, 7]
   assert ours[2][0] == list(range(15, 24))
 
@@ -79,7 +81,7 @@ def test_documents_are_scored_as_lm_evaluation_harness_does():
 def test_the_score_of_a_document_is_that_of_its_text_alone():
   stored = random_model()
   text = 'one document that is longer than the model reads at once, so it has two windows'
-  found = documents.score(stored, [text, 'x'])
+  found = document_scores.score(stored, [text, 'x'])
   params = read_params(stored)
 
   def nats(ids, counted):

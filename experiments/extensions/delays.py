@@ -1,6 +1,6 @@
 """Loss against delay: what it costs that an average lands some steps after it was sent.
 
-  python -m experiments.paper.delays --seeds=3
+  python -m experiments.extensions.delays --seeds=3
 
 At the K_x of the low-frequency regime: all three quantities delayed, or the parameters where they
 alone are averaged, up to half of K_x. What a worker did since it sent is kept; `overwrite` throws it

@@ -1,8 +1,8 @@
 """Loss against bytes, down to a ten-thousandth of DDP's: separate periods and compressed syncs at once.
 
-  python -m experiments.paper.frontier --processes=2
+  python -m experiments.extensions.frontier --processes=2
 
-Every variant has the learning rate that `experiments.paper.finalists` chose for its method with plain means;
+Every variant has the learning rate that `experiments.extensions.finalists` chose for its method with plain means;
 none is tuned for what it sends. The frontier is drawn through what nothing betters at as few bytes.
 """
 
@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from experiments import command, plots
-from experiments.paper import finalists, tuning
+from experiments.extensions import finalists, tuning
 from experiments.report import above, Check, grouped, Groups, loss_table, Report, rows_of
 from experiments.runs import Result, Run
 from experiments.scales import Scale

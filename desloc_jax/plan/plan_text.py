@@ -13,8 +13,8 @@ from desloc_jax.plan.timing import (
 )
 from desloc_jax.programs.ledger import EVERY_STEP
 from desloc_jax.tables import align
-from desloc_jax.train.report import period_text
 from desloc_jax.train.setup.build_periods import periods_change
+from desloc_jax.train.summary import period_text
 
 
 def plan_text(plan: Plan) -> str:

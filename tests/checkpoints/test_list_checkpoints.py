@@ -7,19 +7,19 @@ import sys
 import pytest
 
 from desloc_jax import __main__ as commands
-from desloc_jax.checkpoints import listing
+from desloc_jax.checkpoints import list_checkpoints
 from desloc_jax.errors import UserError
 
 
 def test_checkpoints_are_listed_whole_or_damaged(after_seven_steps):
-  rows = listing.table(after_seven_steps).splitlines()
+  rows = list_checkpoints.table(after_seven_steps).splitlines()
   assert rows[2].split()[0] == '7' and rows[2].split()[-3:] == ['desloc', '4', 'whole']
   victim = max((after_seven_steps / 'checkpoints' / '7').rglob('*'), key=lambda p: p.stat().st_size)
   content = bytearray(victim.read_bytes())
   content[len(content) // 2] ^= 1
   victim.write_bytes(content)
-  assert 'damaged: ' in listing.table(after_seven_steps).splitlines()[2]
-  assert victim.name in listing.table(after_seven_steps)
+  assert 'damaged: ' in list_checkpoints.table(after_seven_steps).splitlines()[2]
+  assert victim.name in list_checkpoints.table(after_seven_steps)
 
 
 def test_a_listing_changes_nothing(after_seven_steps):
@@ -27,23 +27,23 @@ def test_a_listing_changes_nothing(after_seven_steps):
   saving = after_seven_steps / 'checkpoints' / '9.orbax-checkpoint-tmp'
   saving.mkdir()
   before = files()
-  listing.table(after_seven_steps)
+  list_checkpoints.table(after_seven_steps)
   assert files() == before
 
 
 def test_the_workdir_is_named_in_either_way(seven_steps, capsys):
-  listing.main([str(seven_steps)])
-  listing.main([f'--workdir={seven_steps}'])
+  list_checkpoints.main([str(seven_steps)])
+  list_checkpoints.main([f'--workdir={seven_steps}'])
   first, second = capsys.readouterr().out.split('step', 2)[1:]
   assert first == second
   with pytest.raises(SystemExit):
-    listing.main([])
+    list_checkpoints.main([])
   assert 'expected the workdir of one run' in capsys.readouterr().err
 
 
 def test_a_folder_without_checkpoints_is_one_line(tmp_path):
   with pytest.raises(UserError, match='has no checkpoint'):
-    listing.table(tmp_path)
+    list_checkpoints.table(tmp_path)
 
 
 @pytest.mark.parametrize('name', commands.COMMANDS)

@@ -1,9 +1,9 @@
 """Workers that read different letters, with SCAFFOLD's control variates and without.
 
-  python -m experiments.paper.scaffold
+  python -m experiments.extensions.scaffold
 
 Half of the workers reads the built-in text in small letters, half in capitals (as in
-`experiments.paper.disjoint`): between averages each is drawn to a model of its own, and further with
+`experiments.extensions.disjoint`): between averages each is drawn to a model of its own, and further with
 every local step. SCAFFOLD (arXiv:1910.06378) corrects each gradient by how those of all differed from its
 own since the last average, for twice the bytes. It is made for SGD without momentum, which has a rate of
 its own here; Adam, with the run's rate, takes the corrected gradient too.
@@ -16,7 +16,7 @@ import dataclasses
 import sys
 
 from experiments import command, plots
-from experiments.paper.disjoint import with_letters
+from experiments.extensions.disjoint import with_letters
 from experiments.report import above, Check, grouped, loss_table, Report, rows_of, times
 from experiments.runs import Result, Run
 from experiments.scales import changed, Scale

@@ -1,6 +1,6 @@
 """Workers that lie, and averages that bear it: a heat map of the loss against clean training.
 
-  python -m experiments.paper.attacks
+  python -m experiments.extensions.attacks
 
 Eight workers train by DES-LOC, of which none, one or two send something else than what they have, of
 the parameters and of both moments. Each average is told how many lie. Not in the paper; the health

@@ -1,6 +1,6 @@
 """The neighbours of DES-LOC beside it: loss, bytes, the most that a step sends, and memory.
 
-  python -m experiments.paper.neighbours --seeds=3
+  python -m experiments.extensions.neighbours --seeds=3
 
 Each preset of the table of methods as it is, at one K_x and with the run's learning rate, but for what
 `VARIANTS` says: there are few outer steps, for which their papers' momentum is too much, averages that land

@@ -6,7 +6,7 @@ import statistics
 
 from experiments.report import Check
 from experiments.systems.overhead import Turn
-from experiments.systems.wire.methods import SILENT
+from experiments.systems.wire.compared import SILENT
 from experiments.systems.wire.results import OverheadRow, TimeRow
 
 PLANNED_WITHIN = 10  # Percent, of the measured step time.

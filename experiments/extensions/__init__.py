@@ -1,0 +1,1 @@
+"""What the paper does not have: tuned methods, loss against bytes, attacks, compressed and late syncs."""
