@@ -52,8 +52,9 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
   before = tuning.losses_in('tuning', scale)
   figure, (panel,) = plots.panels(
     1, f'{tuning.settings(scale)["steps"]} steps, K_x = {scale.config.periods.params}: each seed of the '
-    'finalists, the chosen one filled', 9,
+    'finalists, those of the chosen filled', 9,
   )  # fmt: skip
+  figure.set_figheight(8)
   names = tuning.names()
   rows = [('method', *names, 'validation loss', 'worst seed', 'chosen')]
   for method, group in grouped(results).items():
@@ -61,18 +62,16 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
     losses = {each: before[method][each] + values for each, values in after.items()}
     first = min(losses, key=lambda each: statistics.mean(losses[each]))
     for candidate in sorted(losses):
-      values, settings = losses[candidate], dict(candidate)
-      color = plots.style(method).get('color')
-      panel.scatter(
-        [settings[RATE]] * len(values), values, s=24, edgecolors=color,
-        facecolors=color if candidate == first else 'none',
-        label=method if candidate == first else None,
-      )  # fmt: skip
-      cells = [f'{settings[name]:g}' if name in settings else '' for name in names]
-      is_first = 'yes' if candidate == first else ''
-      rows.append((method, *cells, mean_spread(values), f'{max(values):.4f}', is_first))
-  panel.set(xlabel='learning rate', ylabel=f'final {plots.LOSS}', xscale='log')
-  panel.legend(fontsize='small')
+      values, chosen_one = losses[candidate], candidate == first
+      settings = {name: f'{value:g}' for name, value in candidate}
+      row = [f'{method}, {settings[RATE]}'] * len(values)
+      face = 'tab:blue' if chosen_one else 'none'
+      panel.scatter(values, row, s=24, facecolors=face, edgecolors='tab:blue')
+      cells = [settings.get(name, '') for name in names]
+      chosen_word = 'yes' if chosen_one else ''
+      rows.append((method, *cells, mean_spread(values), f'{max(values):.4f}', chosen_word))
+  panel.invert_yaxis()
+  panel.set(xlabel=f'final {plots.LOSS}', ylabel='method, learning rate')
   return Report('What each method is tuned to', rows_of(results), rows, [], figure)
 
 
