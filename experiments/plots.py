@@ -101,7 +101,7 @@ def mean_line(
   """Draws the mean of values [points][seeds], with their standard deviation as error bars."""
   means = [np.mean(each) for each in values]
   spread = [np.std(each, ddof=1) if len(each) > 1 else 0.0 for each in values]
-  axes.errorbar(at, means, spread, marker='o', capsize=3, label=label, **options)
+  axes.errorbar(at, means, spread, capsize=3, label=label, **{'marker': 'o', **options})
 
 
 def heat_map(

@@ -22,6 +22,7 @@ from experiments.scales import Scale
 
 DDP, ALONE = 'ddp', 'one worker alone'
 CHECKED_RATIO, GOAL_PERCENT = 1000, 3
+MARKERS = {'desloc': 's', 'Muon': '^', 'MuLoCo': '*'}  # Colors come twice.
 _ALL = lambda operator: {'sync.params': operator, 'sync.moments': operator}
 _TOPK = {'sync.params': 'topk', 'periods.mu': 0, 'periods.nu': 0}
 _ALONE = {'workers': 1}
@@ -85,7 +86,8 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
   )  # fmt: skip
   for name, group in groups.items():
     if name in ratios:
-      plots.mean_line(panel, [ratios[name]], [[r.loss for r in group]], name, **plots.style(name))
+      look = {'marker': MARKERS.get(name.partition(' ')[0], 'o'), **plots.style(name)}
+      plots.mean_line(panel, [ratios[name]], [[r.loss for r in group]], name, **look)
     else:
       panel.axhline(_mean(group), color='gray', lw=0.8, ls='--')
       panel.annotate(name, (1, _mean(group)), va='bottom', fontsize='small')
