@@ -1,22 +1,25 @@
 """Syncs against NumPy references, and what holds for every one of them."""
 
 import jax
-from jax.extend import core
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
 from desloc_jax.optimizer import syncs
 from desloc_jax.optimizer.averaging import worker_mean, worker_share
-from desloc_jax.optimizer.over_workers import AXIS_NAMES, over_workers
-from desloc_jax.optimizer.syncs import MEMORY_AXES
-from desloc_jax.optimizer.syncs.compressed import bits, vectors
-from desloc_jax.programs.hlo import read_collectives
 from tests.references import syncs_reference as reference
+from tests.syncing import (
+  bits_of,
+  BLOCK,
+  init,
+  LIKE,
+  make_reduce,
+  random_locals,
+  sent_bytes,
+  WORKERS,
+)
 
-WORKERS, SYNCS, BLOCK = 5, 50, 16
-LIKE = {'b': jnp.zeros(7), 's': jnp.zeros(()), 'w': jnp.zeros((13, 11))}
+SYNCS = 50
 SIZE = 7 + 1 + 13 * 11
 SHAPE = (WORKERS, SIZE)
 WEIGHTS = np.array([1.0, 0.0, 2.0, 1.0, 0.5])
@@ -106,25 +109,6 @@ def relative_error(x, expected):
   return np.linalg.norm(x - expected) / np.linalg.norm(expected)
 
 
-def make_reduce(sync, weights=None, axis_name='workers'):
-  """Returns (local [workers, ...], reference, memory) -> (agreed, memory) over a vmapped axis."""
-
-  def of_worker(local, shared, memory):
-    share = None if weights is None else worker_share(axis_name, jnp.asarray(weights), None)
-    return sync.reduce(local, shared, memory, syncs.Context(axis_name, share, jnp.int32(0)))
-
-  axes = (0, None, MEMORY_AXES), (None, MEMORY_AXES)
-  return jax.jit(jax.vmap(of_worker, in_axes=axes[0], out_axes=axes[1], axis_name=axis_name))
-
-
-def init(sync, like=LIKE, workers=WORKERS):
-  return jax.vmap(lambda: sync.init(like), axis_size=workers, out_axes=MEMORY_AXES)()
-
-
-def bits_of(tree):
-  return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
-
-
 @pytest.mark.parametrize('weights', [None, WEIGHTS], ids=['equal', 'weighted'])
 @pytest.mark.parametrize('name', OPERATORS)
 def test_fifty_syncs_equal_the_reference(name, weights):
@@ -156,12 +140,6 @@ OPERATORS_OF_ALL = {
   'topk of everything': syncs.anchored(syncs.topk(BLOCK, BLOCK, 32, average='all')),
   'ef21 of 32 bits': syncs.ef21(syncs.in_slices(syncs.floats(jnp.float32))),
 }
-
-
-def random_locals(seed=0, like=LIKE, workers=WORKERS):
-  rng = np.random.default_rng(seed)
-  draw = lambda x: jnp.asarray(rng.normal(size=(workers, *x.shape)), x.dtype)
-  return jax.tree.map(draw, like)
 
 
 @pytest.mark.parametrize('weights', [None, WEIGHTS], ids=['equal', 'weighted'])
@@ -252,167 +230,6 @@ def test_logarithms_make_no_zero_of_a_second_moment():
   same = jnp.tile(within, (WORKERS, 1))
   agreed, _ = make_reduce(sync)({'v': same}, None, syncs.Memory())
   np.testing.assert_allclose(agreed['v'], within[0], rtol=0.04)
-
-
-# ---- On any number of devices, with workers that do not count.
-
-MANY = 8
-TREE = {
-  'embed': jnp.zeros((16, 12)), 'bias': jnp.zeros(7), 'scalar': jnp.zeros(()),
-  'half': jnp.zeros((5, 3), jnp.bfloat16), 'empty': jnp.zeros((0, 3)),
-}  # fmt: skip
-EVERY = {
-  'int8': syncs.quantised(8, BLOCK),
-  'int4': syncs.quantised(4, BLOCK),
-  'topk': syncs.topk(3, BLOCK),
-  'ef21': syncs.ef21(syncs.in_slices(syncs.four_levels(BLOCK))),
-  'econtrol': syncs.econtrol(syncs.to_everybody(syncs.largest(3, BLOCK))),
-  'exempt': syncs.exempt(syncs.quantised(8, BLOCK), 'bias|scalar'),
-  'anchored': syncs.anchored(syncs.topk(3, BLOCK)),
-}
-
-
-def on_devices(sync, rows, fsdp, local, shared, weights=None, like=TREE):
-  devices = np.array(jax.devices()[: rows * fsdp]).reshape(rows, fsdp)
-  mesh = Mesh(devices, ('workers', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
-
-  def of_worker(local, shared, memory):
-    share = None if weights is None else worker_share(AXIS_NAMES, weights, None)
-    return jax.lax.cond(
-      True, lambda *args: sync.reduce(*args, syncs.Context(AXIS_NAMES, share, jnp.int32(0))),
-      lambda local, shared, memory: (shared, memory), local, shared, memory,
-    )  # fmt: skip
-
-  step = jax.jit(over_workers(of_worker, mesh, (0, None, MEMORY_AXES), (None, MEMORY_AXES)))
-  place = lambda x: jax.device_put(
-    x, NamedSharding(mesh, P('workers', None, 'fsdp') if x.shape[1:] == (16, 12) else P('workers'))
-  )
-  memory = init(sync, like, MANY)
-  return step(jax.tree.map(place, local), shared, memory)
-
-
-def layouts():
-  return [(8, 1), (2, 1), (2, 2)]  # A worker a device, several a device, several devices a worker.
-
-
-@pytest.mark.parametrize('name', EVERY)
-def test_all_layouts_agree_and_who_does_not_count_adds_nothing(name):
-  sync = EVERY[name]
-  local, shared = random_locals(0, TREE, MANY), jax.tree.map(lambda x: x[0], random_locals(1, TREE))
-  weights = jnp.array([1.0, 2.0, 0.0, 1.0, 1.0, 0.5, 3.0, 1.0])
-  broken = jax.tree.map(lambda x: x.at[2].set(jnp.nan), local)
-  expected, memory = on_devices(sync, 1, 1, broken, shared, weights)
-  assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(expected))
-  start = init(sync, TREE, MANY)
-  kept = lambda tree: jax.tree.map(lambda x: x[2], tree.own)
-  assert bits_of(kept(memory)) == bits_of(kept(start))
-  for rows, fsdp in layouts():
-    agreed, after = on_devices(sync, rows, fsdp, broken, shared, weights)
-    for x in jax.tree.leaves(agreed):  # Each device decoded them itself.
-      if x.is_fully_replicated:
-        assert len({np.asarray(shard.data).tobytes() for shard in x.addressable_shards}) == 1
-    close = lambda a, b: np.testing.assert_allclose(
-      np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=1e-5, atol=1e-6
-    )
-    jax.tree.map(close, agreed, expected)
-    if fsdp == 1:  # Else other workers average the slices, and keep their errors.
-      jax.tree.map(close, after, memory)
-
-
-@pytest.mark.parametrize('fsdp', [1, 2])
-def test_large_arrays_are_cut_where_devices_share_them(fsdp, monkeypatch):
-  """Blocks are the same on any number of devices; nothing is gathered to cut them."""
-  monkeypatch.setattr(vectors, 'PACKED_BYTES', 1024)
-  like = {'stack': jnp.zeros((3, 32, 24)), 'odd': jnp.zeros((17, 31)), 'small': jnp.zeros(5)}
-  local = random_locals(0, like, 4)
-  sync = syncs.quantised(8, BLOCK)
-  expected, _ = make_reduce(sync)(local, None, init(sync, like, 4))
-  mesh = Mesh(
-    np.array(jax.devices()[: 4 * fsdp]).reshape(4, fsdp),
-    ('workers', 'fsdp'),
-    axis_types=(AxisType.Auto,) * 2,
-  )
-
-  def of_worker(local, memory):
-    return sync.reduce(local, None, memory, syncs.Context(AXIS_NAMES, None, jnp.int32(0)))
-
-  step = over_workers(of_worker, mesh, (0, MEMORY_AXES), (None, MEMORY_AXES))
-  specs = {'stack': P(None, 'fsdp'), 'odd': P(), 'small': P()}
-  shared = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-  own = jax.tree.map(lambda spec: NamedSharding(mesh, P('workers', *spec)), specs)
-  memory = syncs.Memory(own, ())
-  step = jax.jit(step, in_shardings=(own, memory), out_shardings=(shared, memory))
-  agreed, _ = step(local, init(sync, like, 4))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), agreed, expected
-  )
-  text = step.lower(local, init(sync, like, 4)).compile().as_text()
-  inside = [
-    c for c in read_collectives(text) if not c.crosses([i // fsdp for i in range(4 * fsdp)])
-  ]
-  assert all(c.result_bytes < 3 * 32 * 24 * 4 for c in inside)  # None of the stack.
-
-
-def sent_bytes(sync, like, workers=4):
-  """Returns {primitive: bytes of its operands}, of one worker."""
-  totals = {}
-
-  def walk(jaxpr):
-    for eqn in jaxpr.eqns:
-      axes = eqn.params.get('axes', eqn.params.get('axis_name', ()))
-      axes = axes if isinstance(axes, tuple) else (axes,)
-      if 'workers' in axes and eqn.primitive.name != 'axis_index':
-        size = sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.invars)
-        totals[eqn.primitive.name] = totals.get(eqn.primitive.name, 0) + size
-      for inner in core.jaxprs_in_params(eqn.params):
-        walk(inner)
-
-  def reduce(local, shared):
-    return sync.reduce(
-      local, shared, sync.init(local), syncs.Context('workers', None, jnp.int32(0))
-    )
-
-  walk(jax.make_jaxpr(reduce, axis_env=[('workers', workers)])(like, like).jaxpr)
-  return totals
-
-
-@pytest.mark.parametrize('number_of_bits', [16, 8, 4, 2])
-def test_bytes_of_quantised_syncs(number_of_bits):
-  size = 2**20
-  like = {'w': jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}
-  scales = 0 if number_of_bits == 16 else 4 * size // 256
-  encoded = size * number_of_bits // 8 + scales
-  sent = sent_bytes(syncs.quantised(number_of_bits), like)
-  assert sent == {'all_to_all': encoded, 'all_gather': encoded // 4}
-
-
-def test_bytes_of_the_largest_are_a_hundredth():
-  size = 2**20
-  like = {'w': jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}
-  sent = sent_bytes(syncs.topk(), like)
-  assert sent == {'all_gather': size // 4096 * (64 * 12 // 8 + 64 * 2 // 8 + 4 * 4)}
-  assert sum(sent.values()) < 4 * size / 100
-
-
-@pytest.mark.parametrize('number_of_bits', [1, 2, 4, 8, 12, 16])
-@pytest.mark.parametrize('count', [1, 7, 64])
-def test_packed_numbers_come_out_again(number_of_bits, count):
-  numbers = np.random.default_rng(0).integers(0, 2**number_of_bits, (3, count))
-  packed = bits.pack(jnp.asarray(numbers), number_of_bits)
-  assert packed.dtype == jnp.uint8
-  assert packed.shape == (3, bits.packed_bytes(count, number_of_bits))
-  assert packed.shape[-1] <= count * number_of_bits / 8 + 2
-  np.testing.assert_array_equal(bits.unpack(packed, number_of_bits, count), numbers)
-
-
-def test_one_worker_and_empty_trees_send_nothing():
-  one = jax.tree.map(lambda x: x[:1], random_locals())
-  for sync in EVERY.values():
-    if sync is not EVERY['exempt']:
-      agreed, _ = make_reduce(sync)(one, jax.tree.map(lambda x: x[0] + 1, one), init(sync, LIKE, 1))
-      assert bits_of(agreed) == bits_of(jax.tree.map(lambda x: x[0], one))
-  sync = syncs.quantised(8)
-  assert sent_bytes(sync, {}) == {}
 
 
 def reduce_alone(sync):
