@@ -3,14 +3,24 @@
 import jax
 from jax.extend import core
 import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from desloc_jax.optimizer import syncs
 from desloc_jax.optimizer.averaging import worker_share
+from desloc_jax.optimizer.over_workers import AXIS_NAMES, over_workers
 from desloc_jax.optimizer.syncs import MEMORY_AXES
 
 WORKERS, BLOCK = 5, 16
 LIKE = {'b': jnp.zeros(7), 's': jnp.zeros(()), 'w': jnp.zeros((13, 11))}
+SIZE = 7 + 1 + 13 * 11
+SHAPE = (WORKERS, SIZE)
+WEIGHTS = np.array([1.0, 0.0, 2.0, 1.0, 0.5])
+MANY = 8
+TREE = {
+  'embed': jnp.zeros((16, 12)), 'bias': jnp.zeros(7), 'scalar': jnp.zeros(()),
+  'half': jnp.zeros((5, 3), jnp.bfloat16), 'empty': jnp.zeros((0, 3)),
+}  # fmt: skip
 EVERY = {
   'int8': syncs.quantised(8, BLOCK),
   'int4': syncs.quantised(4, BLOCK),
@@ -68,3 +78,44 @@ def sent_bytes(sync, like, workers=4):
 
   walk(jax.make_jaxpr(reduce, axis_env=[('workers', workers)])(like, like).jaxpr)
   return totals
+
+
+def to_tree(vectors):
+  """[..., n] -> arrays of the shapes of `LIKE`, in the order of its leaves."""
+  sizes = [leaf.size for leaf in jax.tree.leaves(LIKE)]
+  parts = np.split(np.asarray(vectors), np.cumsum(sizes)[:-1], axis=-1)
+  leaves = [
+    jnp.asarray(p.reshape((*p.shape[:-1], *x.shape)))
+    for p, x in zip(parts, jax.tree.leaves(LIKE), strict=True)
+  ]
+  return jax.tree.unflatten(jax.tree.structure(LIKE), leaves)
+
+
+def to_vectors(tree, lead=0):
+  return np.concatenate(
+    [np.asarray(x).reshape(*x.shape[:lead], -1) for x in jax.tree.leaves(tree)], axis=-1
+  )
+
+
+def relative_error(x, expected):
+  """Scales are sent in float32: where a float64 sum is rounded otherwise, they differ by its last bit."""
+  return np.linalg.norm(x - expected) / np.linalg.norm(expected)
+
+
+def on_devices(sync, rows, fsdp, local, shared, weights=None, like=TREE):
+  devices = np.array(jax.devices()[: rows * fsdp]).reshape(rows, fsdp)
+  mesh = Mesh(devices, ('workers', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
+
+  def of_worker(local, shared, memory):
+    share = None if weights is None else worker_share(AXIS_NAMES, weights, None)
+    return jax.lax.cond(
+      True, lambda *args: sync.reduce(*args, syncs.Context(AXIS_NAMES, share, jnp.int32(0))),
+      lambda local, shared, memory: (shared, memory), local, shared, memory,
+    )  # fmt: skip
+
+  step = jax.jit(over_workers(of_worker, mesh, (0, None, MEMORY_AXES), (None, MEMORY_AXES)))
+  place = lambda x: jax.device_put(
+    x, NamedSharding(mesh, P('workers', None, 'fsdp') if x.shape[1:] == (16, 12) else P('workers'))
+  )
+  memory = init(sync, like, MANY)
+  return step(jax.tree.map(place, local), shared, memory)

@@ -114,7 +114,7 @@ def test_links_that_change_while_syncs_are_on_their_way_change_no_bit(tmp_path):
       try:
         if changing:
           wait_for_step(workdir, 16, started)
-          sites.throttle(10, sites=[1], whole=True)
+          sites.throttle(4, sites=[1], whole=True)
           wait_for_step(workdir, 48, started)
           sites.throttle(1000, whole=True)
         codes = [process.wait(timeout=120) for process in started]
@@ -127,7 +127,7 @@ def test_links_that_change_while_syncs_are_on_their_way_change_no_bit(tmp_path):
     np.testing.assert_array_equal(value, ends[1][name], err_msg=name)
   assert [line['losses'] for line in lines[0]] == [line['losses'] for line in lines[1]]
   waited = [sum(line['sync_wait_ms'] for line in each) for each in lines]
-  # 1,772,032 bytes take 1.4 s at 10 Mbit/s.
+  # 1,772,032 bytes take 3.5 s at 4 Mbit/s, and eight steps of a busy machine less than a second.
   assert waited[0] > 1000 > 2 * waited[1]
 
 

@@ -14,7 +14,8 @@ from desloc_jax.optimizer.averaging import worker_share
 from desloc_jax.optimizer.control_variates import control_variates
 from desloc_jax.optimizer.syncs import MEMORY_AXES
 from tests import workers
-from tests.optimizer.syncs.test_syncs import (
+from tests.references import syncs_reference as reference
+from tests.syncing import (
   bits_of,
   BLOCK,
   init,
@@ -25,7 +26,6 @@ from tests.optimizer.syncs.test_syncs import (
   to_vectors,
   WEIGHTS,
 )  # fmt: skip
-from tests.references import syncs_reference as reference
 
 # Of four workers each pulls to a place of its own, and some harder.
 PLACES, FORCES = np.array([-3.0, 0.5, 1.0, 4.0]), np.array([0.2, 1.0, 0.5, 3.0])

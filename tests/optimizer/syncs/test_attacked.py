@@ -9,7 +9,7 @@ import pytest
 from desloc_jax import desloc
 from desloc_jax.optimizer import syncs
 from tests import workers
-from tests.optimizer.syncs.test_syncs import bits_of, init, make_reduce, random_locals, to_vectors
+from tests.syncing import bits_of, init, make_reduce, random_locals, to_vectors
 
 WORKERS = 5
 

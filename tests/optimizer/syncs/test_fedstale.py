@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from desloc_jax.optimizer import syncs
-from tests.optimizer.syncs.test_syncs import (
+from tests.references import syncs_reference as reference
+from tests.syncing import (
   bits_of,
   init,
   make_reduce,
@@ -17,7 +18,6 @@ from tests.optimizer.syncs.test_syncs import (
   to_tree,
   to_vectors,
 )  # fmt: skip
-from tests.references import syncs_reference as reference
 
 # Of five workers who is there at each sync: one is away throughout, and one at first.
 THERE = [(1, 1, 0, 1, 0), (1, 0, 0, 1, 1), (1, 1, 1, 1, 0), (0, 0, 0, 1, 0), (1, 1, 1, 1, 0)]

@@ -12,7 +12,7 @@ from desloc_jax.optimizer import syncs
 from desloc_jax.optimizer.averaging import worker_share
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, over_workers
 from desloc_jax.optimizer.syncs import MEMORY_AXES
-from tests.optimizer.syncs.test_syncs import bits_of, random_locals
+from tests.syncing import bits_of, random_locals
 
 WORKERS = 8
 LIKE = {'b': jnp.zeros(7), 'w': jnp.zeros((5, 3)), 'half': jnp.zeros(4, jnp.bfloat16)}

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from desloc_jax.optimizer import syncs
-from desloc_jax.optimizer.averaging import worker_share
 from desloc_jax.optimizer.over_workers import AXIS_NAMES, over_workers
 from desloc_jax.optimizer.syncs import MEMORY_AXES
 from desloc_jax.optimizer.syncs.compressed import vectors
@@ -18,33 +17,11 @@ from tests.syncing import (
   EVERY,
   init,
   make_reduce,
+  MANY,
+  on_devices,
   random_locals,
+  TREE,
 )
-
-MANY = 8
-TREE = {
-  'embed': jnp.zeros((16, 12)), 'bias': jnp.zeros(7), 'scalar': jnp.zeros(()),
-  'half': jnp.zeros((5, 3), jnp.bfloat16), 'empty': jnp.zeros((0, 3)),
-}  # fmt: skip
-
-
-def on_devices(sync, rows, fsdp, local, shared, weights=None, like=TREE):
-  devices = np.array(jax.devices()[: rows * fsdp]).reshape(rows, fsdp)
-  mesh = Mesh(devices, ('workers', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
-
-  def of_worker(local, shared, memory):
-    share = None if weights is None else worker_share(AXIS_NAMES, weights, None)
-    return jax.lax.cond(
-      True, lambda *args: sync.reduce(*args, syncs.Context(AXIS_NAMES, share, jnp.int32(0))),
-      lambda local, shared, memory: (shared, memory), local, shared, memory,
-    )  # fmt: skip
-
-  step = jax.jit(over_workers(of_worker, mesh, (0, None, MEMORY_AXES), (None, MEMORY_AXES)))
-  place = lambda x: jax.device_put(
-    x, NamedSharding(mesh, P('workers', None, 'fsdp') if x.shape[1:] == (16, 12) else P('workers'))
-  )
-  memory = init(sync, like, MANY)
-  return step(jax.tree.map(place, local), shared, memory)
 
 
 def layouts():

@@ -9,7 +9,8 @@ import pytest
 from desloc_jax import desloc
 from desloc_jax.optimizer import syncs
 from tests import workers
-from tests.optimizer.syncs.test_syncs import (
+from tests.references import syncs_reference as reference
+from tests.syncing import (
   bits_of,
   init,
   LIKE,
@@ -26,7 +27,6 @@ from tests.optimizer.syncs.test_syncs import (
   TREE,
   WEIGHTS,
 )
-from tests.references import syncs_reference as reference
 
 RULES = {
   'trimmed_mean': (syncs.trimmed_mean, reference.trimmed, False),

@@ -15,14 +15,17 @@ from tests.syncing import (
   LIKE,
   make_reduce,
   random_locals,
+  relative_error,
   sent_bytes,
+  SHAPE,
+  SIZE,
+  to_tree,
+  to_vectors,
+  WEIGHTS,
   WORKERS,
 )
 
 SYNCS = 50
-SIZE = 7 + 1 + 13 * 11
-SHAPE = (WORKERS, SIZE)
-WEIGHTS = np.array([1.0, 0.0, 2.0, 1.0, 0.5])
 CHANNELS = {
   'slices': (
     syncs.in_slices(syncs.uniform(4, BLOCK)),
@@ -85,28 +88,6 @@ OPERATORS = {
     False,
   ),
 }  # fmt: skip
-
-
-def to_tree(vectors):
-  """[..., n] -> arrays of the shapes of `LIKE`, in the order of its leaves."""
-  sizes = [leaf.size for leaf in jax.tree.leaves(LIKE)]
-  parts = np.split(np.asarray(vectors), np.cumsum(sizes)[:-1], axis=-1)
-  leaves = [
-    jnp.asarray(p.reshape((*p.shape[:-1], *x.shape)))
-    for p, x in zip(parts, jax.tree.leaves(LIKE), strict=True)
-  ]
-  return jax.tree.unflatten(jax.tree.structure(LIKE), leaves)
-
-
-def to_vectors(tree, lead=0):
-  return np.concatenate(
-    [np.asarray(x).reshape(*x.shape[:lead], -1) for x in jax.tree.leaves(tree)], axis=-1
-  )
-
-
-def relative_error(x, expected):
-  """Scales are sent in float32: where a float64 sum is rounded otherwise, they differ by its last bit."""
-  return np.linalg.norm(x - expected) / np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize('weights', [None, WEIGHTS], ids=['equal', 'weighted'])
