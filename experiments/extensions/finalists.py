@@ -2,14 +2,13 @@
 
   python -m experiments.extensions.finalists --processes=2
 
-Two seeds, as `experiments.extensions.tuning` has them, choose rates at which one seed in three goes astray.
+Two seeds, as `experiments.extensions.tuning` has them, choose rates at which some seeds go astray.
 Here the three best of each method, again as many runs for each, are trained on four other seeds that
 no result has. The least mean over all six is chosen: a seed that goes astray counts in it.
 `experiments.extensions.tuned` and `frontier` take what is chosen.
 """
 
-from collections.abc import Sequence
-import statistics
+from collections.abc import Mapping, Sequence
 import sys
 from typing import Any
 
@@ -24,17 +23,14 @@ FINALISTS = 3
 SEEDS = 4
 
 
-def chosen(scale: Scale) -> dict[str, list[Candidate]]:
+def finalists_of(scale: Scale) -> dict[str, list[Candidate]]:
   """Returns the best settings of each method in the sweep, the best first.
 
   Raises:
     UserError: there is no sweep of this scale.
   """
   swept = tuning.losses_in('tuning', scale)
-  return {
-    method: sorted(losses, key=lambda each: statistics.mean(losses[each]))[:FINALISTS]
-    for method, losses in swept.items()
-  }
+  return {method: tuning.in_order(losses)[:FINALISTS] for method, losses in swept.items()}
 
 
 def runs(scale: Scale) -> list[Run]:
@@ -42,7 +38,7 @@ def runs(scale: Scale) -> list[Run]:
   return [
     tuning.run_of(scale, method, dict(candidate), tuning.SEEDS + seed)
     for seed in range(min(scale.seeds, SEEDS))
-    for method, candidates in chosen(scale).items()
+    for method, candidates in finalists_of(scale).items()
     for candidate in candidates
   ]
 
@@ -58,9 +54,8 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
   names = tuning.names()
   rows = [('method', *names, 'validation loss', 'worst seed', 'chosen')]
   for method, group in grouped(results).items():
-    after = tuning.by_candidate(group)
-    losses = {each: before[method][each] + values for each, values in after.items()}
-    first = min(losses, key=lambda each: statistics.mean(losses[each]))
+    losses = _of_both(before[method], tuning.by_candidate(group))
+    first = tuning.in_order(losses)[0]
     for candidate in sorted(losses):
       values, chosen_one = losses[candidate], candidate == first
       settings = {name: f'{value:g}' for name, value in candidate}
@@ -82,13 +77,16 @@ def best(scale: Scale) -> dict[str, dict[str, Any]]:
     UserError: a round of this scale is missing.
   """
   before, after = (tuning.losses_in(name, scale) for name in ('tuning', 'finalists'))
-  means = {
-    method: {
-      each: statistics.mean(before[method][each] + values) for each, values in round_.items()
-    }
-    for method, round_ in after.items()
+  return {
+    method: dict(tuning.in_order(_of_both(before[method], losses))[0])
+    for method, losses in after.items()
   }
-  return {method: dict(min(each, key=each.__getitem__)) for method, each in means.items()}
+
+
+def _of_both(
+  before: Mapping[Candidate, list[float]], after: Mapping[Candidate, list[float]]
+) -> dict[Candidate, list[float]]:
+  return {candidate: before[candidate] + losses for candidate, losses in after.items()}
 
 
 if __name__ == '__main__':

@@ -3,9 +3,9 @@
   python -m experiments.extensions.frontier --processes=2
 
 Variants have the learning rate that `experiments.extensions.finalists` chose for their method with plain
-means. MuLoCo's rates (Muon inside, an outer Nesterov step, 2 bits) were tried on the seeds of the sweep, a
-dozen settings; nothing else is tuned for what it sends. The frontier is drawn through what nothing betters at
-as few bytes. Beside it stands one worker alone, with its share of the data, which sends nothing.
+means. MuLoCo's (Muon inside, an outer Nesterov step, 2 bits) rates and period are the best of two dozen that
+were tried on a seed or two of the sweep; nothing else is tuned for what it sends. The frontier is drawn through
+what nothing betters at as few bytes. Beside it stands one worker alone, with its share of the data, which sends nothing.
 """
 
 from collections.abc import Sequence
@@ -116,7 +116,7 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
 
 
 def frontier(groups: Groups, ratios: dict[str, float]) -> list[str]:
-  """Returns the variants that send something and that none betters in loss with as few bytes, from the most bytes on."""
+  """Returns what sends something and is not bettered at as few bytes, from the most bytes on."""
   edge, least = [], math.inf
   for name in sorted(ratios, key=lambda name: -ratios[name]):
     if (loss := _mean(groups[name])) < least:

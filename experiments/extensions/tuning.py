@@ -94,7 +94,7 @@ def report(results: Sequence[Result], scale: Scale) -> Report:
     for name, part in _curves(losses).items():
       label = f'{method}{name}'
       plots.mean_line(panel, list(part), list(part.values()), label, **plots.style(label))
-    best = min(losses, key=lambda candidate: statistics.mean(losses[candidate]))
+    best = in_order(losses)[0]
     rates = [dict(candidate)[RATE] for candidate in losses]
     ends = dict(best)[RATE] in (min(rates), max(rates))
     cells = [f'{dict(best)[name]:g}' if name in dict(best) else '' for name in names()]
@@ -125,6 +125,11 @@ def losses_in(experiment: str, scale: Scale) -> dict[str, dict[Candidate, list[f
     candidate = tuple((name, float(row[name])) for name in names() if row.get(name))
     losses.setdefault(row['variant'], {}).setdefault(candidate, []).append(float(row['loss']))
   return losses
+
+
+def in_order(losses: Mapping[Candidate, Sequence[float]]) -> list[Candidate]:
+  """Returns the candidates of a method, that of the least mean loss first."""
+  return sorted(losses, key=lambda candidate: statistics.mean(losses[candidate]))
 
 
 def names() -> list[str]:

@@ -117,9 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   results = pathlib.Path(options.results)
   results.mkdir(parents=True, exist_ok=True)
   for part in options.only:
-    table_files.read(
-      part, results
-    )  # What rows cannot be added to is refused before they are measured.
+    # What rows cannot be added to is refused before they are measured.
+    table_files.read(part, results)
   measured: dict[str, Measured] = {part: {} for part in options.only}
   with tempfile.TemporaryDirectory() as runs:
     for number, case in enumerate(bar := tqdm.tqdm(cases, unit='run')):
